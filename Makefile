@@ -1,0 +1,40 @@
+# Needs Python 3.11 or 3.12, make and git; uv is fetched into .uv/ when it is missing.
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+RUN = $(UV) run --no-sync
+# Several threads to one operation of a small model cost more than they bring; set it for a large one.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slow bench lint types docs sync sync-dev
+
+demo: sync
+	$(RUN) clplat run demo/digits
+
+test: sync-dev
+	$(RUN) pytest -q -n auto
+
+test-slow: sync-dev
+	$(RUN) pytest -q -n auto -m slow
+
+bench: sync-dev
+	$(RUN) python -m benchmarks
+
+lint: sync-dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: sync-dev
+	$(RUN) mypy
+
+docs: sync-dev
+	$(RUN) mkdocs build --strict
+
+sync: $(UV)
+	$(UV) sync --locked --inexact
+
+sync-dev: $(UV)
+	$(UV) sync --locked --group dev
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check "uv>=0.5"

@@ -1,0 +1,96 @@
+"""The Python API: run, resume and load. The command line is a thin layer over it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clplat import checkpoint
+from clplat.errors import UserError
+from clplat.result import Result
+from clplat.settings import Config
+
+if TYPE_CHECKING:
+    from clplat.strategy import Strategy
+
+
+def run(
+    config: str | Path | dict[str, Any] | None = None, *, dry_run: bool = False, quiet: bool = False, **overrides: Any
+) -> Result:
+    """One run.
+
+    Args:
+        config: YAML file, name of a shipped experiment, or a dict in the layout of config.yaml.
+        dry_run: resolve everything and take two steps, leaving nothing behind.
+        quiet: no progress on the screen.
+        overrides: as in YAML: `strategy="er"`, `seed=3`, `loop={"max_epochs": 2}`, `**{"strategy.lr": 0.1}`.
+
+    Raises:
+        UserError, MissingError: see their messages.
+        Interrupted: after Ctrl-C; the run can be resumed.
+        DivergedError: the loss is no longer finite.
+    """
+    from clplat.config import resolve
+
+    return run_config(resolve(config=config, **overrides), dry_run=dry_run, quiet=quiet)
+
+
+def run_config(
+    config: Config, *, dry_run: bool = False, quiet: bool = False, run_dir: Path | None = None, report: bool = True
+) -> Result:
+    """One run of a resolved configuration; `run_dir` overrides where it goes. Raises as `run` does."""
+    from clplat.launch import launch
+
+    if dry_run:
+        return _dry_run(config)
+    return launch(config, run_dir, quiet=quiet, report=report)
+
+
+def resume(run_dir: str | Path, *, quiet: bool = False) -> Result:
+    """Go on with a run from its last good checkpoint, mid-experience included. Raises as `run` does."""
+    from clplat.config import resolve
+    from clplat.launch import launch
+
+    run_dir = Path(run_dir)
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"resume: {run_dir} is no run directory (config.yaml is missing in it)")
+    return launch(resolve(config=path), run_dir, quiet=quiet, resumed=True)
+
+
+def load(run_dir: str | Path) -> Strategy:
+    """The learner of a run as its last checkpoint has it, on the CPU, in evaluation mode; needs no data.
+
+    Raises:
+        UserError: not a run directory, or no whole checkpoint in it.
+    """
+    from clplat.build import build_strategy
+    from clplat.config import resolve
+    from clplat.record import RunRecord
+    from clplat.stream import Experience
+
+    run_dir = Path(run_dir)
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"load: {run_dir} is no run directory (config.yaml is missing in it)")
+    state, notes = checkpoint.load_newest(run_dir / "checkpoints")
+    if state is None:
+        raise UserError(f"load: {run_dir} holds no whole checkpoint", *notes)
+    config, facts = resolve(config=run_dir / "config.yaml"), state["stream"]
+    learner = build_strategy(config, tuple(facts["input_shape"]), facts["num_classes"], seed=config.seed)
+    record, progress = RunRecord.from_dict(state["record"]), state["progress"]
+    for index, e in enumerate(record.experiences[: progress["experience"] + progress["begun"]]):
+        learner.grow(Experience(index, e.name, e.kind, train=None, classes=e.classes, task=e.task))
+    learner.load_state_dict(state["strategy"])
+    return learner.eval()
+
+
+def _dry_run(config: Config) -> Result:
+    import tempfile
+
+    from clplat.launch import launch
+
+    loop = replace(config.loop, max_steps=2, stop_after=1, eval_every=None, checkpoint_every=None)
+    config = replace(config, loop=loop, tracking=replace(config.tracking, enabled=False))
+    with tempfile.TemporaryDirectory(prefix="clplat-dry-run-") as folder:
+        return launch(config, Path(folder), quiet=True, report=False)

@@ -1,0 +1,30 @@
+"""Which samples come when: a pure function of (seed, experience, epoch), so that two integers resume it exactly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def epoch_order(size: int, seed: int, experience: int, epoch: int, device: torch.device) -> Tensor:
+    """Shuffled positions (size,) int64 of one epoch, the same on every process and machine."""
+    generator = torch.Generator().manual_seed(((seed * 1_000_003 + experience) * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(size, generator=generator).to(device)
+
+
+def batches_per_epoch(size: int, batch_size: int, world_size: int) -> int:
+    """Batches of one epoch; the last one may be short."""
+    return -(-size // (batch_size * world_size))
+
+
+def local_slice(order: Tensor, batch: int, batch_size: int, rank: int, world_size: int) -> tuple[Tensor, int]:
+    """Positions of this process in global batch number `batch`, and that batch's size over all processes.
+
+    Process r takes the r-th contiguous piece, pieces differing by at most one sample, so that the pieces in order are
+    the batch that one process with the whole batch size would have drawn.
+    """
+    whole = batch_size * world_size
+    positions = order[batch * whole : (batch + 1) * whole]
+    if world_size == 1:
+        return positions, len(positions)
+    return positions.tensor_split(world_size)[rank], len(positions)

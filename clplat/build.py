@@ -1,0 +1,178 @@
+"""From a resolved configuration to objects: stream, model, strategy."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from clplat import discovery
+from clplat.backbones.base import Classifier
+from clplat.config import PARTS
+from clplat.errors import MissingError, UserError
+from clplat.metrics.erasure import erased_samples
+from clplat.record import ExperienceRecord, RunRecord
+from clplat.settings import Config, Part
+from clplat.strategy import Strategy, check_hooks, check_kinds
+from clplat.stream import Kind, Stream
+
+
+def build(config: Config) -> tuple[Stream, Strategy]:
+    """Stream and strategy, checked against each other before anything runs.
+
+    Raises:
+        UserError: with all faults at once: values out of range in any part, a missing or misspelt hook, a kind that
+            the strategy does not declare, a head that needs task ids which the stream hides.
+        MissingError: data or weights are not there, and nothing else is wrong.
+    """
+    trial = _Trial(config)
+    stream = trial.part("stream", lambda options: build_stream(config, options))
+    shape, classes = (stream.input_shape, stream.num_classes) if stream is not None else ((1, 28, 28), 10)
+    seed_everything(config.seed)
+    make_backbone = discovery.load("backbones", config.backbone.name)
+    backbone = trial.part("backbone", lambda options: make_backbone(shape, **options), whole=stream is not None)
+    width = 1 if backbone is None else backbone.embed_dim
+    make_head = discovery.load("heads", config.head.name)
+    head = trial.part("head", lambda options: make_head(width, classes, **options), whole=stream is not None)
+    cls = discovery.load("strategies", config.strategy.name)
+    trial.faults += [f"strategy: {f}" for f in check_hooks(cls)]
+    model: Any = Classifier(backbone, head) if backbone is not None and head is not None else torch.nn.Linear(1, 1)
+    whole = isinstance(model, Classifier) and not trial.faults
+    strategy = trial.part("strategy", lambda options: cls(model=model, **options), whole=whole)
+    if stream is not None:
+        trial.faults += check_stream(config, cls, stream)
+    trial.end()
+    assert stream is not None
+    assert strategy is not None
+    return stream, strategy
+
+
+class _Trial:
+    """Builds parts and gathers their faults: an option refused is put back to its default, and the part tried again."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.faults, self.missing = config, list[str](), list[str]()
+
+    def part(self, key: str, make: Callable[[dict[str, Any]], Any], whole: bool = True) -> Any:
+        """The part, or None where it can't be built.
+
+        Args:
+            whole: whether what it is built on stands; where not, only faults of its own options count.
+        """
+        part: Part = getattr(self.config, key)
+        defaults = {o.name: o.default for o in discovery.options(discovery.find(PARTS[key], part.name))}
+        options, refused = dict(part.options), 0
+        while True:
+            try:
+                made = make(options)
+            except UserError as error:
+                own = [f for f in error.faults if f.startswith(f"{key}.")]
+                self.faults += error.faults if whole else own
+                again = {f[len(key) + 1 :].partition(":")[0] for f in own}
+                again = {k for k in again if k in options and k in defaults and options[k] != defaults[k]}
+                if not again:
+                    return None
+                refused += len(own)
+                options |= {k: defaults[k] for k in again}
+            except MissingError as error:
+                self.missing += error.faults if whole else []
+                return None
+            except Exception:
+                if whole and not self.faults:
+                    raise
+                return None  # most likely a consequence of the faults found
+            else:
+                return None if refused else made
+
+    def end(self) -> None:
+        """Raise what was found."""
+        if self.faults:
+            raise UserError(*dict.fromkeys(self.faults + self.missing))
+        if self.missing:
+            raise MissingError(*self.missing)
+
+
+def build_stream(config: Config, options: dict[str, Any] | None = None) -> Stream:
+    """The stream; its draws come from its own seed, or else the run's. `options` stand for those of `config`."""
+    options = dict(config.stream.options if options is None else options)
+    seed = options.pop("seed", None)
+    root = config.data_root or os.environ.get("CLPLAT_DATA")
+    return discovery.load("streams", config.stream.name)(
+        seed=config.seed if seed is None else seed, data_root=root, **options
+    )
+
+
+def build_strategy(config: Config, input_shape: tuple[int, ...], num_classes: int, *, seed: int) -> Strategy:
+    """Backbone, head and strategy without a stream, initialised from `seed`."""
+    seed_everything(seed)
+    backbone = discovery.load("backbones", config.backbone.name)(input_shape, **config.backbone.options)
+    head = discovery.load("heads", config.head.name)(backbone.embed_dim, num_classes, **config.head.options)
+    cls = discovery.load("strategies", config.strategy.name)
+    return cls(model=Classifier(backbone, head), **config.strategy.options)
+
+
+def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[str]:
+    """Faults of running a strategy on a stream: kinds, heads and data that do not fit."""
+    faults = check_kinds(cls, [e.kind for e in stream])
+    if config.head.name == "taskwise" and not stream.task_known:
+        faults.append("head: taskwise needs a stream whose task is known at test time (stream.scenario: task)")
+    if config.head.name == "taskwise" and cls.replays:
+        faults.append(f"head: taskwise scores a batch with one task's rows, but {cls.__name__} mixes tasks in a batch")
+    if config.loop.evaluate_on == "valid" and all(e.valid is None for e in stream):
+        faults.append("loop.evaluate_on: valid, but the stream has no validation data (set stream.validation)")
+    for e in stream:
+        if e.kind in (Kind.LEARN, Kind.FORGET, Kind.ADAPT) and (e.train is None or len(e.train) == 0):
+            faults.append(f"stream: experience {e.index} ({e.name}) has no data")
+        if e.kind is Kind.INTERACT and e.environment is None:
+            faults.append(f"stream: experience {e.index} ({e.name}) has no environment")
+    return faults
+
+
+def new_record(
+    stream: Stream, reference: list[list[float | None]] | None = None, evaluate_on: str = "test"
+) -> RunRecord:
+    """An empty record of a run over `stream`, whose `evaluate_on` part ("test" or "valid") is scored."""
+    held_out = [getattr(e, evaluate_on) for e in stream]
+    facts = [
+        ExperienceRecord(
+            name=e.name,
+            kind=e.kind,
+            train_samples=0 if e.train is None else len(e.train),
+            test_samples=0 if data is None else len(data),
+            classes=e.classes,
+            task=e.task,
+            return_bounds=e.return_bounds,
+            erases=erased_samples(stream, e.index, evaluate_on),
+        )
+        for e, data in zip(stream, held_out, strict=True)
+    ]
+    return RunRecord(facts, reference=reference)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries may draw from the global generator
+    torch.manual_seed(seed)
+
+
+def read_reference(path: str | None) -> Any:
+    """Accuracy matrix of a reference run, or None.
+
+    Raises:
+        UserError: `path` is neither a run directory with a summary nor a summary.json.
+    """
+    import json
+    from pathlib import Path
+
+    if path is None:
+        return None
+    file = Path(path) / "summary.json" if Path(path).is_dir() else Path(path)
+    try:
+        return json.loads(file.read_text())["accuracy_matrix"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"reference: {path} is no run directory or summary.json ({error})") from error

@@ -1,0 +1,174 @@
+"""Checkpoints: a folder with `tensors.safetensors` and `state.json`, whole or absent, and checked when read.
+
+Nothing is pickled and nothing in a checkpoint is run: a state is nested dicts and lists of tensors and plain values.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from clplat.errors import UserError
+from clplat.files import sync_folder, write_atomic
+
+_PLAIN = (bool, int, float, str, type(None))
+KEEP = 2  # the newest, and the one before it in case the newest is damaged
+
+
+def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """The state with each tensor replaced by a reference into `tensors`, which is filled.
+
+    Dicts may have string or integer keys; tuples come back as lists.
+
+    Raises:
+        TypeError: for a value that is neither tensor, number, string, None, list, tuple nor dict; names its path.
+    """
+    if isinstance(state, Tensor):
+        tensors[path] = state.detach()
+        return {"$tensor": path}
+    if isinstance(state, dict):
+        keys = "int" if state and all(isinstance(k, int) for k in state) else "str"
+        if keys == "str" and not all(isinstance(k, str) for k in state):
+            raise TypeError(f"checkpoint: keys of {path or 'the state'} must be all strings or all integers")
+        return {"$dict": keys, "items": {str(k): flatten(v, tensors, f"{path}/{k}") for k, v in state.items()}}
+    if isinstance(state, list | tuple):
+        return [flatten(v, tensors, f"{path}/{i}") for i, v in enumerate(state)]
+    if isinstance(state, _PLAIN):
+        return state
+    raise TypeError(f"checkpoint: {path} holds a {type(state).__name__}; only tensors and plain values can be saved")
+
+
+def unflatten(plain: Any, tensors: dict[str, Tensor]) -> Any:
+    """Inverse of `flatten`."""
+    if isinstance(plain, dict):
+        if "$tensor" in plain:
+            return tensors[plain["$tensor"]]
+        key = int if plain["$dict"] == "int" else str
+        return {key(k): unflatten(v, tensors) for k, v in plain["items"].items()}
+    if isinstance(plain, list):
+        return [unflatten(v, tensors) for v in plain]
+    return plain
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write `state` as checkpoint number `step` under `folder`, then drop all but the newest `KEEP`.
+
+    Raises:
+        UserError: the disk is full; earlier checkpoints are untouched.
+        TypeError: the state holds something that can't be saved.
+    """
+    tensors: dict[str, Tensor] = {}
+    plain = flatten(state, tensors)
+    # Copies: tied weights may be stored twice, but what shares memory is refused by the format.
+    blob = save_tensors({k: v.to("cpu", copy=True).contiguous() for k, v in tensors.items()})
+    body = json.dumps(plain)
+    text = json.dumps({"state_sha256": _sha(body.encode()), "tensors_sha256": _sha(blob), "state": body})
+    folder.mkdir(parents=True, exist_ok=True)
+    final, part = folder / f"{step:010d}", folder / f".{step:010d}.{os.getpid()}.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        write_atomic(part / "tensors.safetensors", blob)
+        write_atomic(part / "state.json", text)
+        if final.exists():  # written by an earlier attempt at this very step: the new one is as good
+            shutil.rmtree(final)
+        part.rename(final)
+        sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(f"output: could not write {final}: {error.strerror}; the run can be resumed") from error
+    for old in _numbered(folder)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """State of the newest whole checkpoint under `folder` (None if there is none), and a line for each damaged one."""
+    notes: list[str] = []
+    for path in reversed(_numbered(folder)):
+        try:
+            return _read(path), notes
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            notes.append(f"checkpoint {path} is damaged ({error}): looking for one before it")
+    return None, notes
+
+
+def _read(path: Path) -> dict[str, Any]:
+    blob, outer = (path / "tensors.safetensors").read_bytes(), json.loads((path / "state.json").read_text())
+    if _sha(blob) != outer["tensors_sha256"]:
+        raise ValueError("tensors.safetensors does not match its checksum")
+    if _sha(outer["state"].encode()) != outer["state_sha256"]:
+        raise ValueError("state.json does not match its checksum")
+    return unflatten(json.loads(outer["state"]), load_tensors(blob))
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Checkpoints in order of their step; leftovers of a killed writer are not among them."""
+    return sorted(p for p in folder.glob("[0-9]*") if p.is_dir()) if folder.is_dir() else []
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed writer left behind."""
+    for part in folder.glob(".*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def lock(run_dir: Path) -> IO[str]:
+    """Hold the run directory for this process; the lock goes when the handle or the process does.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    handle = open(run_dir / "run.lock", "w")  # noqa: SIM115 - the caller keeps it open
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise UserError(f"resume: {run_dir} is in use by another process; wait for it or stop it") from error
+    return handle
+
+
+def rng_state() -> dict[str, Any]:
+    """All random states of this process in tensors and plain values."""
+    import random
+
+    import numpy as np
+
+    version, internal, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - strategies and libraries may draw from it
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype("int64")), *rest],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Inverse of `rng_state`."""
+    import random
+
+    import numpy as np
+
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype("uint32"), *rest))  # noqa: NPY002

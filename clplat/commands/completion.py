@@ -1,0 +1,67 @@
+"""`clplat completion`: a completion script for the shell."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+from clplat import discovery
+from clplat.commands.arguments import Parser, parser_for
+from clplat.config import PARTS, SECTIONS, experiments, section_options
+
+SHELLS = ("bash", "zsh")
+
+
+def configure(parser: Parser) -> None:
+    parser.description = 'Print a completion script: `eval "$(clplat completion bash)"`.'
+    parser.add_argument("shell", choices=SHELLS, help="bash or zsh")
+
+
+def main(args: argparse.Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(_whole_parser(), args.shell))
+    return 0
+
+
+def _whole_parser() -> argparse.ArgumentParser:
+    """One argparse parser of all commands and general keys, for shtab to read; nothing parses with it."""
+    from clplat.cli import COMMANDS
+
+    top = argparse.ArgumentParser(prog="clplat")
+    commands = top.add_subparsers()
+    for command, text in COMMANDS.items():
+        module = importlib.import_module(f"clplat.commands.{command}")
+        own = parser_for(command, text, module)
+        if getattr(module, "TAKES_KEYS", False):
+            _add_keys(own)
+        for action in own._actions:
+            _complete(command, action)
+        commands.add_parser(command, help=text, parents=[own], add_help=False)
+    return top
+
+
+def _add_keys(parser: Parser) -> None:
+    for key, group in PARTS.items():
+        parser.add_argument(f"--{key}", choices=list(discovery.entries(group)))
+    for section in (None, *SECTIONS):
+        for option in section_options(section):
+            parser.add_argument(f"--{section}.{option.name}" if section else f"--{option.name}", help=option.help)
+
+
+def _complete(command: str, action: argparse.Action) -> None:
+    """Names where an argument takes one, files or folders where it takes a path."""
+    import shtab
+
+    if action.dest == "group":
+        from clplat.commands.list import GROUPS
+
+        action.choices = list(GROUPS)
+    elif command == "cp" and action.dest == "name":
+        action.choices = list(experiments())
+    elif action.dest == "strategy" and command == "check":
+        action.choices = list(discovery.entries("strategies"))
+    elif action.dest in ("config", "dest"):
+        action.complete = shtab.FILE  # type: ignore[attr-defined]
+    elif action.dest in ("resume", "run_dirs", "output"):
+        action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]

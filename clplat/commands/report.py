@@ -1,0 +1,48 @@
+"""`clplat report`: compare runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from clplat.commands.arguments import Parser
+from clplat.discovery import did_you_mean
+from clplat.errors import UserError
+
+
+def configure(parser: Parser) -> None:
+    parser.add_argument("run_dirs", nargs="*", metavar="RUN_DIR", help="folders of runs")
+    parser.add_argument("--experiment", metavar="NAME", help="all runs of this name under --output")
+    parser.add_argument("--output", default="runs", metavar="DIR", help="folder of the runs (default: runs)")
+    parser.add_argument("--dest", default="report", metavar="DIR", help="where the report goes (default: report/)")
+
+
+def main(args: argparse.Namespace) -> int:
+    run_dirs = [Path(d) for d in args.run_dirs]
+    missing = [d for d in run_dirs if not (d / "summary.json").is_file()]
+    if missing:
+        raise UserError(*(f"report: {d} is not the folder of a run (it holds no summary.json)" for d in missing))
+    if args.experiment is not None:
+        run_dirs += runs_of(args.experiment, Path(args.output))
+    if not run_dirs:
+        raise UserError("report: name folders of runs, or --experiment NAME")
+    from clplat.report import report_command
+
+    page, text = report_command(run_dirs, Path(args.dest))
+    print(f"{text}\nreport: {page}")
+    return 0
+
+
+def runs_of(name: str, output: Path) -> list[Path]:
+    """Folders of the runs called `name`, or `name/...`, under `output`, oldest first.
+
+    Raises:
+        UserError: there are none, with the nearest names.
+    """
+    found = sorted(f.parent for f in (output / name).rglob("summary.json"))
+    if found:
+        return found
+    names = {f.parent.parent.relative_to(output).as_posix() for f in output.rglob("summary.json")}
+    names |= {n.partition("/")[0] for n in names}
+    near = did_you_mean(name, names) or (f" (there are: {', '.join(sorted(names))})" if names else "")
+    raise UserError(f"experiment: no runs of '{name}' under {output}{near}")

@@ -1,0 +1,127 @@
+"""`clplat run`: one run, a resumed one, or several under several seeds with their comparison."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clplat.commands.arguments import Parser, parse_seeds
+from clplat.commands.keys import keys_help
+from clplat.config import PARTS, expand, find_config, read_yaml
+from clplat.errors import DivergedError, UserError
+from clplat.settings import Config
+
+if TYPE_CHECKING:
+    from clplat.result import Result
+
+TAKES_KEYS = True
+
+
+def configure(parser: Parser) -> None:
+    parser.usage = "clplat run [CONFIG] [--key value ...] [--seeds 0..4] | clplat run --resume RUN_DIR"
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file, shipped experiment, or a run's folder")
+    parser.add_argument("--seeds", nargs="+", metavar="N", help="run each seed: 0..4, or 0,1,2")
+    parser.add_argument("--resume", metavar="RUN_DIR", help="go on from the last good checkpoint of a run")
+    parser.add_argument("--dry-run", action="store_true", help="resolve everything and run two steps")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, only the results")
+
+
+def help_text(own: list[str], keys: list[str]) -> str:
+    """Keys of a configuration; those of parts named on the command line or in CONFIG are shown in full."""
+    parts: dict[str, Any] = {}
+    config = next((t for t in own if not t.startswith("-")), None)
+    if config is not None:
+        content = read_yaml(find_config(config))
+        named = {k: content[k].get("name") if isinstance(content.get(k), dict) else content.get(k) for k in PARTS}
+        parts |= {k: v for k, v in named.items() if isinstance(v, str)}
+    tokens = [t for key in keys for t in key.split("=", 1)]
+    parts |= {k: tokens[tokens.index(f"--{k}") + 1] for k in PARTS if f"--{k}" in tokens[:-1]}
+    return "\n" + keys_help(parts)
+
+
+def main(args: argparse.Namespace) -> int:
+    if args.resume is not None:
+        return _resume(args)
+    if args.config is None and not args.keys:
+        raise UserError("run: name a configuration, or at least --strategy (see `clplat run --help`)")
+    seeds = None if args.seeds is None else parse_seeds(args.seeds)
+    if seeds is not None and any(k.partition("=")[0] == "--seed" for k in args.keys):
+        raise UserError("seeds: give --seed or --seeds, not both")
+    configs = expand(args.keys, args.config, seeds)
+
+    if len(configs) > 1:
+        return _run_all(configs, args)
+    from clplat.api import run_config
+
+    result = run_config(configs[0], dry_run=args.dry_run, quiet=args.quiet)
+    if args.dry_run and result.summary:
+        print("dry run: two steps taken, nothing left behind")
+    else:
+        _tell(result)
+    return 0
+
+
+def _resume(args: argparse.Namespace) -> int:
+    extra = [args.config] if args.config else []
+    extra += [k.partition("=")[0] for k in args.keys if k.startswith("--")]
+    extra += ["--seeds"] if args.seeds else []
+    if extra:
+        raise UserError(
+            f"resume: goes on with the run's own configuration and takes nothing else (got {', '.join(extra)})"
+        )
+    if not (Path(args.resume) / "config.yaml").is_file():
+        raise UserError(f"resume: {args.resume} is not a run's folder (it holds no config.yaml)")
+    from clplat.api import resume
+
+    _tell(resume(Path(args.resume), quiet=args.quiet))
+    return 0
+
+
+def _tell(result: Result) -> None:
+    """Where the run is and what it measured; only one of several processes has a summary to tell."""
+    if not result.summary:
+        return
+    for name, value in result.metrics.items():
+        if value is not None:
+            print(f"{name:<32}{value:.4f}")
+    print(f"{result.status}: {result.run_dir}" + (f"\n{result.note}" if result.note else ""))
+
+
+def _run_all(configs: list[Config], args: argparse.Namespace) -> int:
+    """Each run in turn in this process; then the comparison, printed and as a report. A diverged run stops none."""
+    from clplat.api import run_config
+
+    finished: list[Path] = []
+    failures, started = 0, time.monotonic()
+    quiet = args.quiet or not sys.stderr.isatty()  # off a terminal one line a run is enough
+    for number, config in enumerate(configs, start=1):
+        left = (time.monotonic() - started) / max(1, number - 1) * (len(configs) - number + 1)
+        note = f" (about {left:.0f} s left)" if number > 1 else ""
+        print(f"[{number}/{len(configs)}] {config.name}, seed {config.seed}{note}", file=sys.stderr, flush=True)
+        try:
+            result = run_config(config, dry_run=args.dry_run, quiet=quiet)
+        except DivergedError as error:
+            failures += 1
+            for fault in error.faults:
+                print(f"clplat: {config.name}, seed {config.seed}: {fault}", file=sys.stderr)
+            continue
+        finished.append(Path(result.run_dir))
+    if finished and not args.dry_run:
+        _compare(finished, configs)
+    return 1 if failures else 0
+
+
+def _compare(run_dirs: list[Path], configs: list[Config]) -> None:
+    from rich.console import Console
+
+    from clplat.compare import console_comparison, load_summaries
+    from clplat.report import write_report
+
+    console = Console()
+    console.width = max(console.width, 100)  # narrower, and the names of strategies are cut
+    console.print(console_comparison(load_summaries(run_dirs)))
+    folder = Path(configs[0].output) / str(configs[0].name).partition("/")[0] / "comparison"
+    print(f"report: {write_report(run_dirs, folder)}")

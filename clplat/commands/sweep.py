@@ -1,0 +1,27 @@
+"""`clplat sweep`: an Optuna study; any number of workers may join it."""
+
+from __future__ import annotations
+
+import argparse
+
+from clplat.commands.arguments import Parser
+
+TAKES_KEYS = True
+
+
+def configure(parser: Parser) -> None:
+    parser.usage = "clplat sweep CONFIG [--trials N] [--workers N] [--join] [--key value ...]"
+    parser.add_argument("config", metavar="CONFIG", help="YAML file with a `sweep:` section, or shipped experiment")
+    parser.add_argument("--trials", type=int, metavar="N", help="in the whole study (default: sweep.trials)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    parser.add_argument("--join", action="store_true", help="the study must exist already")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, only the results")
+
+
+def main(args: argparse.Namespace) -> int:
+    from clplat.sweep import sweep
+
+    result = sweep(args.config, args.keys, trials=args.trials, workers=args.workers, join=args.join, quiet=args.quiet)
+    if args.quiet:
+        print(result.best_config)
+    return 0

@@ -1,0 +1,36 @@
+"""`clplat validate`: all faults of a configuration at once, without running it."""
+
+from __future__ import annotations
+
+import argparse
+
+from clplat.commands.arguments import Parser
+from clplat.config import expand
+from clplat.errors import MissingError, UserError
+
+TAKES_KEYS = True
+
+
+def configure(parser: Parser) -> None:
+    parser.usage = "clplat validate CONFIG [--key value ...]"
+    parser.add_argument("config", metavar="CONFIG", help="YAML file or shipped experiment")
+
+
+def main(args: argparse.Namespace) -> int:
+    configs = expand(args.keys, args.config)
+    from clplat.build import build
+
+    faults, missing = dict[str, None](), dict[str, None]()
+    for config in configs:
+        try:
+            build(config)
+        except UserError as error:
+            faults |= dict.fromkeys(error.faults)
+        except MissingError as error:
+            missing |= dict.fromkeys(error.faults)
+    if faults:
+        raise UserError(*faults, *missing)
+    if missing:
+        raise MissingError(*missing)
+    print(f"{args.config}: no faults ({len(configs)} run{'s' if len(configs) > 1 else ''})")
+    return 0

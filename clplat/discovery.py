@@ -1,0 +1,311 @@
+"""Finds strategies, streams, backbones and heads: the package's folders, third parties' entry points, `path.py:Class`.
+
+Imports no torch: facts are read from the syntax tree, and a part is imported only by `load`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clplat import syntax
+from clplat.errors import UserError
+from clplat.syntax import Option
+
+GROUPS = ("strategies", "streams", "backbones", "heads")
+ROOTS = {"strategies": "Strategy", "streams": "Stream"}
+KINDS = ("learn", "forget", "adapt", "interact")
+# What the platform gives a constructor, and so no option of it.
+GIVEN = {
+    "strategies": {"model"},
+    "streams": {"seed", "data_root"},
+    "backbones": {"input_shape"},
+    "heads": {"in_features", "num_classes"},
+}
+_HOME = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a part without importing it.
+
+    Args:
+        name: as written on the command line.
+        group: strategies, streams, backbones or heads.
+        file: its source.
+        qualname: `package.module:Object`, or `/path/to/file.py:Object`.
+        summary: first sentence of its docstring.
+        kinds: kinds of experience a strategy handles, or a stream holds where it says so.
+        paper: of a strategy or stream; empty where it names none.
+        fault: why it can't be used (a syntax error, say), or empty.
+    """
+
+    name: str
+    group: str
+    file: Path
+    qualname: str
+    summary: str = ""
+    kinds: tuple[str, ...] = ()
+    paper: str = ""
+    fault: str = ""
+
+
+def entries(group: str) -> dict[str, Entry]:
+    """All parts of a group by name, sorted; ours first taken, a third party's of the same name as `name@package`."""
+    if group not in GROUPS:
+        raise UserError(f"group: unknown name '{group}'{did_you_mean(group, GROUPS)}")
+    if group == "heads":
+        found = _heads()
+    elif group == "backbones":
+        found = _backbones()
+    else:
+        found = _one_per_file(group)
+    for point, package in _entry_points(group):
+        name = point.name if point.name not in found else f"{point.name}@{package}"
+        found[name] = _third_party(group, name, point.value)
+    return dict(sorted(found.items()))
+
+
+def find(group: str, name: str) -> Entry:
+    """The entry of a registered name, or of `path/to/file.py:Class` (`:Class` may be left out if there is only one).
+
+    Raises:
+        UserError: unknown name, with the nearest ones; no such file or class.
+    """
+    key = group_key(group)
+    if ".py" in name:
+        return _from_path(group, name)
+    known = entries(group)
+    if name not in known:
+        near = did_you_mean(name, known)
+        raise UserError(f"{key}: unknown name '{name}'" + (near or f" (known: {', '.join(known) or 'none'})"))
+    return known[name]
+
+
+def load(group: str, name: str) -> Any:
+    """Import a part: the class of a strategy, stream or head, the function of a backbone.
+
+    Raises:
+        UserError: unknown name, or the part can't be imported.
+    """
+    entry = find(group, name)
+    if entry.fault:
+        raise UserError(f"{group_key(group)}: '{name}' can't be used: {entry.fault}")
+    module_name, _, attribute = entry.qualname.rpartition(":")
+    module = _import_file(entry.file) if module_name.endswith(".py") else importlib.import_module(module_name)
+    return getattr(module, attribute)
+
+
+def options(entry: Entry) -> list[Option]:
+    """What a user may set of a part, in the order of its constructor; read from the syntax tree where that can tell."""
+    attribute = entry.qualname.rpartition(":")[2]
+    module = syntax.read(entry.file)
+    node = module.names.get(attribute)
+    found: list[Option] | None = None
+    if isinstance(node, ast.FunctionDef):
+        found = syntax.function_options(module, node)
+    elif (cls := syntax.find_class(module, attribute)) is not None:
+        found = syntax.class_options(cls)
+    if found is None:
+        name = entry.qualname if entry.qualname.rpartition(":")[0].endswith(".py") else entry.name
+        found = _options_of_object(load(entry.group, name))
+    return [o for o in found if o.name not in GIVEN[entry.group]]
+
+
+def group_key(group: str) -> str:
+    """Configuration key of a group: `strategies` → `strategy`."""
+    return {"strategies": "strategy"}.get(group, group.removesuffix("s"))
+
+
+def did_you_mean(word: str, known: Any, n: int = 3) -> str:
+    """` (did you mean a, b?)`, or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=n, cutoff=0.5)
+    return f" (did you mean {', '.join(near)}?)" if near else ""
+
+
+# --- the package's own folders ------------------------------------------------------------------------------------
+
+
+def _one_per_file(group: str) -> dict[str, Entry]:
+    """Strategies and streams: the file's stem is the name; a leading underscore marks machinery."""
+    found = {}
+    for file in _sources(_HOME / group):
+        found[file.stem] = _class_entry(group, file.stem, file, f"clplat.{group}.{file.stem}")
+    return found
+
+
+def _sources(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.glob("*.py") if not f.stem.startswith("_"))
+
+
+def _class_entry(group: str, name: str, file: Path, module_name: str, attribute: str | None = None) -> Entry:
+    """Entry of the class `attribute`, or of the one class in the file that derives from the group's base."""
+    try:
+        module = syntax.read(file)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        return Entry(name, group, file, module_name + ":", fault=f"{file.name}: syntax error in line {line}: {error}")
+    if attribute is None:
+        candidates = _candidates(module, group)
+        if len(candidates) != 1:
+            what = f"{len(candidates)} public classes derive from {ROOTS[group]}" if candidates else (
+                f"no public class derives from {ROOTS[group]}")  # fmt: skip
+            return Entry(name, group, file, module_name + ":", fault=f"{file.name}: {what}; there must be one")
+        attribute = candidates[0]
+    cls = syntax.find_class(module, attribute)
+    if cls is None:
+        return Entry(name, group, file, module_name + ":", fault=f"{file.name}: has no class '{attribute}'")
+    doc = syntax.docstring(cls.node) or syntax.docstring(module.tree)
+    paper = syntax.class_value(cls, "paper")
+    return Entry(
+        name,
+        group,
+        file,
+        f"{module_name}:{attribute}",
+        syntax.summary(doc),
+        _kinds(syntax.class_value(cls, "kinds")),
+        paper.value if isinstance(paper, ast.Constant) and isinstance(paper.value, str) else "",
+    )
+
+
+def _candidates(module: syntax.Module, group: str) -> list[str]:
+    found = []
+    for name, node in module.names.items():
+        if not isinstance(node, ast.ClassDef) or name.startswith("_"):
+            continue
+        _, *ancestors = syntax.lineage(syntax.Class(module, node))
+        if any(c.node.name == ROOTS[group] for c in ancestors):
+            found.append(name)
+    return found
+
+
+def _kinds(node: ast.AST | None) -> tuple[str, ...]:
+    """Kinds named in `frozenset({Kind.LEARN, ...})`; all for `frozenset(Kind)`."""
+    if node is None:
+        return ()
+    text = ast.unparse(node)
+    if text in ("frozenset(Kind)", "set(Kind)"):
+        return KINDS
+    named = {n.attr.lower() for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+    return tuple(k for k in KINDS if k in named)
+
+
+def _backbones() -> dict[str, Entry]:
+    """Public functions annotated `-> Backbone` in clplat/backbones."""
+    found = {}
+    for file in _sources(_HOME / "backbones"):
+        for name, node in syntax.read(file).names.items():
+            if not isinstance(node, ast.FunctionDef) or name.startswith("_") or node.returns is None:
+                continue
+            if ast.unparse(node.returns).strip("'\"").rpartition(".")[2] == "Backbone":
+                text = syntax.summary(syntax.docstring(node))
+                found[name] = Entry(name, "backbones", file, f"clplat.backbones.{file.stem}:{name}", text)
+    return found
+
+
+def _heads() -> dict[str, Entry]:
+    """Public classes of clplat/heads.py, `GrowingHead` or `Growing` as `growing`; a base called `Head` is none."""
+    file = _HOME / "heads.py"
+    found = {}
+    for cls, node in syntax.read(file).names.items() if file.is_file() else ():
+        name = cls.lower().removesuffix("head")
+        if isinstance(node, ast.ClassDef) and not cls.startswith("_") and name:
+            found[name] = Entry(name, "heads", file, f"clplat.heads:{cls}", syntax.summary(syntax.docstring(node)))
+    return found
+
+
+# --- third parties ------------------------------------------------------------------------------------------------
+
+
+def _entry_points(group: str) -> list[tuple[Any, str]]:
+    from importlib.metadata import entry_points
+
+    return [(p, p.dist.name if p.dist else "?") for p in entry_points(group=f"clplat.{group}")]
+
+
+def _third_party(group: str, name: str, value: str) -> Entry:
+    module_name, _, attribute = value.partition(":")
+    file = syntax.file_of(module_name)
+    if file is None:
+        return Entry(name, group, Path(), value, fault=f"its module '{module_name}' is not installed as a Python file")
+    if group == "backbones":
+        node = syntax.read(file).names.get(attribute)
+        text = syntax.summary(syntax.docstring(node)) if isinstance(node, ast.FunctionDef) else ""
+        return Entry(name, group, file, value, text)
+    return _class_entry(group, name, file, module_name, attribute or None)
+
+
+def _from_path(group: str, name: str) -> Entry:
+    """A file the user names. Relative to the working directory."""
+    key = group_key(group)
+    text, _, attribute = name.partition(".py")
+    file = Path(text + ".py").expanduser().resolve()
+    attribute = attribute.removeprefix(":")
+    if not file.is_file():
+        raise UserError(f"{key}: '{name}': there is no file {file}")
+    own = (_HOME / group).resolve()
+    if file.parent == own and file.stem in entries(group):
+        # The same file under two module names would make two classes of it.
+        known = entries(group)[file.stem]
+        if not attribute or known.qualname.endswith(f":{attribute}"):
+            return known
+    if group == "backbones" and attribute:
+        entry = Entry(name, group, file, f"{file}:{attribute}")
+        if not isinstance(syntax.read(file).names.get(attribute), ast.FunctionDef):
+            raise UserError(f"{key}: {file.name} has no function '{attribute}'")
+        return entry
+    if group not in ROOTS and not attribute:
+        raise UserError(f"{key}: '{name}': say which object of the file, as path/to/file.py:Name")
+    entry = _class_entry(group, name, file, str(file), attribute or None)
+    if entry.fault:
+        raise UserError(f"{key}: {entry.fault}")
+    return entry
+
+
+@functools.cache
+def _import_file(file: Path) -> Any:
+    name = f"clplat_user_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{file}: is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _options_of_object(part: Any) -> list[Option]:
+    """Options of an imported class or function: its own parameters, then those behind `**base`."""
+    owners = [c for c in inspect.getmro(part) if "__init__" in vars(c)] if inspect.isclass(part) else [part]
+    found: dict[str, Option] = {}
+    documented: dict[str, str] = {}
+    for owner in reversed(inspect.getmro(part) if inspect.isclass(part) else [part]):
+        documented |= syntax.help_texts(inspect.cleandoc(owner.__doc__ or ""))
+    for owner in owners:
+        function = owner.__init__ if inspect.isclass(owner) else owner
+        texts = documented | syntax.help_texts(inspect.cleandoc(function.__doc__ or ""))
+        hints = typing.get_type_hints(function)
+        more = False
+        for name, parameter in list(inspect.signature(function).parameters.items())[int(inspect.isclass(owner)) :]:
+            if parameter.kind is parameter.VAR_KEYWORD:
+                more = True
+            elif parameter.kind is not parameter.VAR_POSITIONAL and name not in found:
+                default = syntax.REQUIRED if parameter.default is parameter.empty else parameter.default
+                found[name] = Option(name, hints.get(name, Any), default, texts.get(name, ""))
+        if not more:
+            break
+    return list(found.values())

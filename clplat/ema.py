@@ -1,0 +1,113 @@
+"""Copies of a model that no optimizer touches: frozen ones, and slow ones that follow by an exponential moving average.
+
+Both are always in eval mode and without gradients, whatever is done to the module that holds them.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clplat.strategy import require
+
+
+class Frozen(nn.Module):
+    """A copy of `model` as it is now: a teacher, or the weights to go back to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Frozen:
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    @torch.no_grad()
+    def grow(self, model: nn.Module) -> None:
+        """Take the structure that `model` has grown to; what was there keeps its values, new parts take the model's.
+
+        Buffers of integers and booleans are structure (which classes a head knows), and so the model's.
+        """
+        old, self.model = self.model, copy.deepcopy(model).requires_grad_(False)
+        before = _tensors(old)
+        for name, new in _tensors(self.model).items():
+            if name in before and new.is_floating_point():
+                _overlap(new, before[name]).copy_(_overlap(before[name], new))
+        self.eval()
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Give `model`, of the same structure, these parameters and buffers."""
+        source = _tensors(self.model)
+        for name, target in _tensors(model).items():
+            target.copy_(source[name])
+
+
+class EMA(Frozen):
+    """Slow copy of a model: θ_slow ← d θ_slow + (1 − d) θ; buffers (batch-norm statistics) are copied.
+
+    Kept in float32 where the model is in half precision: at d = 0.999 the steps would round away. Call `update` once
+    after each optimizer step, and `grow` after the model has grown.
+
+    Args:
+        model: to follow.
+        decay: weight of the old slow copy, in [0, 1]; 0 keeps no past.
+        warmup: use d = min(1 − 1/(k+1), decay) after step k, so that the first steps do not outweigh the rest; then
+            decay 1 is the plain mean of the start and all steps. Without it decay 1 never moves.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, warmup: bool = True) -> None:
+        super().__init__(model)
+        require("decay", decay, 0 <= decay <= 1, "in [0, 1]")
+        self.decay, self.warmup, self.steps = decay, warmup, 0
+        self._widen()
+
+    def _widen(self) -> None:
+        for parameter in self.model.parameters():
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        kind = next(self.model.parameters()).dtype
+        return super().forward(*(_as(kind, a) for a in args), **kwargs)
+
+    def grow(self, model: nn.Module) -> None:
+        super().grow(model)
+        self._widen()
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """One step towards `model`, which has the same structure."""
+        self.steps += 1
+        decay = min(1 - 1 / (self.steps + 1), self.decay) if self.warmup else self.decay
+        slow: list[Tensor] = list(self.model.parameters())
+        fast = [p.to(s.dtype) for p, s in zip(model.parameters(), slow, strict=True)]
+        torch._foreach_lerp_(slow, fast, 1 - decay)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def get_extra_state(self) -> int:
+        return self.steps
+
+    def set_extra_state(self, state: int) -> None:
+        self.steps = state
+
+
+def _as(dtype: torch.dtype, value: Any) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _overlap(tensor: Tensor, other: Tensor) -> Tensor:
+    """The part of `tensor` whose indices exist in `other` too."""
+    return tensor[tuple(slice(min(a, b)) for a, b in zip(tensor.shape, other.shape, strict=True))]

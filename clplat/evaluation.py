@@ -1,0 +1,131 @@
+"""Evaluation of all test sets in one pass over their samples.
+
+Shapes: T test sets (columns of the accuracy matrix), n samples of all of them, B of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clplat.strategy import Strategy
+from clplat.stream import Data, Stream
+
+
+@dataclass
+class _Group:
+    """Test sets that can share a batch: same tensors, same world, same task where it matters."""
+
+    data: Data
+    columns: Tensor  # (n,) test set of each sample
+    task: int | None
+
+
+class Evaluator:
+    """Scores a strategy on every test set of a stream.
+
+    Args:
+        stream: gives data, preparation and score.
+        device: where predictions are made.
+        batch_size: samples per batch.
+        valid: score the validation parts instead of the test parts.
+        limit: samples per test set at most, evenly spaced; None takes all.
+        rank, world_size: this process's share of the batches.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        device: torch.device,
+        batch_size: int,
+        valid: bool = False,
+        limit: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.stream, self.device, self.batch_size = stream, device, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.groups = list(_groups(stream, valid, limit))
+        self.counts = torch.zeros(len(stream), dtype=torch.float64)
+        for group in self.groups:
+            self.counts += torch.bincount(group.columns.cpu(), minlength=len(stream))
+
+    @torch.no_grad()
+    def __call__(self, strategy: Strategy) -> list[float | None]:
+        """Mean score in [0, 1] on each test set; None where an experience has none. Leaves all modes as they were."""
+        totals = torch.zeros(len(self.stream), dtype=torch.float64, device=self.device)
+        with evaluating(strategy):
+            for group in self.groups:
+                for start in range(self.rank * self.batch_size, len(group.data), self.batch_size * self.world_size):
+                    positions = torch.arange(
+                        start, min(start + self.batch_size, len(group.data)), device=group.columns.device
+                    )
+                    raw, labels = group.data.batch(positions)
+                    inputs = self.stream.prepare(raw.to(self.device), False)
+                    # The task id is not passed at all unless the stream declares it known.
+                    logits = strategy.predict(inputs) if group.task is None else strategy.predict(inputs, group.task)
+                    assert labels is not None
+                    scores = _score(self.stream, logits, labels.to(self.device))
+                    totals.index_add_(0, group.columns[positions].to(self.device), scores.double())
+        if self.world_size > 1:
+            torch.distributed.all_reduce(totals)
+        return [t / c if c else None for t, c in zip(totals.tolist(), self.counts.tolist(), strict=True)]
+
+
+def _score(stream: Stream, logits: Tensor, labels: Tensor) -> Tensor:
+    """A head that knows no class yet (no rows, or all of them masked) predicts nothing, so nothing is right."""
+    if logits.ndim != 2:
+        return stream.score(logits, labels)
+    if logits.shape[1] == 0:
+        return torch.zeros(len(labels), device=logits.device)
+    return stream.score(logits, labels).masked_fill(logits.isneginf().all(1), 0.0)
+
+
+def _groups(stream: Stream, valid: bool, limit: int | None) -> Iterator[_Group]:
+    """Gather the test sets by what they share, keeping order; rows of one group are concatenated."""
+    found: dict[tuple[int, int, int, int | None], list[tuple[int, Data]]] = {}
+    for experience in stream:
+        data = experience.valid if valid else experience.test
+        if data is None or len(data) == 0:
+            continue
+        if limit is not None and limit < len(data):
+            data = data.subset(torch.linspace(0, len(data) - 1, limit, device=data.inputs.device).long())
+        task = experience.task if stream.task_known else None
+        found.setdefault((id(data.inputs), id(data.labels), id(data.world), task), []).append((experience.index, data))
+    for (*_, task), members in found.items():
+        first, device = members[0][1], members[0][1].inputs.device
+        rows = [torch.arange(len(d), device=device) if d.rows is None else d.rows for _, d in members]
+        columns = [torch.full((len(d),), column, device=device) for column, d in members]
+        data = Data(first.inputs, first.labels, torch.cat(rows), first.world)
+        yield _Group(data, torch.cat(columns), task)
+
+
+@torch.no_grad()
+def renew_means(strategy: Strategy, data: Data | None, batch_size: int) -> None:
+    """Give a head of class means the features of `data`, in one pass; each process makes it whole."""
+    assert data is not None
+    model: Any = strategy.model
+    head = model.head
+    head.renew(data.targets().unique())
+    with evaluating(strategy):
+        for positions in torch.arange(len(data), device=data.inputs.device).split(batch_size):
+            raw, labels = data.batch(positions)
+            head.update(model.features(strategy.prepare(raw)), labels)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, after which every sub-module is back in the mode it was in."""
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True

@@ -1,0 +1,252 @@
+"""Start a run on one process or many, and bring it to a good end whatever happens."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from clplat import checkpoint
+from clplat import errors as errors_module
+from clplat.build import build, new_record, read_reference
+from clplat.errors import ClplatError, Interrupted, UserError
+from clplat.files import to_json, write_atomic
+from clplat.lightning import Fabric
+from clplat.result import Result
+from clplat.rundir import make_run_dir
+from clplat.runlog import RunLog, flat
+from clplat.runner import Runner
+from clplat.settings import Config, FabricSettings
+from clplat.snapshot import restore
+from clplat.summary import git_commit, summary
+
+if TYPE_CHECKING:
+    from clplat.tracking import Tracker
+
+
+# The disk, a quota or a read-only folder stands in the way: the user's to mend, not a defect of the program.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def launch(config: Config, run_dir: Path | None, *, quiet: bool, resumed: bool = False, report: bool = True) -> Result:
+    """Run on the processes that `config.fabric` asks for. Raises as `clplat.run` does.
+
+    Args:
+        run_dir: of the run; None makes one once everything is built, so that a refused run leaves no folder.
+    """
+    fabric = make_fabric(config.fabric)
+    if isinstance(fabric.strategy.launcher, _spawning()):
+        with _forwarded_signals(), _same_environment():
+            outcome = fabric.launch(_guarded, config, run_dir, quiet, resumed, report)
+    else:
+        fabric.launch()
+        outcome = _guarded(fabric, config, run_dir, quiet, resumed, report)
+    if "error" in outcome:
+        raise getattr(errors_module, outcome["error"])(*outcome["faults"])
+    return Result(Path(outcome["run_dir"]), outcome["summary"], outcome["note"])
+
+
+def make_fabric(settings: FabricSettings) -> Fabric:
+    """Fabric with our settings; several local processes are spawned, those of torchrun or SLURM are joined."""
+    from lightning.fabric.strategies import DDPStrategy
+    from torch.nn.parallel import DistributedDataParallel
+
+    strategy: Any = settings.strategy
+    if strategy in ("auto", "ddp") and (settings.devices * settings.num_nodes > 1 or strategy == "ddp"):
+        # Buffers hold memories and importances, which strategies keep equal themselves; old heads may get no gradient.
+        method: Any = "popen" if _started_from_outside() or settings.num_nodes > 1 else "spawn"
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {buffers: False, "find_unused_parameters": True}
+        strategy = DDPStrategy(start_method=method, **options)
+    try:
+        return Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=strategy,
+            precision=settings.precision,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"fabric: {' '.join(str(error).split())}") from error
+
+
+def _started_from_outside() -> bool:
+    """Whether torchrun or SLURM has started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+
+
+def _spawning() -> type:
+    from lightning.fabric.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+
+    return _MultiProcessingLauncher
+
+
+def _guarded(fabric: Fabric, *args: Any) -> dict[str, Any]:
+    """What a run gives, in values that travel between processes: summary and note, or an error's name and lines."""
+    try:
+        return _work(fabric, *args)
+    except ClplatError as error:
+        return {"error": type(error).__name__, "faults": list(error.faults)}
+
+
+def _work(
+    fabric: Fabric, config: Config, run_dir: Path | None, quiet: bool, resumed: bool, report: bool
+) -> dict[str, Any]:
+    started, first = time.perf_counter(), fabric.global_rank == 0
+    if config.fabric.threads is not None:
+        torch.set_num_threads(config.fabric.threads)
+    stream, strategy = build(config)
+    record = new_record(stream, read_reference(config.reference), config.loop.evaluate_on)
+    if first and not resumed:
+        run_dir = make_run_dir(config, run_dir)
+    run_dir = Path(fabric.broadcast(str(run_dir)))
+    held = checkpoint.lock(run_dir) if first else None  # until this process ends or lets go of it
+    state = _newest_state(run_dir, tell=first) if resumed else None
+    tracker = _tracker(config, run_dir, stream) if first and config.tracking.enabled else None
+    log = RunLog(run_dir if first else None, started, None, tracker, state["metrics_offset"] if state else 0)
+    runner = Runner(strategy, stream, config.loop, fabric, config.seed, log, record)
+    if state is not None:
+        restore(runner, state)
+    if first and not quiet:
+        from clplat.display import Display
+
+        title = f"{config.name or config.strategy.name}, seed {config.seed}"
+        log.display = Display(title, sum(runner.total_steps(e) for e in stream), len(stream))
+    status, result = "failed", dict[str, Any](run_dir=str(run_dir), summary={}, note=None)
+    try:
+        with _stop_on_signal(runner):
+            runner.run()
+        status = "complete" if runner.progress.experience == len(stream) or config.loop.stop_after else "interrupted"
+    except Interrupted:
+        status = "interrupted"
+        raise
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        fault = f"output: could not write in {run_dir}: {error.strerror}; the run can be resumed"
+        raise UserError(fault) from error
+    finally:
+        log.close()
+        if held is not None:
+            result = _close(config, run_dir, record, status, tracker, report)
+            held.close()
+    return result
+
+
+def _newest_state(run_dir: Path, tell: bool) -> dict[str, Any] | None:
+    """State of the newest whole checkpoint; what is damaged is said on stderr by one process, whether quiet or not."""
+    state, notes = checkpoint.load_newest(run_dir / "checkpoints")
+    if tell:
+        if notes and state is None:
+            notes.append("no whole checkpoint is left: starting from the beginning")
+        for note in notes:
+            print(f"clplat: {note}", file=sys.stderr, flush=True)
+        checkpoint.clean(run_dir / "checkpoints")
+    return state
+
+
+def _close(
+    config: Config, run_dir: Path, record: Any, status: str, tracker: Tracker | None, report: bool
+) -> dict[str, Any]:
+    """Write summary and report, and hand everything to tracking. A full disk must not hide the error that led here."""
+    facts, artifacts = summary(config, record, status), [run_dir / "config.yaml"]
+    try:
+        write_atomic(run_dir / "summary.json", to_json(facts, indent=1))
+        artifacts.append(run_dir / "summary.json")
+        if report:
+            from clplat.report import write_report
+
+            artifacts += [write_report([run_dir], run_dir), run_dir / "figures"]
+    except OSError as error:
+        if status == "complete":
+            raise UserError(f"output: could not write in {run_dir}: {error.strerror}") from error
+    note = None
+    if tracker is not None:
+        outcome = {"complete": "FINISHED", "interrupted": "KILLED"}.get(status, "FAILED")
+        tracker.start()
+        note = tracker.finish(outcome, [a for a in artifacts if a.exists()])
+    return {"run_dir": str(run_dir), "summary": facts, "note": note}
+
+
+def _tracker(config: Config, run_dir: Path, stream: Any) -> Tracker:
+    import hashlib
+
+    from clplat.tracking import Tracker
+
+    tags = {"strategy": config.strategy.name, "stream": config.stream.name, "backbone": config.backbone.name,
+            "seed": str(config.seed), "git_commit": git_commit() or "unknown"}  # fmt: skip
+    datasets = []
+    for e in stream:
+        content = repr((e.name, e.kind, e.classes, e.train and len(e.train), e.test and len(e.test)))
+        datasets.append((f"{config.stream.name}/{e.name}"[:500], hashlib.sha256(content.encode()).hexdigest()[:16]))
+    return Tracker(
+        run_dir,
+        config.tracking,
+        run_name=f"{config.name}-{config.seed}",
+        params=flat(config.to_dict()),
+        tags=tags,
+        datasets=datasets,
+    )
+
+
+@contextmanager
+def _on_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Call `handler` on Ctrl-C and SIGTERM; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def _stop_on_signal(runner: Runner) -> AbstractContextManager[None]:
+    """The first signal asks for a stop after the current step; the second stops at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        if runner.stop_requested and runner.world_size == 1:
+            raise KeyboardInterrupt
+        runner.stop_requested = True
+
+    return _on_signals(ask)
+
+
+def _forwarded_signals() -> AbstractContextManager[None]:
+    """While spawned processes run, pass signals on to them instead of dying under them."""
+    import multiprocessing
+
+    def forward(number: int, frame: Any) -> None:
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
+
+    return _on_signals(forward)
+
+
+@contextmanager
+def _same_environment() -> Iterator[None]:
+    """Undo what launching leaves in the environment, and keep one warning of DDP's out of the spawned processes."""
+    before = dict(os.environ)
+    # Read when torch is loaded: DDP warns that looking for unused parameters found none, which is no fault.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        yield
+    finally:
+        for key in os.environ.keys() - before.keys():
+            del os.environ[key]
+        os.environ.update(before)

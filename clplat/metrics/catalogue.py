@@ -1,0 +1,199 @@
+"""What every metric of `summary.json` is. Imports neither torch nor numpy: `clplat list metrics` reads this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Group = Literal["metrics", "representation", "cost"]
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """Facts of one metric.
+
+    Args:
+        group: where it stands in summary.json.
+        summary: one line.
+        formula: in the symbols of docs/metrics.md.
+        source: paper, or that it is this platform's own.
+        lowest: least possible value; None is unbounded.
+        highest: greatest possible value; None is unbounded.
+        higher_is_better: None where neither end is good as such.
+        kinds: of experience that it needs; empty is any.
+    """
+
+    group: Group
+    summary: str
+    formula: str
+    source: str
+    lowest: float | None
+    highest: float | None
+    higher_is_better: bool | None
+    kinds: tuple[str, ...] = ()
+
+
+_LEARN, _FORGET, _ADAPT, _INTERACT = ("learn",), ("forget",), ("adapt",), ("interact",)
+_GEM = "Lopez-Paz and Ranzato, NeurIPS 2017, arXiv:1706.08840"
+_RWALK = "Chaudhry et al., ECCV 2018, arXiv:1801.10112"
+_MER = "Riemer et al., ICLR 2019, arXiv:1810.11910"
+_GAP = "De Lange, van de Ven and Tuytelaars, ICLR 2023, arXiv:2205.13452"
+_GSLORA = "Zhao et al., CVPR 2024, arXiv:2403.11530"
+_WSRL = "Zhou et al., ICLR 2025, arXiv:2412.07762"
+_OWN = "this platform"
+
+METRICS: dict[str, MetricInfo] = {
+    "average_accuracy": MetricInfo(
+        "metrics", "mean accuracy over everything learned and not erased, at the end",
+        "A_n = mean over j ∈ C_n of R[n, j]", _GEM, 0, 1, True, _LEARN),
+    "average_incremental_accuracy": MetricInfo(
+        "metrics", "average accuracy after each learn experience, averaged",
+        "mean over rows i after learn experiences of A_i", "Rebuffi et al., CVPR 2017, arXiv:1611.07725",
+        0, 1, True, _LEARN),
+    "forgetting": MetricInfo(
+        "metrics", "best earlier accuracy minus the last, over past test sets",
+        "mean over past j of (max over 1 ≤ l < n of R[l, j]) − R[n, j]", _RWALK, -1, 1, False, _LEARN),
+    "backward_transfer": MetricInfo(
+        "metrics", "last accuracy minus that just after learning, over past test sets",
+        "mean over past j of R[n, j] − R[j + 1, j]", _GEM, -1, 1, True, _LEARN),
+    "forward_transfer": MetricInfo(
+        "metrics", "accuracy just before learning minus that of the untrained model",
+        "mean over j > 0 of R[j, j] − R[0, j]", _GEM, -1, 1, True, _LEARN),
+    "plasticity": MetricInfo(
+        "metrics", "learning accuracy: accuracy on each test set just after learning it",
+        "LA(R) = mean over j of R[j + 1, j]", _MER, 0, 1, True, _LEARN),
+    "relative_plasticity": MetricInfo(
+        "metrics", "learning accuracy as a share of the reference run's",
+        "LA(R) / LA(R*)", f"{_MER}; the ratio: {_OWN}", 0, None, True, _LEARN),
+    "stability": MetricInfo(
+        "metrics", "remembering: one minus the mean loss on past test sets, over all rows",
+        "1 − |min(B, 0)|, B = mean over j and i > j + 1 of R[i, j] − R[j + 1, j]",
+        "Díaz-Rodríguez et al., 2018, arXiv:1810.13166 (REM)", 0, 1, True, _LEARN),
+    "intransigence": MetricInfo(
+        "metrics", "learning accuracy of the reference run (a joint one) minus this run's",
+        "LA(R*) − LA(R)", _RWALK, -1, 1, False, _LEARN),
+    "average_anytime_accuracy": MetricInfo(
+        "metrics", "mean over evaluations while learning of the mean accuracy on what has been met",
+        "mean over v of mean over j ≤ k_v of a_v[j]", "Caccia et al., ICLR 2022, arXiv:2104.05025", 0, 1, True, _LEARN),
+    "worst_case_accuracy": MetricInfo(
+        "metrics", "final accuracy on the newest test set and minima on the past ones (WC-ACC)",
+        "(1 / k) R[n, newest] + (1 − 1 / k) minimum_accuracy, k test sets", _GAP, 0, 1, True, _LEARN),
+    "minimum_accuracy": MetricInfo(
+        "metrics", "lowest accuracy on each past test set since its experience ended (min-ACC)",
+        "mean over past j of min over evaluations after j of a[j]", _GAP, 0, 1, True, _LEARN),
+    "stability_gap": MetricInfo(
+        "metrics", "depth of the drop in past accuracy that comes back within an experience",
+        "mean over k and past j of max(0, min(R[k, j], R[k + 1, j]) − min over v in k of a_v[j])",
+        f"phenomenon: {_GAP}; number: {_OWN}", 0, 1, False, _LEARN),
+    "forget_accuracy": MetricInfo(
+        "metrics", "accuracy on the erased data just after each request",
+        "FA = mean over requests f of R[f + 1, f]",
+        "Fan et al., ICLR 2024, arXiv:2310.12508; Liu et al., CoLLAs 2022, arXiv:2203.12817", 0, 1, False, _FORGET),
+    "retain_accuracy": MetricInfo(
+        "metrics", "accuracy on what was learned and not erased, just after each request",
+        "RA = mean over requests of (hits on learned − hits on erased) / (samples learned − samples erased)",
+        _GSLORA, 0, 1, True, _FORGET),
+    "forget_drop": MetricInfo(
+        "metrics", "accuracy on the erased data before an unbroken sequence of requests minus after each",
+        "mean over requests f of max(0, R[b_f, f] − R[f + 1, f])", _GSLORA, 0, 1, True, _FORGET),
+    "h_mean": MetricInfo(
+        "metrics", "harmonic mean of retain accuracy and drop; reference: the model before the sequence of requests",
+        "mean over requests of 2 RA Drop / (RA + Drop)", _GSLORA, 0, 1, True, _FORGET),
+    "relapse": MetricInfo(
+        "metrics", "accuracy that erased data regain later",
+        "mean over requests f of (max over i > f + 1 of R[i, f]) − R[f + 1, f]", "UnCLe, 2025, arXiv:2509.17530",
+        -1, 1, False, _FORGET),
+    "online_error": MetricInfo(
+        "metrics", "error of predictions made as unlabelled data arrive, mean over experiences",
+        "mean over adapt experiences of 1 − correct / seen", "Wang et al., CVPR 2022, arXiv:2203.13591",
+        0, 1, False, _ADAPT),
+    "normalized_return": MetricInfo(
+        "metrics", "last return between the random policy's (0) and the expert's (1), not clipped",
+        "S = (G − G_random) / (G_expert − G_random)", "Fu et al., 2020, arXiv:2004.07219", None, None, True, _INTERACT),
+    "initial_dip": MetricInfo(
+        "metrics", "largest loss of normalised return below that on entry, in the first half of the experience",
+        "max(0, S_before − min over t ≤ T/2 of S_t)", f"drop: {_WSRL}; window: {_OWN}", 0, None, False, _INTERACT),
+    "recovery_fraction": MetricInfo(
+        "metrics", "share of the experience gone before the return is back at that on entry; 1 if never",
+        "t_r / T, t_r the first evaluation after the dip with S ≥ S_before", f"recovery: {_WSRL}; number: {_OWN}",
+        0, 1, False, _INTERACT),
+    "dormant_fraction": MetricInfo(
+        "representation", "share of units whose mean activity is at most 0.025 of their layer's mean",
+        "unit dormant if E|h_u| / (mean over the layer of E|h|) ≤ τ, τ = 0.025",
+        "Sokar et al., ICML 2023, arXiv:2302.12902", 0, 1, False),
+    "effective_rank": MetricInfo(
+        "representation", "effective rank of the feature matrix (n, D), not centred",
+        "exp(−Σ p_k ln p_k), p_k = σ_k / Σ σ", "Roy and Vetterli, EUSIPCO 2007", 0, None, True),
+    "weight_norm": MetricInfo(
+        "representation", "Euclidean norm of all parameters of the model",
+        "√(Σ θ²)", "Lyle et al., ICML 2023, arXiv:2303.01486", 0, None, None),
+    "gradient_norm": MetricInfo(
+        "representation", "Euclidean norm of the gradient before clipping, mean over every 50th step",
+        "mean over steps of √(Σ g²)", "Abbas et al., CoLLAs 2023, arXiv:2303.07507", 0, None, None),
+    "train_seconds": MetricInfo(
+        "cost", "seconds in training, evaluation and checkpoints excluded", "Σ", _OWN, 0, None, False),
+    "eval_seconds": MetricInfo("cost", "seconds in evaluation", "Σ", _OWN, 0, None, False),
+    "samples_per_second": MetricInfo(
+        "cost", "training samples per second of training, over all processes", "samples / train_seconds",
+        _OWN, 0, None, True),
+    "first_step_seconds": MetricInfo(
+        "cost", "seconds from the start of the run to the end of its first step", "t", _OWN, 0, None, False),
+    "peak_rss_bytes": MetricInfo(
+        "cost", "largest resident memory of a process", "max", _OWN, 0, None, False),
+    "peak_device_bytes": MetricInfo(
+        "cost", "largest memory allocated on an accelerator", "max", _OWN, 0, None, False),
+    "trainable_parameters": MetricInfo(
+        "cost", "numbers that receive gradients, at the end", "Σ |θ|", _OWN, 0, None, False),
+    "stored_bytes": MetricInfo(
+        "cost", "bytes that the strategy keeps between experiences beyond the model: memories, copies, statistics",
+        "bytes of its state − bytes of the model", "after Díaz-Rodríguez et al., 2018, arXiv:1810.13166",
+        0, None, False),
+    "train_flops": MetricInfo(
+        "cost", "floating-point operations of training: those of a measured step times the steps",
+        "Σ steps × (2 per multiply-add, forward and backward, matrix products and convolutions)",
+        "torch.utils.flop_counter", 0, None, False),
+}  # fmt: skip
+
+_HEAD = """# Metrics
+
+Every quantity of `summary.json`, generated from `clplat/metrics/catalogue.py`. The functions that compute them, with
+shapes, ranges and worked examples, are in `clplat/metrics/`. One that could not be measured is null, and `why_null`
+gives the reason.
+
+**Symbols.** R is the accuracy matrix: row 0 before any training, row i after i experiences, column j the test set of
+experience j (from 0), so that R[j + 1, j] is the accuracy just after learning it. n experiences have finished. C_i are
+the test sets of learn experiences met by row i and not erased as a whole; of one erased in part, what is left counts.
+"Past" test sets have an experience after their own; those erased, even in part, are left out wherever two rows are
+compared. R* is the matrix of the reference run (key `reference`). v is an evaluation inside an experience k_v
+(`loop.eval_every`), a_v[j] its accuracy on test set j. b_f is the row before the first of the unbroken sequence of
+requests that f belongs to. S are normalised returns, T the last environment step evaluated.
+
+Rows of every kind count: accuracy that an adaptation or a request costs on what was learned is forgetting.
+"""
+
+_TITLES = {
+    "metrics": "## `metrics`: one number a run",
+    "representation": "## `representation`: one number an experience",
+    "cost": "## `cost`: one number a run",
+}
+
+
+def to_markdown() -> str:
+    """The page docs/metrics.md."""
+    parts = [_HEAD]
+    for group, title in _TITLES.items():
+        parts.append(f"\n{title}\n\n| name | what | formula | range | better | kinds | source |\n"
+                     "|---|---|---|---|---|---|---|\n")  # fmt: skip
+        for name, info in METRICS.items():
+            if info.group == group:
+                better = {True: "higher", False: "lower", None: "—"}[info.higher_is_better]
+                cells = [f"`{name}`", info.summary, info.formula, _range(info), better,
+                         ", ".join(info.kinds) or "any", info.source]  # fmt: skip
+                parts.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |\n")
+    return "".join(parts)
+
+
+def _range(info: MetricInfo) -> str:
+    low = "(−∞" if info.lowest is None else f"[{info.lowest:g}"
+    high = "∞)" if info.highest is None else f"{info.highest:g}]"
+    return f"{low}, {high}"

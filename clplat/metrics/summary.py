@@ -1,0 +1,244 @@
+"""All metrics of a run from its record, with a reason for each that could not be measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clplat.metrics import adaptation, anytime, matrix, unlearning
+from clplat.metrics.adaptation import ReturnCurve
+from clplat.metrics.anytime import Evaluation
+from clplat.metrics.catalogue import METRICS
+from clplat.metrics.matrix import Matrix
+from clplat.metrics.unlearning import Request
+from clplat.record import RunRecord
+from clplat.stream import Kind
+
+UNMEASURED = "a score it needs was not measured"
+
+
+def summarize(record: RunRecord) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Every metric of the group "metrics" in the catalogue, and a reason for each that is None.
+
+    Args:
+        record: of a finished run or of one under way; counts what has finished.
+
+    Returns:
+        (name → value or None, name → reason for each None).
+    """
+    run = _Run(record)
+    table: dict[str, Callable[[], float | str]] = {}
+    for part in (_learning, _references, _anytime, _erasure, _adaptation):
+        table |= part(run)
+    values: dict[str, float | None] = {}
+    why: dict[str, str] = {}
+    for name in (n for n, info in METRICS.items() if info.group == "metrics"):
+        result = table[name]()
+        if isinstance(result, float) and math.isfinite(result):
+            values[name] = result
+        else:
+            values[name], why[name] = None, result if isinstance(result, str) else UNMEASURED
+    return values, why
+
+
+def per_experience(record: RunRecord) -> dict[str, float]:
+    """What to log after an experience: every metric that has a value by now, under the summary's names.
+
+    Besides: `accuracy/<experience name>` for each test set measured in the last row, and the last experience's
+    `representation/<name>` values.
+    """
+    values, _ = summarize(record)
+    logged = {name: value for name, value in values.items() if value is not None}
+    last = record.matrix[-1] if record.matrix else []
+    logged |= {f"accuracy/{e.name}": float(a) for e, a in zip(record.experiences, last, strict=False) if a is not None}
+    latest = record.representation[-1] if record.representation else {}
+    return logged | {f"representation/{k}": float(v) for k, v in latest.items() if v is not None}
+
+
+class _Run:
+    """A record as the pure functions take it: arrays, and the columns that count."""
+
+    def __init__(self, record: RunRecord) -> None:
+        experiences = record.experiences
+        self.record = record
+        self.scores = _array(record.matrix, len(experiences))
+        self.finished = max(len(record.matrix) - 1, 0)
+        done = list(enumerate(experiences))[: self.finished]
+        self.kinds = {e.kind for e in experiences}
+        self.learned = [j for j, e in done if e.kind is Kind.LEARN and e.test_samples > 0]
+        self.sizes = {j: experiences[j].test_samples for j in self.learned}
+        self.forgets = [j for j, e in done if e.kind is Kind.FORGET]
+        self.requests = [
+            Request(j, experiences[j].test_samples, dict(experiences[j].erases))
+            for j in self.forgets
+            if experiences[j].test_samples > 0
+        ]
+        erased = {j for q in self.requests for j in q.erased}
+        self.whole = [j for j in self.learned if j not in erased]
+        self.kept, self.active = self._kept()
+
+    def _kept(self) -> tuple[Matrix, NDArray[np.bool_]]:
+        """R with each learned test set's accuracy on what is not erased by that row, and (n + 1, E) bool where it is.
+
+        Active are the test sets learned by that row and not erased as a whole.
+        """
+        kept, active = self.scores.copy(), np.zeros(self.scores.shape, dtype=bool)
+        for i in range(1, len(kept)):
+            sizes = {j: n for j, n in self.sizes.items() if j < i}
+            requests = [q for q in self.requests if q.index < i]
+            for j, accuracy in unlearning.kept_accuracy(self.scores[i], requests, sizes).items():
+                kept[i, j], active[i, j] = accuracy, True
+        return kept, active
+
+    def lacking(self, kind: Kind) -> str:
+        """Why there is nothing of a kind to measure."""
+        if kind not in self.kinds:
+            return f"the stream has no {kind} experience"
+        return f"no {kind} experience with data to score has finished"
+
+
+def _learning(run: _Run) -> dict[str, Callable[[], float | str]]:
+    """Metrics of the accuracy matrix alone."""
+    last = len(run.scores) - 1
+    past = [j for j in run.whole if j + 1 < last]
+    none_learned = None if run.learned else run.lacking(Kind.LEARN)
+    whole = None if run.whole else "every learned test set is erased, in part or as a whole"
+    followed = None if past else "no experience has finished after a learned one"
+    preceded = None if any(j > 0 for j in run.learned) else "no learned experience has one before it"
+    final = [j for j in run.learned if run.active[-1, j]]
+    erased = None if final else "everything learned is erased"
+    after_learning = [j + 1 for j in run.learned]
+    return {
+        "average_accuracy": lambda: none_learned or erased or matrix.average_accuracy(run.kept, final),
+        "average_incremental_accuracy": lambda: (
+            none_learned or matrix.average_incremental_accuracy(run.kept[after_learning], run.active[after_learning])
+        ),
+        "forgetting": lambda: none_learned or whole or followed or matrix.forgetting(run.scores, run.whole),
+        "backward_transfer": lambda: (
+            none_learned or whole or followed or matrix.backward_transfer(run.scores, run.whole)
+        ),
+        "forward_transfer": lambda: none_learned or preceded or matrix.forward_transfer(run.scores, run.learned),
+        "plasticity": lambda: none_learned or matrix.plasticity(run.scores, run.learned),
+        "stability": lambda: none_learned or whole or followed or matrix.stability(run.scores, run.whole),
+    }
+
+
+def _references(run: _Run) -> dict[str, Callable[[], float | str]]:
+    """Metrics that compare with another run on the same stream."""
+    rows = run.record.reference
+    width = run.scores.shape[1]
+    fault = None
+    if not run.learned:
+        fault = run.lacking(Kind.LEARN)
+    elif rows is None:
+        fault = "no reference run is set (key `reference`)"
+    elif not rows or any(len(row) != width for row in rows):
+        fault = "the reference run has another number of experiences"
+    elif len(rows) < max(run.learned) + 2:
+        fault = "the reference run stopped before this one"
+    if fault is not None or rows is None:
+        return dict.fromkeys(("relative_plasticity", "intransigence"), lambda: fault or UNMEASURED)
+    reference = _array(rows, width)
+    zero = "the reference run learned nothing" if matrix.plasticity(reference, run.learned) == 0 else None
+    return {
+        "relative_plasticity": lambda: zero or matrix.relative_plasticity(run.scores, reference, run.learned),
+        "intransigence": lambda: matrix.intransigence(run.scores, reference, run.learned),
+    }
+
+
+def _anytime(run: _Run) -> dict[str, Callable[[], float | str]]:
+    """Metrics of evaluations inside experiences."""
+    record, names = run.record, ("average_anytime_accuracy", "worst_case_accuracy", "minimum_accuracy", "stability_gap")
+    evaluations = [Evaluation(v["step"], v["experience"], _array([v["scores"]], run.scores.shape[1])[0])
+                   for v in record.anytime]  # fmt: skip
+    begun = max([run.finished - 1, *(v.experience for v in evaluations)])
+    taken = {j for e in record.experiences[: begun + 1] for j, _ in e.erases}
+    met = [j for j, e in enumerate(record.experiences[: begun + 1])
+           if e.kind is Kind.LEARN and e.test_samples > 0 and j not in taken]  # fmt: skip
+    fault = None
+    if Kind.LEARN not in run.kinds:
+        fault = run.lacking(Kind.LEARN)
+    elif not evaluations:
+        fault = "no evaluation ran inside an experience (loop.eval_every is not set, or exceeds its steps)"
+    elif not met:
+        fault = "every learned test set is erased, in part or as a whole"
+    if fault is not None:
+        return dict.fromkeys(names, lambda: fault or UNMEASURED)
+    ended = [j for j in met if j < run.finished]
+    within = [v for v in evaluations if v.experience < run.finished]
+    followed = None if any(j + 1 < run.finished for j in ended) else "no experience has finished after a learned one"
+    inside = any(j < v.experience for j in ended for v in within)
+    gap = followed or (None if inside else "no evaluation ran inside an experience after a learned one")
+    return {
+        "average_anytime_accuracy": lambda: anytime.average_anytime_accuracy(evaluations, met),
+        "worst_case_accuracy": lambda: (
+            anytime.worst_case_accuracy(run.scores, within, ended) if ended else run.lacking(Kind.LEARN)
+        ),
+        "minimum_accuracy": lambda: followed or anytime.minimum_accuracy(run.scores, within, ended),
+        "stability_gap": lambda: gap or anytime.stability_gap(run.scores, within, ended),
+    }
+
+
+def _erasure(run: _Run) -> dict[str, Callable[[], float | str]]:
+    """Metrics of forget experiences."""
+    scores, requests, sizes = run.scores, run.requests, run.sizes
+    fault = None if requests else run.lacking(Kind.FORGET)
+    later = any(q.index + 2 < len(scores) for q in requests)
+    keeps = None
+    if any(sum(n for j, n in sizes.items() if j < q.index) == 0 for q in requests):
+        keeps = "nothing was learned before a request"
+    elif any(_left(q, requests, sizes) <= 0 for q in requests):
+        keeps = "a request leaves nothing of what was learned"
+    elif any(q.erased and sum(q.erased.values()) != q.samples for q in requests):
+        keeps = "the test set of a request is only partly contained in those learned before it"
+    return {
+        "forget_accuracy": lambda: fault or unlearning.forget_accuracy(scores, requests),
+        "retain_accuracy": lambda: fault or keeps or unlearning.retain_accuracy(scores, requests, sizes),
+        "forget_drop": lambda: fault or unlearning.forget_drop(scores, requests, run.forgets),
+        "h_mean": lambda: fault or keeps or unlearning.h_mean(scores, requests, sizes, run.forgets),
+        "relapse": lambda: (
+            fault or (unlearning.relapse(scores, requests) if later else "no experience has finished after a request")
+        ),
+    }
+
+
+def _left(q: Request, requests: list[Request], sizes: dict[int, int]) -> int:
+    """Test samples learned before request `q` and not erased by it or an earlier one."""
+    erased = sum(sum(g.erased.values()) for g in requests if g.index <= q.index)
+    return sum(n for j, n in sizes.items() if j < q.index) - erased
+
+
+def _adaptation(run: _Run) -> dict[str, Callable[[], float | str]]:
+    """Metrics of adapt and interact experiences."""
+    record = run.record
+    online = [r for r in record.online if r["seen"] > 0]
+    curves: list[ReturnCurve] = []
+    fault = run.lacking(Kind.INTERACT)
+    for entry in record.returns:
+        bounds = record.experiences[entry["experience"]].return_bounds
+        if bounds is None or not entry["evaluations"]:
+            name = record.experiences[entry["experience"]].name
+            fault = f"{name}: " + ("no return_bounds to normalise by" if bounds is None else "no return was measured")
+            curves = []
+            break
+        steps, returns = zip(*entry["evaluations"], strict=True)
+        curves.append(ReturnCurve(bounds[0], bounds[1], entry["before"], steps, returns))
+    entry_fault = None if all(c.before is not None for c in curves) else "the return on entry was not measured"
+    return {
+        "online_error": lambda: (
+            adaptation.online_error([r["correct"] for r in online], [r["seen"] for r in online])
+            if online
+            else run.lacking(Kind.ADAPT)
+        ),
+        "normalized_return": lambda: adaptation.normalized_return(curves) if curves else fault,
+        "initial_dip": lambda: entry_fault or adaptation.initial_dip(curves) if curves else fault,
+        "recovery_fraction": lambda: entry_fault or adaptation.recovery_fraction(curves) if curves else fault,
+    }
+
+
+def _array(rows: list[list[float | None]], width: int) -> Matrix:
+    """Rows of scores as a float array (rows, `width`), NaN for None."""
+    return np.array([[np.nan if v is None else v for v in row] for row in rows], dtype=float).reshape(-1, width)

@@ -1,0 +1,46 @@
+"""One tensor for each trainable parameter of a model: importances, anchors, path integrals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that are trained, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+class PerParameter(nn.Module):
+    """A tensor shaped like each trainable parameter of `model`, zero at first.
+
+    Held as parameters without gradient, not as buffers, which DDP by default sends to all processes in
+    every forward pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.values = nn.ParameterDict()
+        self.grow(model)
+
+    @torch.no_grad()
+    def grow(self, model: nn.Module) -> None:
+        """Follow the model's growth: new parameters, and new rows of old ones, get zeros."""
+        for name, parameter in trainable(model).items():
+            old = self.values.get(_key(name))
+            if old is not None and old.shape == parameter.shape:
+                continue
+            new = torch.zeros_like(parameter)
+            if old is not None:
+                new[tuple(slice(n) for n in old.shape)] = old
+            self.values[_key(name)] = nn.Parameter(new, requires_grad=False)
+
+    def of(self, names: Iterable[str]) -> list[Tensor]:
+        """The tensors of these parameters, in this order."""
+        return [self.values[_key(name)] for name in names]
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # a module's attribute name may not hold a dot

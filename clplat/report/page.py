@@ -1,0 +1,201 @@
+"""The report as one HTML page: no request leaves it, a content security policy forbids any.
+
+Drawn by hand as SVG and not by plotly or matplotlib: a page of one run is some tens of kilobytes (plotly.js alone is
+4.5 MB), is written in milliseconds, follows the reader's light or dark theme, and prints. Without its script it loses
+only instant tooltips and the legend's buttons.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import clplat
+from clplat.compare import Group
+from clplat.report.data import longest_experiences
+from clplat.report.numbers import show_estimate, unit_of
+from clplat.report.parts import (
+    all_metrics,
+    configuration,
+    experiences_table,
+    missing_table,
+    run_table,
+    status_chips,
+    tests_table,
+)
+from clplat.report.spec import Figure, Heat
+from clplat.report.svg import NARROW, WIDE, group_class, marker, render
+from clplat.report.tables import best_of, headline_metrics, seeds_text, title_of
+
+_NOTES = """
+<p><b>Means and intervals.</b> Over seeds: mean ± half of the 95 % interval by Student's t with n − 1 degrees of
+freedom. Intervals are not cut to a metric's range. A single seed has none. If any run of a strategy is complete,
+only complete runs count; of several runs with one seed, the last given.</p>
+<p><b>Tests.</b> Two-sided paired t-tests over the seeds that both strategies share, with Holm's correction over the
+comparisons of one metric. The sign-flip permutation test assumes less, but with n seeds it cannot go below
+2 / 2<sup>n</sup>. The best strategy is chosen by the same data: read the p-values as a guard against noise.</p>
+<p><b>Streams.</b> Numbers of different streams, or of one stream with different options, never share a table.</p>
+"""
+
+
+def build_page(streams: Sequence[Sequence[Group]], figures: Sequence[Sequence[Figure]]) -> str:
+    """The whole document; `figures[i]` are those of `streams[i]`."""
+    style = Path(__file__).with_name("style.css").read_text()
+    script = Path(__file__).with_name("page.js").read_text()
+    policy = (f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
+              "form-action 'none'")  # fmt: skip
+    title = _title(streams)
+    sections = [_section(i, groups, drawn, len(streams) > 1) for i, (groups, drawn) in
+                enumerate(zip(streams, figures, strict=True))]  # fmt: skip
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<header class="top"><div class="wrap">
+<p class="eyebrow">clplat report</p>
+<h1>{escape(title)}</h1>
+{_facts(streams)}
+{_contents(streams)}
+</div></header>
+<main class="wrap">
+{"".join(sections)}
+<section class="card notes"><h2>How to read this</h2>{_NOTES}</section>
+</main>
+<footer class="wrap">Written by clplat {escape(clplat.__version__)}. Tables and figures
+stand beside this file.</footer>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _digest(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _title(streams: Sequence[Sequence[Group]]) -> str:
+    if len(streams) > 1:
+        return f"{sum(map(len, streams))} strategies on {len(streams)} streams"
+    groups = streams[0]
+    if len(groups) > 1:
+        return f"{len(groups)} strategies on {groups[0].stream}"
+    return f"{groups[0].label} on {groups[0].stream}"
+
+
+def _facts(streams: Sequence[Sequence[Group]]) -> str:
+    groups = [g for s in streams for g in s]
+    runs = [run for g in groups for run in g.runs]
+
+    def distinct(values: Iterable[Any], most: int = 6) -> str:
+        kept = list(dict.fromkeys(str(v) for v in values if v is not None))
+        return ", ".join(kept[:most]) + (f" and {len(kept) - most} more" if len(kept) > most else "")
+
+    facts = {
+        "Strategy": distinct(g.label for g in groups),
+        "Stream": distinct(g.stream for g in groups),
+        "Backbone": distinct(g.backbone for g in groups),
+        "Seeds": distinct((r.get("seed") for r in sorted(runs, key=lambda r: str(r.get("seed")).zfill(20))), 12),
+        "Commit": distinct((str(r["git_commit"])[:10] for r in runs if r.get("git_commit")), 3),
+        "Version": distinct(r.get("clplat") for r in runs),
+    }
+    cells = "".join(f"<div><dt>{k}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items() if v)
+    return f'<dl class="facts">{cells}<div><dt>Status</dt><dd>{status_chips(runs)}</dd></div></dl>'
+
+
+def _contents(streams: Sequence[Sequence[Group]]) -> str:
+    if len(streams) < 2:
+        return ""
+    links = "".join(f'<li><a href="#stream-{i}">{escape(g[0].stream)}</a></li>' for i, g in enumerate(streams))
+    return f'<nav aria-label="Streams"><ul>{links}</ul></nav>'
+
+
+def _section(index: int, groups: Sequence[Group], figures: Sequence[Figure], several: bool) -> str:
+    head = f"<h2>Stream: {escape(groups[0].stream)}</h2>" if several else ""
+    experiences = longest_experiences(list(groups))
+    return f"""<section class="stream" id="stream-{index}">{head}
+{_tiles(groups[0]) if len(groups) == 1 else _results(groups)}
+{tests_table(groups)}
+{_legend(groups)}
+<div class="figures">{"".join(_figure(f, len(groups)) for f in figures)}</div>
+{all_metrics(groups)}
+{missing_table(groups)}
+<section class="card"><h3>What was run</h3>
+{run_table(groups)}
+{experiences_table(experiences)}
+{configuration(groups)}</section>
+</section>"""
+
+
+def _tiles(group: Group) -> str:
+    tiles = []
+    for name in headline_metrics([group]):
+        value = group.estimate(name)
+        if value.mean is None:
+            continue
+        mean, _, spread = show_estimate(value, unit_of(name)).partition(" ± ")
+        more = f'<span class="spread">± {escape(spread)}</span>' if spread else ""
+        tiles.append(f"<div><dt>{escape(title_of(name))}</dt><dd>{escape(mean)}{more}</dd></div>")
+    if not tiles:
+        return '<p class="card empty">Nothing was measured before this run ended.</p>'
+    note = f'<p class="under">{len(group.counted)} seeds</p>' if len(group.counted) > 1 else ""
+    return f'<section class="card"><h3>In short</h3><dl class="tiles">{"".join(tiles)}</dl>{note}</section>'
+
+
+def _results(groups: Sequence[Group]) -> str:
+    names = headline_metrics(groups)
+    best = {name: best_of(groups, name) for name in names}
+    head = "".join(f'<th scope="col" class="num">{escape(title_of(n))}</th>' for n in names)
+    rows = []
+    for i, group in enumerate(groups):
+        cells = "".join(f'<td class="num{" best" if best[n] is group else ""}">{_spread(group, n)}</td>' for n in names)
+        rows.append(f'<tr><th scope="row" class="named">{_swatch(i)}{escape(group.label)}</th>'
+                    f'<td class="num">{seeds_text(group)}</td>{cells}</tr>')  # fmt: skip
+    return f"""<section class="card"><h3>Results</h3>
+<div class="scroll" tabindex="0" role="region" aria-label="Results"><table>
+<caption><span>Mean ± half the 95 % interval over seeds. Bold: the best mean. Arrows point to better.</span></caption>
+<thead><tr><th scope="col">Strategy</th><th scope="col" class="num">seeds</th>{head}</tr></thead>
+<tbody>{"".join(rows)}</tbody></table></div></section>"""
+
+
+def _spread(group: Group, metric: str) -> str:
+    text = show_estimate(group.estimate(metric), unit_of(metric))
+    mean, mark, rest = text.partition(" ± ")
+    return f'{escape(mean)}<span class="spread"> ± {escape(rest)}</span>' if mark else escape(text)
+
+
+def _swatch(index: int) -> str:
+    dash = f'<path class="line" d="M1 8H23"/>{marker(index, 12, 8, 4)}'
+    return f'<svg class="swatch s {group_class(index)}" viewBox="0 0 24 16" aria-hidden="true">{dash}</svg>'
+
+
+def _legend(groups: Sequence[Group]) -> str:
+    if len(groups) < 2:
+        return ""
+    buttons = "".join(
+        f'<button type="button" data-g="{i}" aria-pressed="true">{_swatch(i)}{escape(g.label)}</button>'
+        for i, g in enumerate(groups)
+    )
+    return f'<div class="legend" role="group" aria-label="Strategies shown in the figures">{buttons}</div>'
+
+
+def _figure(figure: Figure, groups: int) -> str:
+    panels = []
+    size, width = {1: ("one", WIDE), 2: ("two", WIDE), 4: ("two", WIDE)}.get(len(figure.panels), ("many", NARROW))
+    for panel in figure.panels:
+        said = len(figure.panels) == 1 and (isinstance(panel, Heat) or panel.title == figure.title)
+        title = "" if said else f"<h4>{escape(panel.title)}</h4>"
+        own = f' data-g="{panel.group}"' if isinstance(panel, Heat) and groups > 1 else ""
+        panels.append(f'<div class="panel"{own}>{title}{render(panel, f"{panel.title}. {figure.alt}", width)}</div>')
+    return (f'<figure class="card {size}"><h3>{escape(figure.title)}</h3><div class="panels">{"".join(panels)}</div>'
+            f"<figcaption>{escape(figure.caption)}</figcaption></figure>")  # fmt: skip

@@ -1,0 +1,144 @@
+"""Draws the same figures with matplotlib as PNG files, for papers and for trackers that show images."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from clplat.compare import Estimate
+from clplat.report.numbers import show_estimate
+from clplat.report.spec import Bars, Figure, Heat, Lines, Panel, Scatter
+from clplat.report.svg import cut, y_axis
+
+# The page's colours of the light theme.
+COLOURS = ("#0b62b8", "#c2501b", "#00795c", "#a4468f", "#8a6d00", "#1687a7", "#5b5bd6", "#5a6370")
+_INK, _MUTED, _GRID, _HEAT = "#1b2330", "#566070", "#e4e8ee", "#0a4a9c"
+_DASHES = ("-", "--", ":")
+_MARKERS = "osD^v"
+
+
+def draw(figure: Figure) -> bytes:
+    """The figure as PNG, 150 dots per inch, at most three panels a row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    columns = min(3, len(figure.panels))
+    rows = math.ceil(len(figure.panels) / columns)
+    tall = [_height(p) for p in figure.panels]
+    canvas = Canvas(figsize=(4.4 * columns, max(tall) * rows), dpi=150, layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.subplots(rows, columns, squeeze=False).ravel()
+    for axis, panel in zip(axes, figure.panels, strict=False):
+        _panel(axis, panel)
+    for axis in axes[len(figure.panels) :]:
+        axis.set_axis_off()
+    handles, labels = axes[0].get_legend_handles_labels()
+    if len(labels) > 1 and not isinstance(figure.panels[0], Heat | Bars):
+        canvas.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+    target = io.BytesIO()
+    canvas.savefig(target, format="png")
+    return target.getvalue()
+
+
+def _height(panel: Panel) -> float:
+    if isinstance(panel, Heat):
+        return max(2.0, min(8.0, 0.3 * len(panel.rows) + 1.0))
+    return max(1.6, 0.34 * len(panel.bars) + 0.9) if isinstance(panel, Bars) else 3.1
+
+
+def _panel(axis: Any, panel: Panel) -> None:
+    axis.set_title(_plain(cut(panel.title, 48)), fontsize=10, color=_INK, loc="left")
+    axis.tick_params(labelsize=8, colors=_MUTED, length=3)
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_color(_GRID)
+    if isinstance(panel, Lines):
+        _lines(axis, panel)
+    elif isinstance(panel, Scatter):
+        _scatter(axis, panel)
+    elif isinstance(panel, Heat):
+        _heat(axis, panel)
+    else:
+        _bars(axis, panel)
+
+
+def _plain(text: str) -> str:
+    """A dollar sign would start a formula."""
+    return text.replace("$", r"\$")
+
+
+def _style(group: int) -> dict[str, Any]:
+    return {"color": COLOURS[group % len(COLOURS)], "linestyle": _DASHES[group // len(COLOURS) % len(_DASHES)]}
+
+
+def _label(axis: Any, x: str, y: str) -> None:
+    axis.set_xlabel(x, fontsize=8, color=_MUTED)
+    axis.set_ylabel(y, fontsize=8, color=_MUTED)
+    axis.grid(color=_GRID, linewidth=0.7)
+
+
+def _lines(axis: Any, panel: Lines) -> None:
+    _label(axis, panel.x_label, panel.y_label)
+    for mark in panel.marks:
+        axis.axvline(mark, color=_MUTED, linewidth=0.6, linestyle=":")
+    for line in panel.series:
+        marker = _MARKERS[line.group % len(_MARKERS)] if len(line.x) <= 30 else None
+        axis.plot(line.x, line.y, label=_plain(line.label), linewidth=1.5, marker=marker, markersize=3.5,
+                  **_style(line.group))  # fmt: skip
+        band = [(x, lo, hi) for x, lo, hi in zip(line.x, line.low, line.high, strict=True) if lo is not None]
+        if len(band) > 1:
+            x, low, high = zip(*band, strict=True)
+            axis.fill_between(x, low, high, color=_style(line.group)["color"], alpha=0.15, linewidth=0)
+    bounds = y_axis(panel)
+    axis.set_ylim(bounds[0], bounds[-1])
+    if panel.whole:
+        axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _error(value: Estimate) -> list[list[float]] | None:
+    return None if value.half_width is None else [[value.half_width], [value.half_width]]
+
+
+def _scatter(axis: Any, panel: Scatter) -> None:
+    _label(axis, panel.x_label, panel.y_label)
+    for p in panel.points:
+        axis.errorbar(p.x.mean, p.y.mean, xerr=_error(p.x), yerr=_error(p.y), label=_plain(p.label), capsize=2,
+                      fmt=_MARKERS[p.group % len(_MARKERS)], color=_style(p.group)["color"], markersize=6)  # fmt: skip
+
+
+def _heat(axis: Any, panel: Heat) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    means = [[math.nan if c.mean is None else c.mean for c in row] for row in panel.values]
+    axis.imshow(means, cmap=LinearSegmentedColormap.from_list("", ["#f7f9fc", _HEAT]), vmin=0, vmax=1, aspect="auto")
+    axis.set_xticks(*_thinned(panel.columns), rotation=45, ha="right")
+    axis.set_yticks(*_thinned(panel.rows))
+    if len(panel.columns) <= 12:
+        for i, row in enumerate(means):
+            for j, value in enumerate(row):
+                if not math.isnan(value):
+                    axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7,
+                              color="white" if value > 0.6 else _INK)  # fmt: skip
+
+
+def _thinned(labels: Sequence[str]) -> tuple[list[int], list[str]]:
+    kept = range(0, len(labels), math.ceil(len(labels) / 20))
+    return list(kept), [_plain(cut(labels[i], 14)) for i in kept]
+
+
+def _bars(axis: Any, panel: Bars) -> None:
+    for i, bar in enumerate(panel.bars):
+        mean = bar.value.mean or 0.0
+        axis.barh(i, mean, xerr=_error(bar.value), color=_style(bar.group)["color"], height=0.62, capsize=2,
+                  error_kw={"linewidth": 1, "ecolor": _INK})  # fmt: skip
+        end = max(mean, bar.value.high or 0.0)
+        axis.annotate(show_estimate(bar.value, panel.unit), (end, i), xytext=(4, 0), textcoords="offset points",
+                      va="center", fontsize=7, color=_INK)  # fmt: skip
+    axis.set_yticks(range(len(panel.bars)), [_plain(cut(b.label, 21)) for b in panel.bars])
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.45 * max(max(b.value.high or 0.0, b.value.mean or 0.0) for b in panel.bars) or 1)
+    axis.set_xticks([])

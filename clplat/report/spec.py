@@ -1,0 +1,112 @@
+"""What a figure shows, apart from how it is drawn: `svg` draws it into the page, `png` into a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clplat.compare import Estimate
+
+Values = Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of one group: y over x, with its 95 % band where there are several seeds."""
+
+    group: int
+    label: str
+    x: Sequence[float]
+    y: Values
+    low: Values
+    high: Values
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines over a shared axis.
+
+    Args:
+        unit: of y, as `numbers.show` takes it.
+        y_range: (lowest, highest); None fits the data.
+        whole: whether x is a count of experiences, so that ticks are whole numbers.
+        marks: x positions of thin vertical lines, where an experience ends or the shown one was trained.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    unit: str = "fraction"
+    y_range: tuple[float, float] | None = None
+    whole: bool = True
+    marks: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Scores in [0, 1] as a grid; `values[row][column]`, None where not measured."""
+
+    title: str
+    group: int
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[Estimate]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A group in a scatter plot, with intervals both ways."""
+
+    group: int
+    label: str
+    x: Estimate
+    y: Estimate
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """One quantity against another, both fractions."""
+
+    title: str
+    x_label: str
+    y_label: str
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a group, with its interval."""
+
+    group: int
+    label: str
+    value: Estimate
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Horizontal bars from zero, one for each group."""
+
+    title: str
+    bars: Sequence[Bar]
+    unit: str
+
+
+Panel = Lines | Heat | Scatter | Bars
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels that belong together.
+
+    Args:
+        slug: file name without ending.
+        caption: how to read it, in a sentence or two.
+        alt: what it shows, in words, for those who do not see it.
+    """
+
+    slug: str
+    title: str
+    caption: str
+    alt: str
+    panels: Sequence[Panel]

@@ -1,0 +1,47 @@
+"""A run's folder: `<output>/<name>/<timestamp>-<seed>/`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from clplat.errors import UserError
+from clplat.files import to_json, write_atomic
+from clplat.settings import Config
+
+
+def make_run_dir(config: Config, run_dir: Path | None = None) -> Path:
+    """A folder for a new run (`run_dir`, or one of its own) that holds its config.yaml.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    try:
+        if run_dir is None:
+            run_dir = _new_run_dir(Path(config.output) / str(config.name), config.seed)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_config(run_dir / "config.yaml", config)
+    except OSError as error:
+        raise UserError(f"output: can't write in {config.output}: {error.strerror}") from error
+    return run_dir
+
+
+def write_config(path: Path, config: Config) -> None:
+    """config.yaml, from which the same run can be run again."""
+    import yaml
+
+    write_atomic(path, yaml.safe_dump(json.loads(to_json(config.to_dict())), sort_keys=False, allow_unicode=True))
+
+
+def _new_run_dir(parent: Path, seed: int) -> Path:
+    """A folder of our own: <timestamp>-<seed>, with a further number if another run was as quick."""
+    stamp, number = time.strftime("%Y%m%d-%H%M%S"), 1
+    while True:
+        path = parent / (f"{stamp}-{seed}" if number == 1 else f"{stamp}-{seed}.{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return path

@@ -1,0 +1,149 @@
+"""Settings of a run that belong to no strategy, stream or backbone. Imports no torch: `--help` reads this."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class LoopSettings:
+    """The loop over a stream.
+
+    Args:
+        max_epochs: passes over each experience's training data, ≥ 1; not used by adapt and interact.
+        max_steps: optimizer steps per experience at most; null for no bound beside max_epochs.
+        batch_size: samples per batch and process, ≥ 1.
+        eval_batch_size: samples per evaluation batch, ≥ 1.
+        clip_norm: largest gradient norm; null does not clip.
+        accumulate: batches per optimizer step, ≥ 1.
+        eval_every: also evaluate every so many optimizer steps (anytime accuracy, stability gap); null only after
+            each experience.
+        eval_samples: test samples per experience in those extra evaluations; null takes all.
+        evaluate_on: test, or valid for choosing hyper-parameters.
+        checkpoint_every: save after so many steps; null only at experience boundaries and by time.
+        checkpoint_seconds: save after so many seconds; null only at experience boundaries and by steps.
+        representation: measure dormant units, effective rank and norms after each experience.
+        eval_episodes: episodes per evaluation of an interact experience, ≥ 1.
+        stop_after: stop after so many experiences; null runs all.
+    """
+
+    max_epochs: int = 1
+    max_steps: int | None = None
+    batch_size: int = 32
+    eval_batch_size: int = 512
+    clip_norm: float | None = None
+    accumulate: int = 1
+    eval_every: int | None = None
+    eval_samples: int | None = None
+    evaluate_on: Literal["test", "valid"] = "test"
+    checkpoint_every: int | None = None
+    checkpoint_seconds: float | None = 60.0
+    representation: bool = True
+    eval_episodes: int = 5
+    stop_after: int | None = None
+
+    def faults(self) -> list[str]:
+        """One line for each value out of range."""
+        counts = ("max_epochs", "max_steps", "batch_size", "eval_batch_size", "accumulate", "eval_every",
+                  "eval_samples", "checkpoint_every", "eval_episodes", "stop_after")  # fmt: skip
+        return _below(self, "loop", counts, 1) + _below(
+            self, "loop", ("clip_norm", "checkpoint_seconds"), 0, strict=True
+        )
+
+
+def _below(group: object, prefix: str, keys: tuple[str, ...], least: int, strict: bool = False) -> list[str]:
+    """One line for each of `keys` below `least` (or equal to it, where strict); None is always fine."""
+    sign = ">" if strict else "≥"
+    values = {k: getattr(group, k) for k in keys if getattr(group, k) is not None}
+    bad = {k: v for k, v in values.items() if v < least or (strict and v == least)}
+    return [f"{prefix}.{k}: {v} is out of range (valid: {sign} {least})" for k, v in bad.items()]
+
+
+@dataclass
+class FabricSettings:
+    """Devices and precision, as Lightning Fabric names them.
+
+    Args:
+        accelerator: what to compute on; auto takes what is there.
+        devices: processes on this node, ≥ 1; each takes one device.
+        strategy: ddp, or auto, which is ddp where there are several processes.
+        precision: 32-true, or bf16-mixed (parameters and memories stay in 32 bits).
+        num_nodes: machines, ≥ 1.
+        threads: CPU threads per process; null leaves torch's choice.
+    """
+
+    accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
+    devices: int = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    num_nodes: int = 1
+    threads: int | None = None
+
+    def faults(self) -> list[str]:
+        """One line for each value out of range."""
+        return _below(self, "fabric", ("devices", "num_nodes", "threads"), 1)
+
+
+@dataclass
+class TrackingSettings:
+    """MLflow.
+
+    Args:
+        enabled: whether to track at all; metrics.jsonl and summary.json are written in any case.
+        uri: tracking URI; null is the store `mlflow.db` beside the run's output folder.
+        experiment: MLflow experiment.
+        tags: further tags of the run.
+    """
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str = "clplat"
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Part:
+    """A strategy, stream, backbone or head by name, with its options."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Config:
+    """A fully resolved run: what `config.yaml` holds.
+
+    Args:
+        name: of the run; its folder under `output`.
+        seed: of initialisation, data order and everything drawn, unless a part has a seed of its own.
+        output: folder for runs.
+        data_root: folder of data sets; null is $CLPLAT_DATA.
+        reference: run directory or summary.json whose learning accuracies relative plasticity and intransigence
+            compare with (a joint or naive run on the same stream).
+    """
+
+    strategy: Part
+    stream: Part
+    backbone: Part
+    head: Part = field(default_factory=lambda: Part("growing"))
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    fabric: FabricSettings = field(default_factory=FabricSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    name: str | None = None
+    seed: int = 0
+    output: str = "runs"
+    data_root: str | None = None
+    reference: str | None = None
+
+    def faults(self) -> list[str]:
+        """One line for each value out of range, in every group."""
+        return self.loop.faults() + self.fabric.faults()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict in the layout of config.yaml: a part is {name: ..., option: ...}."""
+        plain = asdict(self)
+        for key in ("strategy", "stream", "backbone", "head"):
+            part = plain[key]
+            plain[key] = {"name": part["name"], **part["options"]}
+        return plain

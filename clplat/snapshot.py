@@ -1,0 +1,71 @@
+"""All of a run's state as tensors and plain values, and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from clplat import checkpoint
+from clplat.record import RunRecord
+from clplat.stream import Stream
+
+if TYPE_CHECKING:
+    from clplat.runner import Runner
+
+# Plain attributes of the runner that a resumed run needs as they were.
+_PLAIN = ("spent", "online", "returns", "gradient_norms", "flops_per_step", "saves")
+
+
+def snapshot(runner: Runner) -> dict[str, Any]:
+    """State of a run between two steps; collective under DDP: random states differ by process."""
+    strategy, rng = runner.strategy, [checkpoint.rng_state()]
+    if runner.world_size > 1:
+        rng = [{}] * runner.world_size
+        torch.distributed.all_gather_object(rng, checkpoint.rng_state())
+    resumed = None
+    if runner.progress.begun and not runner.progress.trained and runner.optimizer is not None:
+        resumed = {"optimizer": runner.optimizer.state_dict(), "learning_rates": runner.base_lrs}
+    return {
+        "progress": asdict(runner.progress),
+        "strategy": dict(strategy.state_dict()),
+        "evaluating": [n for n, m in strategy.named_modules() if not m.training],
+        "frozen": [n for n, p in strategy.named_parameters() if not p.requires_grad],
+        "resumed": resumed,
+        "rng": rng,
+        "stream": facts(runner.stream),
+        "record": runner.record.to_dict(),
+        "metrics_offset": runner.log.offset(),
+        **{name: getattr(runner, name) for name in _PLAIN},
+    }
+
+
+def restore(runner: Runner, state: dict[str, Any]) -> None:
+    """Inverse of `snapshot`: replay `grow` for the structure, load everything, random states last."""
+    progress, strategy = runner.progress, runner.strategy
+    progress.__dict__.update(state["progress"])
+    strategy.train()
+    for experience in runner.stream.experiences[: progress.experience + progress.begun]:
+        strategy.grow(experience.seen())
+    strategy.to(runner.fabric.device)
+    strategy.load_state_dict(state["strategy"])
+    evaluating, frozen = set(state["evaluating"]), set(state["frozen"])
+    for name, module in strategy.named_modules():
+        module.training = name not in evaluating
+    for name, parameter in strategy.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    runner.record.__dict__.update(RunRecord.from_dict(state["record"]).__dict__)
+    for name in _PLAIN:
+        setattr(runner, name, state[name])
+    runner.resumed = state["resumed"]
+    checkpoint.set_rng_state(state["rng"][runner.rank])
+
+
+def facts(stream: Stream) -> dict[str, Any]:
+    """What building the model needs of a stream, so that a run can be loaded without its data."""
+    return {
+        "num_classes": stream.num_classes,
+        "input_shape": list(stream.input_shape),
+        "names": list(stream.class_names),
+    }

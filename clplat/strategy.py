@@ -1,0 +1,210 @@
+"""What a strategy is: one LightningModule with a hook for each kind of experience it declares.
+
+Shapes: B samples of a batch, C classes, D features.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from clplat.errors import UserError
+from clplat.lightning import LightningModule
+from clplat.stream import Data, Experience, Kind
+
+# The hooks a subclass writes for each kind; the loop calls them, and refuses a kind whose hook is missing.
+HOOKS: dict[Kind, tuple[str, ...]] = {
+    Kind.LEARN: ("training_step",),
+    Kind.FORGET: ("forget_step",),
+    Kind.ADAPT: ("adapt_step",),
+    Kind.INTERACT: ("act", "observe", "training_step"),
+}
+LIFECYCLE = (
+    "grow",
+    "begin",
+    "training_data",
+    "after_step",
+    "end",
+    "predict",
+    "configure_optimizers",
+    "measurements",
+)
+
+
+class Strategy(LightningModule):
+    """Base of all strategies. Abstract: plain fine-tuning is a strategy of its own (`naive`).
+
+    A subclass sets `kinds` and `paper`, writes the hook of each kind, and keeps all state that matters between
+    steps in parameters, buffers or `get_extra_state` (tensors and plain numbers), so that a checkpoint holds it.
+
+        training_step(batch, batch_idx) -> loss     learn: batch is (inputs (B, ...), labels (B,)); interact: None
+        forget_step(batch, batch_idx) -> loss       forget: the samples to erase
+        adapt_step(inputs) -> predictions           adapt: before this batch changes anything; or (predictions, loss)
+        act(observation, explore) -> action         interact
+        observe(transition) -> int                  interact: store it; how many training steps to take now
+
+    A hook may return None instead of a loss when it needs no gradient step. Losses are means over the batch: under
+    DDP gradients are averaged over processes; use `self.mean` where a batch may be ragged.
+
+    Args:
+        model: the network; `model(inputs, task)` gives logits (B, C), `model.features(inputs)` features (B, D).
+        optimizer: sgd, adam or adamw; made anew for each experience.
+        lr: learning rate, > 0.
+        momentum: of sgd, in [0, 1).
+        weight_decay: ≥ 0.
+        schedule: of the learning rate within an experience; cosine ends at 0.
+        warmup: share of an experience's steps over which the rate rises linearly from 0, in [0, 1].
+    """
+
+    kinds: ClassVar[frozenset[Kind]]
+    paper: ClassVar[str]
+    # Whether what it keeps grows with the samples seen (upper bounds that store all data); the conformance suite
+    # holds all others to a bound.
+    replays: ClassVar[bool] = False  # batches hold samples of other tasks, or a teacher scores them: no task-wise head
+    unbounded_memory: ClassVar[bool] = False
+
+    # Set by the runner: inputs of the current batch as the stream holds them (what a memory should keep), the
+    # stream's `prepare`, and the number of samples of the current batch over all processes.
+    raw: Tensor
+    global_batch: int = 0
+    world_size: int = 1
+    rank: int = 0
+    global_step_count: int = 0
+    _prepare: Callable[[Tensor, bool], Tensor] | None = None
+
+    # Hooks that a subclass may write; declared for type checkers only, nothing is inherited.
+    forget_step: Callable[[Any, int], Tensor | None]
+    adapt_step: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
+    act: Callable[[Any, bool], Any]
+    observe: Callable[[Any], int]
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Literal["sgd", "adam", "adamw"] = "sgd",
+        lr: float = 0.1,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        schedule: Literal["constant", "cosine"] = "constant",
+        warmup: float = 0.0,
+    ) -> None:
+        super().__init__()
+        require("lr", lr, lr > 0, "> 0")
+        require("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
+        require("weight_decay", weight_decay, weight_decay >= 0, "≥ 0")
+        require("warmup", warmup, 0 <= warmup <= 1, "in [0, 1]")
+        self.model = model
+        self.optimizer_name, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay
+        self.schedule, self.warmup = schedule, warmup
+
+    # --- life of an experience, in the order of a run -------------------------------------------------------------
+
+    def grow(self, experience: Experience) -> None:
+        """Add structure (head rows, adapters, copies). Uses no data; replayed on resume before weights are loaded."""
+        grow = getattr(self.model, "grow", None)
+        if grow is not None:
+            grow(experience)
+
+    def begin(self, experience: Experience) -> None:
+        """Before the first step, with the data at hand: fill teachers, importance, statistics."""
+
+    def training_data(self, experience: Experience) -> Data:
+        """What the epochs of a learn experience run over; asked for after `begin`, and again on resume."""
+        assert experience.train is not None
+        return experience.train
+
+    def after_step(self) -> None:
+        """After each optimizer step, once however many batches were accumulated: EMA, projections, targets."""
+
+    def end(self, experience: Experience) -> None:
+        """After the last step: consolidate."""
+
+    def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
+        """Logits (B, C) for prepared inputs (B, ...); `task` only where the stream declares it known."""
+        return getattr(self.model, "predict", self.model)(inputs, task)
+
+    def measurements(self) -> dict[str, float]:
+        """Numbers of the strategy's own to log after each experience, as `strategy/<name>`."""
+        return {}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer of one experience over what is trainable now (empty for gradient-free learners)."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        if self.optimizer_name == "sgd":
+            return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        cls = torch.optim.Adam if self.optimizer_name == "adam" else torch.optim.AdamW
+        return cls(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+    # --- services -------------------------------------------------------------------------------------------------
+
+    def prepare(self, raw: Tensor) -> Tensor:
+        """Stored inputs (as in `self.raw`, or a memory) to model inputs, augmented as the stream says in training."""
+        return raw if self._prepare is None else self._prepare(raw, self.training)
+
+    def mean(self, losses: Tensor) -> Tensor:
+        """Mean of per-sample losses (b,) over the samples of all processes.
+
+        DDP averages gradients with equal weights, which is wrong for a last batch that does not divide evenly; here
+        each process counts by what it holds. One process: the plain mean.
+        """
+        if self.world_size == 1 or self.global_batch % self.world_size == 0:
+            return losses.mean()
+        total = torch.tensor(float(losses.numel()), device=losses.device)
+        torch.distributed.all_reduce(total)
+        return losses.sum() * (self.world_size / total)
+
+
+def require(name: str, value: object, holds: bool, valid: str) -> None:
+    """Refuse a hyper-parameter out of range, naming it, its value and the valid range."""
+    if not holds:
+        raise UserError(f"strategy.{name}: {value!r} is out of range (valid: {valid})")
+
+
+def check_hooks(cls: type[Strategy]) -> list[str]:
+    """Faults of a strategy class, one line each: a kind without its hook, a misspelt hook, missing facts.
+
+    A method that is public, not Lightning's and not one of the hooks is taken for a misspelt hook: helpers carry an
+    underscore.
+    """
+    import difflib
+
+    name, faults = cls.__name__, []
+    if not isinstance(getattr(cls, "kinds", None), frozenset) or not cls.kinds:
+        return [f"{name}.kinds: must be a non-empty frozenset of Kind"]
+    if not isinstance(getattr(cls, "paper", None), str):
+        faults.append(f"{name}.paper: must be a string (an arXiv id, a DOI, or what the method is)")
+    hooks = {h for kind in Kind for h in HOOKS[kind]}
+    own = _own_methods(cls)
+    for kind in sorted(cls.kinds):
+        faults += [f"{name}.kinds: declares '{kind}' but does not write {h}()" for h in HOOKS[kind] if h not in own]
+    declared = {h for kind in cls.kinds for h in HOOKS[kind]}
+    faults += [f"{name}.{h}: written, but no kind that calls it is declared" for h in sorted((own & hooks) - declared)]
+    known = hooks | set(LIFECYCLE) | {"forward"}
+    for method in sorted(own - known):
+        if method.startswith("_") or hasattr(Strategy, method):
+            continue
+        near = difflib.get_close_matches(method, sorted(known), n=1)
+        hint = f"did you mean {near[0]}?" if near else "a helper's name starts with an underscore"
+        faults.append(f"{name}.{method}: is no hook ({hint})")
+    return faults
+
+
+def _own_methods(cls: type[Strategy]) -> set[str]:
+    """Names of functions written between `cls` and `Strategy`."""
+    classes = [c for c in cls.__mro__ if issubclass(c, Strategy) and c is not Strategy]
+    return {n for c in classes for n, v in vars(c).items() if inspect.isfunction(v)}
+
+
+def check_kinds(cls: type[Strategy], kinds: list[Kind]) -> list[str]:
+    """Faults of running a strategy on a stream of these kinds."""
+    missing = sorted(set(kinds) - cls.kinds)
+    can = ", ".join(sorted(cls.kinds))
+    return [
+        f"strategy: {cls.__name__} does not handle kind '{k}', which the stream has (it handles: {can})"
+        for k in missing
+    ]

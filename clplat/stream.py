@@ -1,0 +1,209 @@
+"""A stream is a sequence of experiences, and an experience is one of four kinds.
+
+Shapes: N samples of a data set, n of an experience, B of a batch, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Kind(StrEnum):
+    """What an experience asks of the learner."""
+
+    LEARN = "learn"  # labelled data: acquire it without losing the past
+    FORGET = "forget"  # a request to erase: erase it, and only it
+    ADAPT = "adapt"  # unlabelled test data in order: predict first, then adapt
+    INTERACT = "interact"  # an offline data set, then an environment: act, collect, improve
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Rows of tensors held once and shared by all experiences; a batch is one indexing call.
+
+    Args:
+        inputs: (N, ...) the whole data set, as stored (uint8 images stay uint8).
+        labels: (N,) int64 class ids, or None where the learner may not see them.
+        rows: (n,) int64 rows of this experience in their natural order; None means all N.
+        world: what this experience does to a batch of stored inputs (a permutation, a rotation, a corruption);
+            deterministic, part of the data, and so applied before anything the learner stores.
+    """
+
+    inputs: Tensor
+    labels: Tensor | None
+    rows: Tensor | None = None
+    world: Callable[[Tensor], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs) if self.rows is None else len(self.rows)
+
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Inputs (B, ...) and labels (B,) at `positions` (B,) int64 in [0, n)."""
+        rows = positions if self.rows is None else self.rows[positions]
+        inputs = self.inputs[rows]
+        if self.world is not None:
+            inputs = self.world(inputs)
+        return inputs, None if self.labels is None else self.labels[rows]
+
+    def all(self) -> tuple[Tensor, Tensor | None]:
+        """The whole experience as one batch."""
+        return self.batch(torch.arange(len(self), device=self.inputs.device))
+
+    def targets(self) -> Tensor:
+        """Labels (n,) of this experience's rows."""
+        if self.labels is None:
+            raise ValueError("these data carry no labels")
+        return self.labels if self.rows is None else self.labels[self.rows]
+
+    def unlabelled(self) -> Data:
+        """The same rows without their labels."""
+        return dataclasses.replace(self, labels=None)
+
+    def subset(self, positions: Tensor) -> Data:
+        """Rows at `positions` (m,) int64 in [0, n)."""
+        return dataclasses.replace(self, rows=positions if self.rows is None else self.rows[positions])
+
+    def to(self, device: torch.device, moved: dict[int, Tensor] | None = None) -> Data:
+        """On `device`. `moved` maps id(tensor) to its copy, so that what experiences share is moved once."""
+        moved = {} if moved is None else moved
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None or tensor.device == device:
+                return tensor
+            if id(tensor) not in moved:
+                moved[id(tensor)] = tensor.to(device)
+            return moved[id(tensor)]
+
+        inputs = move(self.inputs)
+        assert inputs is not None
+        return dataclasses.replace(self, inputs=inputs, labels=move(self.labels), rows=move(self.rows))
+
+
+class Environment(Protocol):
+    """What an `interact` experience acts in; Gymnasium's environments fit as they are."""
+
+    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]: ...
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Experience:
+    """One piece of a stream.
+
+    Args:
+        index: position in the stream, from 0.
+        name: short and unique within the stream.
+        kind: what it asks of the learner.
+        train: what the learner is given: labelled data (learn), the samples to erase (forget), test inputs in order
+            (adapt), offline transitions or None (interact).
+        test: held-out data scored after every experience, one column of the accuracy matrix; no strategy sees it.
+        valid: held-out training data for hyper-parameter choice, or None.
+        classes: class ids in `train`, sorted; known without touching the data, so that structure can grow from it.
+        task: task id; reaches `predict` only where the stream declares it known at test time.
+        environment: makes the environment of an `interact` experience.
+        env_steps: steps to take in it.
+        return_bounds: (random, expert) mean returns, which normalise the return; None leaves it raw.
+        request: ids that a `forget` request names (classes, samples or experiences), for the record.
+    """
+
+    index: int
+    name: str
+    kind: Kind
+    train: Data | None
+    test: Data | None = None
+    valid: Data | None = None
+    classes: tuple[int, ...] = ()
+    task: int = 0
+    environment: Callable[[], Environment] | None = None
+    env_steps: int = 0
+    return_bounds: tuple[float, float] | None = None
+    request: tuple[str, ...] = ()
+
+    def seen(self) -> Experience:
+        """What a strategy may see of it: no test data, no labels of data that are to be adapted to."""
+        hidden = self.train.unlabelled() if self.kind is Kind.ADAPT and self.train is not None else self.train
+        return dataclasses.replace(self, test=None, train=hidden)
+
+    def to(self, device: torch.device, moved: dict[int, Tensor]) -> Experience:
+        """Its data on `device` (see `Data.to`)."""
+        parts = {k: getattr(self, k) for k in ("train", "test", "valid")}
+        return dataclasses.replace(self, **{k: v.to(device, moved) for k, v in parts.items() if v is not None})
+
+
+class Stream(Sequence[Experience]):
+    """A sequence of experiences, and what they have in common.
+
+    A stream file holds one subclass whose constructor takes its options, plus `seed` (None: the run's) and
+    `data_root`, and hands the finished experiences to this constructor.
+
+    Args:
+        experiences: in order.
+        num_classes: classes of the whole stream (0 where there are none).
+        input_shape: of one sample as `prepare` returns it.
+        task_known: whether `predict` is told the task id of a test sample (task-incremental evaluation).
+        class_names: name of each class id, in order of class id.
+        normalize: (mean, std) per channel of images in [0, 1]; None leaves inputs in [0, 1].
+        augment: maps a prepared training batch to its augmentation; draws from torch's generator only.
+    """
+
+    def __init__(
+        self,
+        experiences: Sequence[Experience],
+        *,
+        num_classes: int,
+        input_shape: tuple[int, ...],
+        task_known: bool = False,
+        class_names: Sequence[str] = (),
+        normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.experiences = tuple(experiences)
+        self.num_classes = num_classes
+        self.input_shape = tuple(input_shape)
+        self.task_known = task_known
+        self.class_names = tuple(class_names)
+        self.augment = augment
+        self._mean_std = None
+        if normalize is not None:
+            mean, std = (torch.tensor(v).view(-1, *[1] * (len(self.input_shape) - 1)) for v in normalize)
+            self._mean_std = (mean, std)
+
+    def __len__(self) -> int:
+        return len(self.experiences)
+
+    def __getitem__(self, index: int) -> Experience:  # type: ignore[override]
+        return self.experiences[index]
+
+    def __iter__(self) -> Iterator[Experience]:
+        return iter(self.experiences)
+
+    def prepare(self, inputs: Tensor, training: bool) -> Tensor:
+        """Stored inputs to what a model takes: bytes to [0, 1], normalisation and, in training, augmentation."""
+        if inputs.dtype == torch.uint8:
+            inputs = inputs.float().div_(255)
+        if self._mean_std is not None:
+            mean, std = (t.to(inputs.device) for t in self._mean_std)
+            inputs = (inputs - mean) / std
+        if training and self.augment is not None:
+            inputs = self.augment(inputs)
+        return inputs
+
+    def score(self, predictions: Tensor, labels: Tensor) -> Tensor:
+        """Score in [0, 1] of each sample, (B,) float; here accuracy: logits (B, C) against labels (B,)."""
+        return (predictions.argmax(1) == labels).float()
+
+    def to(self, device: torch.device) -> Stream:
+        """Move the data to `device`, each shared tensor once. Returns self."""
+        moved: dict[int, Tensor] = {}
+        self.experiences = tuple(e.to(device, moved) for e in self.experiences)
+        if self._mean_std is not None:
+            self._mean_std = (self._mean_std[0].to(device), self._mean_std[1].to(device))
+        return self

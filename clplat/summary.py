@@ -1,0 +1,77 @@
+"""`summary.json`: what a run was and what it measured."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import clplat
+from clplat.files import to_json
+from clplat.metrics import summarize
+from clplat.record import RunRecord
+from clplat.settings import Config
+
+_COST = ("train_seconds", "eval_seconds", "samples_per_second", "first_step_seconds", "peak_rss_bytes",
+         "peak_device_bytes", "trainable_parameters", "stored_bytes", "train_flops")  # fmt: skip
+_REPRESENTATION = ("dormant_fraction", "effective_rank", "weight_norm", "gradient_norm")
+
+
+def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
+    """The contents of summary.json; `status` is complete, interrupted or failed."""
+    metrics, why_null = summarize(record)
+    cost = {k: record.cost.get(k) for k in _COST}
+    why_null |= {f"cost.{k}": _why_no_cost(k, record) for k, v in cost.items() if v is None}
+    representation = {k: [r.get(k) for r in record.representation] for k in _REPRESENTATION}
+    for key, values in representation.items():
+        if None in values:
+            why_null[f"representation.{key}"] = "nothing to measure it on, or loop.representation is off"
+    commit = git_commit()
+    if commit is None:
+        why_null["git_commit"] = "clplat does not run from a git checkout"
+    return {
+        "clplat": clplat.__version__,
+        "strategy": config.strategy.name,
+        "stream": config.stream.name,
+        "backbone": config.backbone.name,
+        "head": config.head.name,
+        "name": config.name,
+        "seed": config.seed,
+        "config_sha256": config_sha256(config),
+        "git_commit": commit,
+        "status": status,
+        "experiences": [
+            {"name": e.name, "kind": str(e.kind), "train_samples": e.train_samples, "test_samples": e.test_samples}
+            for e in record.experiences
+        ],
+        "accuracy_matrix": record.matrix,
+        "metrics": metrics,
+        "representation": representation,
+        "cost": cost,
+        "why_null": why_null,
+    }
+
+
+def _why_no_cost(key: str, record: RunRecord) -> str:
+    if key == "peak_device_bytes":
+        return "no accelerator was used"
+    return "no experience was finished" if not record.representation else "no gradient step was taken"
+
+
+def config_sha256(config: Config) -> str:
+    """Digest of everything that can change a result: the resolved configuration without names and places."""
+    plain = {
+        k: v for k, v in config.to_dict().items() if k not in ("name", "output", "data_root", "tracking", "reference")
+    }
+    return hashlib.sha256(to_json(plain, sort_keys=True).encode()).hexdigest()
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that clplat is imported from, or None."""
+    folder = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None

@@ -1,0 +1,130 @@
+"""The conformance suite: what every strategy must do, ours and third parties'.
+
+    from clplat.testing import run_checks
+    results = run_checks("path/to/file.py:Class")
+
+Runs in this process on one core of the CPU, on tiny streams of the kinds that the strategy declares, and writes no
+file; `processes` starts two more processes, which write to a temporary folder. A strategy with options `memory` or
+`replay_batch` is checked with small ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from clplat import checkpoint
+from clplat.errors import UserError
+from clplat.testing import checks_of_runs as runs
+from clplat.testing import checks_of_state as states
+from clplat.testing.checks_of_processes import processes
+from clplat.testing.result import CheckFailed, CheckResult, NotApplicable
+from clplat.testing.subject import Subject
+
+__all__ = ["CHECKS", "CheckResult", "check", "judge", "run_checks"]
+
+CHECKS: dict[str, Callable[[Subject], None]] = {
+    f.__name__: f
+    for f in (
+        runs.hooks,
+        runs.arguments,
+        states.state,
+        states.growth,
+        states.resume,
+        runs.frozen_parameters,
+        runs.frozen_backbone,
+        runs.mechanism,
+        runs.task_free,
+        runs.test_data,
+        states.memory,
+        runs.seed,
+        runs.leaks,
+        processes,
+    )
+}
+
+
+def run_checks(name_or_path: str, checks: Sequence[str] | None = None) -> list[CheckResult]:
+    """Results of the checks on one strategy, in the order of `CHECKS`.
+
+    Args:
+        name_or_path: a registered name, or `path/to/file.py:Class`.
+        checks: which of `CHECKS`; None takes all. All but `processes` take a few seconds together.
+
+    Raises:
+        UserError: unknown strategy or check, or what the strategy needs is not installed.
+    """
+    return list(_results(name_or_path, checks))
+
+
+def check(name_or_path: str) -> int:
+    """Run all checks and print a line for each; returns the exit code, 1 if one failed. Raises as `run_checks`."""
+    results = []
+    for result in _results(name_or_path, None):
+        results.append(result)
+        line = f"{result.status:<14}  {result.name:<17}  {result.message or _guards(result.name)}"
+        print(line, flush=True)
+    failed = [r.name for r in results if r.status == "failed"]
+    passed = sum(r.status == "passed" for r in results)
+    tail = f"; failed: {', '.join(failed)}" if failed else ""
+    print(f"{name_or_path}: {passed} of {len(results)} checks passed{tail}")
+    return 1 if failed else 0
+
+
+def judge(subject: Subject, name: str, function: Callable[[Subject], None] | None = None) -> CheckResult:
+    """One check of one strategy; whatever it raises is its result. `function` replaces the check's own."""
+    with _undisturbed():
+        try:
+            (function or CHECKS[name])(subject)
+        except NotApplicable as reason:
+            return CheckResult(name, "not applicable", str(reason))
+        except CheckFailed as error:
+            return CheckResult(name, "failed", str(error))
+        except Exception as error:  # noqa: BLE001 - the code under test may raise anything
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"raised {type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+            return CheckResult(name, "failed", " ".join(text.split()))
+    return CheckResult(name, "passed")
+
+
+def _results(name_or_path: str, checks: Sequence[str] | None) -> Iterator[CheckResult]:
+    for name in checks or ():
+        if name not in CHECKS:
+            near = difflib.get_close_matches(name, CHECKS, n=1) or list(CHECKS)
+            raise UserError(f"checks: unknown check '{name}' (valid: {', '.join(near)})")
+    subject = Subject(name_or_path)
+    with _undisturbed():
+        sound = judge(subject, "hooks").status == "passed"
+        if sound:
+            _ = subject.backbone  # a strategy that can't be built at all is the user's mistake, not a failed check
+    for name in CHECKS:
+        if checks is not None and name not in checks:
+            continue
+        if sound or name == "hooks":
+            yield judge(subject, name)
+        else:
+            yield CheckResult(name, "not applicable", "its hooks must be right first")
+
+
+def _guards(name: str) -> str:
+    """What a check guards."""
+    return (CHECKS[name].__doc__ or "").splitlines()[0]
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """On one thread and without warnings; random states are afterwards as they were."""
+    threads, random = torch.get_num_threads(), checkpoint.rng_state()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        checkpoint.set_rng_state(random)

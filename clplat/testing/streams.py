@@ -1,0 +1,174 @@
+"""Tiny streams that can be learned: Gaussian clouds, a request to forget, shifted inputs, a walk on a line.
+
+Shapes: N samples of a pool, n of an experience; samples are (3, 4, 4), or (2,) where there is nothing but interacting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clplat.stream import Data, Experience, Kind, Stream
+
+CLASSES, IMAGE, OBSERVATION = 6, (3, 4, 4), (2,)
+# Odd in sum, so that a last batch is short and does not divide evenly between two processes.
+PER_CLASS = (13, 12)
+
+
+class Shift:
+    """What an adapt experience does to its inputs: a scale and an offset, the same for all samples."""
+
+    def __init__(self, amount: float) -> None:
+        self.amount = amount
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return inputs * (1 + 0.2 * self.amount) + 0.3 * self.amount
+
+
+class Walk:
+    """A point on a line, moved by each action; standing at 0 pays best. Episodes are cut off after 8 steps.
+
+    Observations are float32 arrays of `shape` whose first two numbers are position and time. An action is an integer
+    (0 left, anything else right) or an array whose first number, cut to [-1, 1], is the move.
+
+    Args:
+        shape: of an observation, of two numbers at least.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape, self.position, self.time = shape, 0.0, 0
+
+    def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start somewhere, as the seed says."""
+        self.position, self.time = float(np.random.default_rng(seed).uniform(-1, 1)), 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Move, and be paid."""
+        values = np.asarray(action)
+        if np.issubdtype(values.dtype, np.integer):
+            move = -1.0 if values.flat[0] == 0 else 1.0
+        else:
+            move = float(np.clip(values.flat[0], -1, 1))
+        self.position, self.time = self.position + 0.2 * move, self.time + 1
+        return self._observation(), -abs(self.position), False, self.time >= 8, {}
+
+    def _observation(self) -> np.ndarray:
+        observation = np.zeros(math.prod(self.shape), dtype=np.float32)
+        observation[:2] = self.position, self.time / 8
+        return observation.reshape(self.shape)
+
+
+class _Watched(Experience):
+    """What a hook is given; notes in `peeks` when its test or validation data are asked for."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("test", "valid") and sys._getframe(1).f_globals.get("__name__") != "dataclasses":
+            object.__getattribute__(self, "__dict__")["peeks"].append(name)
+        return super().__getattribute__(name)
+
+
+class _Source(Experience):
+    """An experience of which strategies see a watched form."""
+
+    def seen(self) -> Experience:
+        shown = super().seen()
+        watched = _Watched(**{f.name: getattr(shown, f.name) for f in dataclasses.fields(Experience)})
+        watched.__dict__["peeks"] = self.__dict__["peeks"]
+        return watched
+
+
+class TinyStream(Stream):
+    """A stream of the kinds that a strategy declares: learn, learn, forget, learn, adapt, adapt, interact, less the
+    kinds it lacks. Without learn there are two of each, for a model that has been trained on `source` before.
+
+    Args:
+        kinds: of the strategy.
+        seed: of the samples.
+        repeat: so many times the samples of each experience, ≥ 1.
+        separate: each experience holds tensors of its own, and the test sets are noise; training data stay the same.
+    """
+
+    def __init__(self, kinds: Collection[Kind], *, seed: int = 0, repeat: int = 1, separate: bool = False) -> None:
+        self.shape = OBSERVATION if set(kinds) == {Kind.INTERACT} else IMAGE
+        self.repeat, self.separate, self.peeks = repeat, separate, list[str]()
+        self._centres = 0.6 * torch.randn(CLASSES, *self.shape, generator=torch.Generator().manual_seed(7))
+        self.source = self._pool(seed, "source")
+        self._pools = {name: self._pool(seed, name) for name in ("train", "test", "shifted", "held")}
+        made, counts = [], dict.fromkeys(Kind, 0)
+        for index, kind in enumerate(script(kinds)):
+            number, counts[kind] = counts[kind], counts[kind] + 1
+            experience = getattr(self, f"_{kind}")(index, number, Kind.LEARN in kinds)
+            experience.__dict__["peeks"] = self.peeks
+            made.append(experience)
+        super().__init__(made, num_classes=CLASSES, input_shape=self.shape)
+
+    @property
+    def probe(self) -> Tensor:
+        """Inputs (150, ...) that no experience trains on."""
+        return self.source.inputs + 0.1
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of every experience."""
+        parts = [d for e in self for d in (e.train, e.test) if d is not None]
+        return [t for d in parts for t in (d.inputs, d.labels, d.rows) if t is not None]
+
+    def to(self, device: torch.device) -> Stream:
+        """Move the data to `device`, which keeps experiences watched. Returns self."""
+        if device.type != "cpu":
+            raise ValueError("these streams are for the CPU")
+        return self
+
+    def _pool(self, seed: int, name: str) -> Data:
+        generator = torch.Generator().manual_seed(int.from_bytes(name.encode()[:4]) + 1009 * seed)
+        sizes = torch.tensor([PER_CLASS[c % 2] * self.repeat for c in range(CLASSES)])
+        labels = torch.arange(CLASSES).repeat_interleave(sizes)
+        noise = torch.randn(len(labels), *self.shape, generator=generator)
+        if name in ("test", "held") and self.separate:
+            return Data(10 * noise, labels.flip(0))
+        return Data(self._centres[labels] + noise, labels)
+
+    def _part(self, pool: str, classes: tuple[int, ...], world: Shift | None = None) -> Data:
+        data = self._pools[pool]
+        rows = torch.isin(data.targets(), torch.tensor(classes)).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(3))]
+        part = Data(data.inputs, data.labels, rows, world)
+        if not self.separate:
+            return part
+        return Data(data.inputs[rows].clone(), data.targets()[rows].clone(), None, world)
+
+    def _learn(self, index: int, number: int, learns: bool) -> Experience:
+        classes = (2 * number, 2 * number + 1)
+        parts: dict[str, Any] = {"train": self._part("train", classes), "test": self._part("test", classes)}
+        return _Source(index, f"learn_{number}", Kind.LEARN, **parts, classes=classes, task=number)
+
+    def _forget(self, index: int, number: int, learns: bool) -> Experience:
+        classes = (2 * number,)
+        parts: dict[str, Any] = {"train": self._part("train", classes), "test": self._part("test", classes)}
+        request = (f"class {2 * number}",)
+        return _Source(index, f"forget_{number}", Kind.FORGET, **parts, classes=classes, request=request)
+
+    def _adapt(self, index: int, number: int, learns: bool) -> Experience:
+        classes, shift = tuple(range(CLASSES)), Shift(number + 1)
+        train, test = self._part("shifted", classes, shift), self._part("held", classes, shift)
+        return _Source(index, f"adapt_{number}", Kind.ADAPT, train, test, classes=classes)
+
+    def _interact(self, index: int, number: int, learns: bool) -> Experience:
+        return _Source(
+            index, f"interact_{number}", Kind.INTERACT, train=None, classes=(0, 1),
+            environment=lambda: Walk(self.shape), env_steps=24 * self.repeat, return_bounds=(-8.0, 0.0),
+        )  # fmt: skip
+
+
+def script(kinds: Collection[Kind]) -> list[Kind]:
+    """Kinds of the experiences, in order."""
+    learn, forget, adapt, interact = Kind.LEARN, Kind.FORGET, Kind.ADAPT, Kind.INTERACT
+    start = [learn, learn, forget, learn] if learn in kinds else [forget, forget]
+    return [kind for kind in [*start, adapt, adapt, interact] if kind in kinds]

@@ -1,0 +1,303 @@
+"""MLflow tracking that training never waits for, and that loses nothing.
+
+The run directory's metrics.jsonl is the truth. One daemon thread reads it from where it stopped, sends what is new
+in batches, and keeps in tracking.json the run's id and the bytes sent. A point is never logged twice: on (re-)opening
+a run the server says which step each metric has reached, and what does not go beyond that is skipped; so one metric
+must keep to one axis. A store that is away or slow costs nothing but a later delivery: on resume, at the end of the
+run, or by `send_pending`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from clplat.errors import UserError
+from clplat.files import to_json, write_atomic
+from clplat.settings import TrackingSettings
+from clplat.store import RunSender
+
+PAUSE_SECONDS = 1.0  # between two deliveries: gathers lines into batches
+LONGEST_PAUSE_SECONDS = 30.0  # between two attempts while the store is away
+LAST_ATTEMPTS = 3  # at the end of a run
+
+# A store that is away must fail fast: MLflow's defaults wait for minutes. The user's own settings win.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is told by us, in one line, at the end
+}
+_ALWAYS_NEW = {"params", "tags", "datasets", "run_name", "finish", "done", "described"}
+
+
+def default_uri(output: str | Path) -> str:
+    """Absolute URI of the store `mlflow.db` beside the output folder."""
+    return f"sqlite:///{Path(output).absolute().parent / 'mlflow.db'}"
+
+
+def absolute_uri(uri: str) -> str:
+    """`uri` with a relative SQLite path made absolute.
+
+    Raises:
+        UserError: a kind of store that MLflow no longer has, or none.
+    """
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme == "sqlite":
+        head, _, path = uri.partition(":///")
+        return f"{head}:///{Path(path).absolute()}"
+    if scheme not in ("http", "https", "postgresql", "mysql", "mssql"):
+        raise UserError(
+            f"tracking.uri: {uri!r} is no tracking store (valid: sqlite:///FILE.db, http(s)://HOST:PORT, postgresql://...)"
+        )
+    return uri
+
+
+class Tracker:
+    """One run in MLflow.
+
+    Args:
+        run_dir: the run's folder.
+        settings: where to track; not enabled makes every method do nothing.
+        run_name: shown in the list of runs.
+        params: the configuration, flattened.
+        tags: of the run; those in the settings are added.
+        datasets: (name, digest) of what the stream consists of.
+
+    Raises:
+        UserError: the settings name no valid store.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        settings: TrackingSettings,
+        *,
+        run_name: str,
+        params: dict[str, Any],
+        tags: dict[str, str],
+        datasets: list[tuple[str, str]],
+    ) -> None:
+        from clplat import __version__
+
+        self.run_dir = Path(run_dir).absolute()
+        self.enabled = settings.enabled
+        uri = settings.uri or default_uri(params.get("output") or self.run_dir.parents[1])
+        self.state: dict[str, Any] = {
+            "key": uuid.uuid4().hex,
+            "uri": absolute_uri(uri),
+            "experiment": settings.experiment,
+            "run_name": run_name,
+            "params": {k: v if isinstance(v, str) else to_json(v) for k, v in params.items()},
+            "tags": {k: str(v)[:5000] for k, v in {**tags, **settings.tags, "clplat": __version__}.items()},
+            "datasets": [list(d) for d in datasets],
+            "run_id": None,
+            "offset": 0,
+            "tail": "",
+            "described": False,
+            "finish": None,
+            "done": False,
+        }
+        before = read_state(self.run_dir) if self.enabled else None
+        if before and (before["uri"], before["experiment"]) == (self.state["uri"], self.state["experiment"]):
+            self.state.update({k: v for k, v in before.items() if k in self.state and k not in _ALWAYS_NEW})
+        self._wake, self._ending, self._abandoned = threading.Event(), threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._writing = threading.Lock()
+        self._problem: str | None = None
+
+    def start(self) -> None:
+        """Start sending; returns at once. A second call does nothing."""
+        if not self.enabled or self._thread is not None:
+            return
+        _environment.enter()
+        self._thread = threading.Thread(target=self._work, name="clplat-tracking", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """There are new lines in metrics.jsonl."""
+        self._wake.set()
+
+    def finish(self, status: str, artifacts: list[Path], timeout_seconds: float = 30.0) -> str | None:
+        """Send what is left and end the run.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            artifacts: files and folders to keep with the run. From a summary.json the final metrics are taken.
+            timeout_seconds: wait no longer than this.
+
+        Returns:
+            One line for the user if something could not be sent; it stays in the run directory.
+        """
+        if not self.enabled or self._ending.is_set():
+            return None
+        self.start()
+        assert self._thread is not None
+        whole = [a.resolve() for a in artifacts]  # a relative path would be looked for under the run's folder
+        files = [str(a.relative_to(self.run_dir) if a.is_relative_to(self.run_dir) else a) for a in whole]
+        self.state["finish"] = {"status": status, "artifacts": files, "time": time.time()}
+        self._save()
+        self._ending.set()
+        self._wake.set()
+        try:
+            self._thread.join(timeout_seconds)
+        finally:
+            self._abandoned.set()
+            _environment.leave()
+        if self.state["done"]:
+            return None
+        why = self._problem or f"no answer within {timeout_seconds:g} s"
+        return (
+            f"tracking: not everything reached {_without_password(self.state['uri'])} ({why}); "
+            f"it is kept in {self.run_dir} and sent on resume or by `clplat ui`"
+        )
+
+    def _work(self) -> None:
+        """The sender thread."""
+        self._save()
+        sender, pause, attempts = RunSender(self.run_dir, self.state, self._save, reopen=True), PAUSE_SECONDS, 0
+        while not self._abandoned.is_set():
+            ending = self._ending.is_set()  # asked before sending: all lines are written once it is set
+            try:
+                with _quiet():
+                    sender.send()
+                    if ending:
+                        sender.close()
+                self._problem, pause = None, PAUSE_SECONDS
+            except Exception as error:  # noqa: BLE001 - whatever the store does, training goes on
+                self._problem, pause = _one_line(error), min(2 * pause, LONGEST_PAUSE_SECONDS)
+                attempts += ending
+            if self.state["done"] or attempts >= LAST_ATTEMPTS:
+                return
+            if ending:
+                self._abandoned.wait(0.5)
+            else:
+                self._ending.wait(pause)
+                if self._problem is None:
+                    self._wake.wait(sender.next_sample())
+                    self._wake.clear()
+
+    def _save(self) -> None:
+        with self._writing:
+            _write_state(self.run_dir, self.state)
+
+
+def send_pending(run_dir: str | Path) -> bool:
+    """Send what a run could not send while it lasted, and its final status if it had one.
+
+    Returns:
+        Whether there was anything to send.
+
+    Raises:
+        Exception: as MLflow gives it, if the store is still away; nothing is lost.
+    """
+    run_dir = Path(run_dir).absolute()
+    state = read_state(run_dir)
+    if state is None or state["done"]:
+        return False
+    _environment.enter()
+    try:
+        with _quiet():
+            sender = RunSender(run_dir, state, lambda: _write_state(run_dir, state), reopen=False)
+            sender.send(system=False)
+            if state["finish"] is not None:
+                sender.close()
+    finally:
+        _environment.leave()
+    return True
+
+
+def pending(output: str | Path) -> list[Path]:
+    """Run directories below `output` that ended with something unsent."""
+    found = []
+    for path in sorted(Path(output).glob("**/tracking.json")):
+        state = read_state(path.parent)
+        if state is not None and state["finish"] is not None and not state["done"]:
+            found.append(path.parent)
+    return found
+
+
+def read_state(run_dir: Path) -> dict[str, Any] | None:
+    """Contents of tracking.json, or None if there is none."""
+    try:
+        state = json.loads((run_dir / "tracking.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return state if isinstance(state, dict) and "run_id" in state else None
+
+
+def _write_state(run_dir: Path, state: dict[str, Any]) -> None:
+    # A full disk or a removed run directory is the run's trouble to report, not tracking's.
+    with contextlib.suppress(OSError):
+        write_atomic(run_dir / "tracking.json", to_json(state))
+
+
+class _Environment:
+    """Sets variables that MLflow reads while any tracker is at work, and puts back what was there.
+
+    Entered and left by the caller's thread, not the sender's: changing the environment beside running C code that
+    reads it is not safe.
+    """
+
+    def __init__(self) -> None:
+        self._users, self._lock = 0, threading.Lock()
+        self._set: list[str] = []
+
+    def enter(self) -> None:
+        """Set what the first tracker of this process needs."""
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._set = [k for k in _ENVIRONMENT if k not in os.environ]
+                os.environ.update({k: _ENVIRONMENT[k] for k in self._set})
+
+    def leave(self) -> None:
+        """Undo it when the last one is done."""
+        with self._lock:
+            self._users = max(0, self._users - 1)
+            if self._users == 0:
+                for name in self._set:
+                    os.environ.pop(name, None)
+                self._set = []
+
+
+_environment = _Environment()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep this thread's log records about failed connections off the screen: a run with its store away goes on."""
+    import logging
+
+    thread = threading.get_ident()
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    loggers = [logging.getLogger(name) for name in ("urllib3.connectionpool", "alembic.runtime.migration")]
+    for logger in loggers:
+        logger.addFilter(elsewhere)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(elsewhere)
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"://([^/\s:@]*):[^/\s@]+@", r"://\1:***@", text)
+
+
+def _one_line(error: Exception) -> str:
+    text = _without_password(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
