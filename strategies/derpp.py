@@ -1,0 +1,72 @@
+"""DER++: replay that also matches the logits a sample had when it was stored.
+
+Source   Buzzega et al., "Dark Experience for General Continual Learning", NeurIPS 2020, arXiv:2004.07211.
+Checked  by reading aimagelab/mammoth models/derpp.py (e75a491, MIT).
+    loss = CE(f(x; θ), y) + α · mean (f(m; θ) − z)² + β · CE(f(m'; θ), y')        (m, z) and (m', y') drawn apart
+Differs  one forward pass for all three parts (theirs three: the same without batch norm). Where the head grows, only
+         the logits that a sample had when it was stored are matched.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clplat import Kind, Strategy, require
+from clplat.memory import Reservoir
+
+
+def logit_distance(logits: Tensor, stored: Tensor) -> Tensor:
+    """Mean squared difference of logits (M, C) and stored ones (M, C' ≤ C), where stored ones are finite; a scalar."""
+    known = stored.isfinite()  # NaN: no such class yet; -inf: masked by the head
+    difference = torch.where(known, logits[:, : stored.shape[1]].float() - stored.float(), 0.0)
+    return (difference.square().sum(1) / known.sum(1)).mean()
+
+
+class DERpp(Strategy):
+    """Dark experience replay with labels. B new samples, M replayed twice, C classes.
+
+    Args:
+        memory: samples kept in all, with their logits, by reservoir sampling, ≥ 1.
+        replay_batch: M, samples of each of the two draws of a step, ≥ 1.
+        logit_weight: α ≥ 0, weight of the squared logit difference.
+        label_weight: β ≥ 0, weight of the replayed cross-entropy; 0 is DER.
+    """
+
+    kinds = frozenset({Kind.LEARN})
+    paper = "arXiv:2004.07211"
+    replays = True
+
+    def __init__(
+        self,
+        *,
+        memory: int = 500,
+        replay_batch: int = 32,
+        logit_weight: float = 0.1,
+        label_weight: float = 0.5,
+        **base,
+    ):
+        super().__init__(**base)
+        require("replay_batch", replay_batch, replay_batch >= 1, "≥ 1")
+        require("logit_weight", logit_weight, logit_weight >= 0, "≥ 0")
+        require("label_weight", label_weight, label_weight >= 0, "≥ 0")
+        self.memory, self.replay_batch = Reservoir(memory), replay_batch
+        self.logit_weight, self.label_weight = logit_weight, label_weight
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch  # (B, ...), (B,)
+        if len(self.memory) == 0:
+            new = self.model(x)
+            loss = self.mean(F.cross_entropy(new, y, reduction="none"))
+        else:
+            m = self.replay_batch
+            mx, _, mz = self.memory.sample(m)  # (M, ...), _, (M, C')
+            lx, ly, _ = self.memory.sample(m)
+            replayed = self.prepare(torch.cat([mx, lx]))
+            new, match, label = self.model(torch.cat([x, replayed])).split([len(x), m, m])  # (·, C)
+            loss = self.mean(F.cross_entropy(new, y, reduction="none"))
+            loss = loss + self.logit_weight * logit_distance(match, mz)
+            loss = loss + self.label_weight * F.cross_entropy(label, ly)
+        self.memory.add(self.raw, y, logits=new)
+        return loss

@@ -1,0 +1,124 @@
+"""EWC: a quadratic penalty holds the weights that mattered for the past.
+
+Source   Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017, arXiv:1612.00796;
+         online: Schwarz et al., "Progress & Compress", ICML 2018, arXiv:1805.06370.
+Checked  against Avalanche 0.6.0 training/plugins/ewc.py (MIT).
+    loss = CE(f(x; θ), y) + λ Σ_t Σ_i F_ti (θ_i − θ*_ti)²
+    F_t = mean over groups of b samples of (∂/∂θ mean_b CE)², at θ*_t, on the labels of experience t
+    online: one F ← γ F + F_t, and θ* of the last experience
+Differs  λ without the paper's ½, as in Avalanche. F uses the labels (the empirical Fisher), not labels drawn from the
+         model. The sum over t is held as one quadratic, Σ_t F_t around the F-weighted mean of the θ*_t: the same
+         gradient, a loss that is less by a constant, and no growth with t.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from clplat import Experience, Kind, Strategy, require
+from clplat.per_parameter import PerParameter, trainable
+
+VALUES_AT_ONCE = 2**25  # gradient values held at a time while the Fisher information is summed
+
+
+def quadratic(parameters: list[Tensor], importance: list[Tensor], centre: list[Tensor]) -> Tensor:
+    """Σ_i F_i (θ_i − c_i)² over all parameters; a scalar."""
+    return torch.stack(
+        [(f * (p - c).square()).sum() for p, f, c in zip(parameters, importance, centre, strict=True)]
+    ).sum()
+
+
+def fisher(model: nn.Module, inputs: Tensor, labels: Tensor, group: int, task: int = 0) -> dict[str, Tensor]:
+    """Mean over groups of `group` consecutive samples (the last may be smaller) of the squared gradient of their mean
+    cross-entropy, by parameter name. Inputs (n, ...) prepared, labels (n,)."""
+    parameters = {name: p.detach() for name, p in trainable(model).items()}
+
+    def loss(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(model, values, (x, task)), y)
+
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0))
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    chunk = max(1, VALUES_AT_ONCE // sum(p.numel() for p in parameters.values())) * group
+    for x, y in zip(inputs.split(chunk), labels.split(chunk), strict=True):
+        even = len(x) - len(x) % group
+        for part in (slice(0, even), slice(even, len(x))):
+            if len(x[part]):
+                size = min(group, len(x[part]))
+                groups = x[part].unflatten(0, (-1, size)), y[part].unflatten(0, (-1, size))
+                with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the fused kernel, and warns
+                    found = gradients(parameters, *groups)
+                for name, g in found.items():
+                    total[name] += g.square().sum(0)
+    count = -(-len(inputs) // group)
+    return {name: t / count for name, t in total.items()}
+
+
+class EWC(Strategy):
+    """Elastic weight consolidation.
+
+    Args:
+        penalty: λ ≥ 0, weight of the penalty; 0 makes this `naive`. Too large a λ diverges: lr · λ · F < 1 is needed.
+        mode: separate adds a penalty for each experience; online keeps one, around the last weights.
+        online_decay: γ in [0, 1], weight of the older importances in mode online.
+        fisher_batch: b ≥ 1, samples whose gradients are averaged before they are squared; 1 is the empirical Fisher,
+            the training batch what Avalanche computes (smaller by about b, so that λ is larger).
+    """
+
+    kinds = frozenset({Kind.LEARN})
+    paper = "arXiv:1612.00796"
+
+    def __init__(
+        self,
+        *,
+        penalty: float = 100.0,
+        mode: Literal["separate", "online"] = "separate",
+        online_decay: float = 0.9,
+        fisher_batch: int = 1,
+        **base,
+    ):
+        super().__init__(**base)
+        require("penalty", penalty, penalty >= 0, "≥ 0")
+        require("online_decay", online_decay, 0 <= online_decay <= 1, "in [0, 1]")
+        require("fisher_batch", fisher_batch, fisher_batch >= 1, "≥ 1")
+        self.penalty, self.mode, self.online_decay, self.fisher_batch = penalty, mode, online_decay, fisher_batch
+        self.importance, self.centre = PerParameter(self.model), PerParameter(self.model)
+        self._past = False
+
+    def grow(self, experience: Experience) -> None:
+        super().grow(experience)
+        self.importance.grow(self.model)
+        self.centre.grow(self.model)
+        self._past = experience.index > 0
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch  # (B, ...), (B,)
+        loss = self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+        if self._past and self.penalty:
+            names = trainable(self.model)
+            held = quadratic(list(names.values()), self.importance.of(names), self.centre.of(names))
+            loss = loss + self.penalty * held
+        return loss
+
+    def end(self, experience: Experience) -> None:
+        """Add this experience's Fisher information. Every process computes it whole, so that all agree."""
+        assert experience.train is not None
+        inputs, labels = experience.train.all()[0], experience.train.targets()
+        self.eval()
+        found = fisher(self.model, self.prepare(inputs), labels, self.fisher_batch, experience.task)
+        self.train()
+        with torch.no_grad():
+            for name, parameter in trainable(self.model).items():
+                (importance,), (centre,), new = self.importance.of([name]), self.centre.of([name]), found[name]
+                if self.mode == "online":
+                    importance.mul_(self.online_decay).add_(new)
+                    centre.copy_(parameter)
+                else:
+                    importance.add_(new)
+                    share = torch.where(importance > 0, new / importance, 0.0)
+                    centre.lerp_(parameter, share)

@@ -1,0 +1,59 @@
+"""LwF: the model before this experience teaches the old classes on the new data.
+
+Source   Li, Hoiem, "Learning without Forgetting", ECCV 2016, arXiv:1606.09282.
+Checked  against Avalanche 0.6.0 training/regularization.py (MIT).
+    loss = CE(f(x; θ), y) + α · mean_b KL( softmax(f_b(x; θ_old)/T) ‖ softmax(f_b(x; θ)/T) )        over old classes
+Differs  KL where the paper has cross-entropy (the same gradient); no warm-up of the new rows; one head, so the first
+         term runs over all classes.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from clplat import Experience, Kind, Strategy, require
+from clplat.ema import Frozen
+
+
+def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher ‖ student) of each sample (B,), both logits (B, C) softened by `temperature`."""
+    student, target = (logits / temperature).log_softmax(1), (teacher / temperature).log_softmax(1)
+    return F.kl_div(student, target, reduction="none", log_target=True).sum(1)
+
+
+class LwF(Strategy):
+    """Distillation without a memory. B new samples, C classes, O of them old.
+
+    Args:
+        distill: α ≥ 0, weight of the distillation; 0 makes this `naive`.
+        temperature: T > 0, softens both distributions.
+    """
+
+    kinds = frozenset({Kind.LEARN})
+    paper = "arXiv:1606.09282"
+    replays = True
+
+    def __init__(self, *, distill: float = 1.0, temperature: float = 2.0, **base):
+        super().__init__(**base)
+        require("distill", distill, distill >= 0, "≥ 0")
+        require("temperature", temperature, temperature > 0, "> 0")
+        self.distill, self.temperature = distill, temperature
+        self.teacher: Frozen | None = None
+        self._old: list[int] = []  # both lists follow from the experiences met, which a resume replays
+        self._met: set[int] = set()
+
+    def grow(self, experience: Experience) -> None:
+        if self._met:
+            self.teacher, self._old = Frozen(self.model), sorted(self._met)
+        self._met.update(experience.classes)
+        super().grow(experience)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch  # (B, ...), (B,)
+        logits = self.model(x)  # (B, C)
+        losses = F.cross_entropy(logits, y, reduction="none")
+        if self.teacher is not None and self.distill:
+            old = distillation(logits[:, self._old], self.teacher(x)[:, self._old], self.temperature)
+            losses = losses + self.distill * old
+        return self.mean(losses)
