@@ -1,0 +1,108 @@
+"""Small strategies that pass the suite, one for each kind without learning before it, and one for all kinds."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clplat import Kind, Strategy
+from clplat.memory import Reservoir
+
+
+class Ascent(Strategy):
+    """Forgets by making what is to be erased less likely, as far as chance."""
+
+    kinds = frozenset({Kind.FORGET})
+    paper = "none: an example"
+
+    def forget_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return self.mean(-F.cross_entropy(self.model(x), y, reduction="none").clamp(max=1.5))
+
+
+class Entropy(Strategy):
+    """Adapts by making its predictions surer (Tent)."""
+
+    kinds = frozenset({Kind.ADAPT})
+    paper = "arXiv:2006.10726"
+
+    def adapt_step(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(inputs)
+        return logits.detach(), self.mean(-(logits.softmax(1) * logits.log_softmax(1)).sum(1))
+
+
+class Actor(Strategy):
+    """Learns to act from the sign of what an action changed.
+
+    Args:
+        memory: transitions kept.
+        noise: share of random actions, in [0, 1].
+    """
+
+    kinds = frozenset({Kind.INTERACT})
+    paper = "none: an example"
+
+    def __init__(self, *, memory: int = 30, noise: float = 0.3, **base: Any) -> None:
+        super().__init__(**base)
+        self.transitions, self.noise = Reservoir(memory), noise
+
+    def act(self, observation: Any, explore: bool) -> int:
+        if explore and torch.rand(()) < self.noise:
+            return int(torch.randint(2, ()))
+        with torch.no_grad():
+            return int(self.model(torch.as_tensor(observation)[None])[0, :2].argmax())
+
+    def observe(self, transition: Any) -> int:
+        before, after = (abs(float(o.flat[0])) for o in (transition.observation, transition.next_observation))
+        better = transition.action if after < before else 1 - transition.action
+        self.transitions.add(torch.as_tensor(transition.observation)[None], torch.tensor([better]))
+        return 1
+
+    def training_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> Tensor:
+        x, y = self.transitions.sample(8) if batch is None else batch
+        return self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+
+
+class Everything(Ascent, Entropy, Actor):
+    """Handles all four kinds."""
+
+    kinds = frozenset(Kind)
+    paper = "none: an example"
+
+
+class Prototypes(Strategy):
+    """Nearest mean of the features, which are never trained."""
+
+    kinds = frozenset({Kind.LEARN})
+    paper = "arXiv:1611.07725"
+
+    def __init__(self, **base: Any) -> None:
+        super().__init__(**base)
+        self.model.requires_grad_(False)
+        self.register_buffer("sums", torch.zeros(0))
+        self.register_buffer("counts", torch.zeros(0))
+
+    def grow(self, experience: Any) -> None:
+        more = max(experience.classes) + 1 - len(self.counts)
+        if more > 0:
+            width = self.model.backbone.embed_dim
+            self.sums = torch.cat([self.sums.reshape(-1, width), torch.zeros(more, width)])
+            self.counts = torch.cat([self.counts, torch.zeros(more)])
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        features = self.model.features(x)
+        sums = torch.zeros_like(self.sums).index_add(0, y, features)
+        counts = torch.bincount(y, minlength=len(self.counts)).float()
+        if self.world_size > 1:
+            torch.distributed.all_reduce(sums)
+            torch.distributed.all_reduce(counts)
+        self.sums += sums
+        self.counts += counts
+
+    def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
+        if not len(self.counts):
+            return inputs.new_zeros(len(inputs), 0)
+        means = self.sums / self.counts.clamp(min=1)[:, None]
+        return -torch.cdist(self.model.features(inputs), means)

@@ -1,0 +1,94 @@
+"""The suite finds what it is there to find: each offender fails its check, each good example passes all."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from clplat import discovery
+from clplat.errors import UserError
+from clplat.testing import CHECKS, Subject, check, judge, run_checks
+from clplat.testing.checks_of_processes import compare, in_processes
+
+HERE = Path(__file__).parent
+BAD, GOOD = HERE / "bad" / "offenders.py", HERE / "good" / "each_kind.py"
+
+
+def classes(file):
+    """Public classes of a file, and the value of `fails` where they set it."""
+    nodes = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
+    fails = {}
+    for node in nodes:
+        values = [s.value.value for s in node.body if isinstance(s, ast.Assign) and s.targets[0].id == "fails"]
+        fails[node.name] = values[0] if values else None
+    return fails
+
+
+OFFENDERS, EXAMPLES = classes(BAD), list(classes(GOOD))
+QUICK = [c for c in CHECKS if c != "processes"]
+
+
+def test_every_check_has_an_offender():
+    assert set(OFFENDERS.values()) == {*CHECKS, ""}
+
+
+@pytest.mark.parametrize("name", [n for n, fails in OFFENDERS.items() if fails in QUICK])
+def test_an_offender_fails_its_check(name, monkeypatch):
+    monkeypatch.setenv("CLPLAT_OFFENDER", "")
+    (result,) = run_checks(f"{BAD}:{name}", [OFFENDERS[name]])
+    if name == "LeavesThread":
+        discovery.load("strategies", f"{BAD}:{name}").gate.set()
+    assert result.status == "failed"
+    assert not result.message.startswith("raised") or name in ("Unsaveable", "GrowsFromData")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_good_example_fails_nothing(name):
+    results = run_checks(f"{GOOD}:{name}", QUICK)
+    assert [r for r in results if r.status == "failed"] == []
+    assert {r.name for r in results if r.status == "not applicable"} <= {"task_free"}
+
+
+def test_wrong_hooks_stop_the_rest():
+    hooks, *rest = run_checks(f"{BAD}:MisspeltHook", ["hooks", "state", "resume"])
+    assert "finish" in hooks.message
+    assert [r.status for r in rest] == ["not applicable", "not applicable"]
+
+
+def test_a_check_that_raises_has_failed():
+    def broken(subject):
+        raise ValueError("two\nlines")
+
+    result = judge(Subject("naive"), "state", broken)
+    assert result.status == "failed"
+    assert result.message.startswith("raised ValueError: two lines (")
+
+
+def test_check_prints_a_line_each_and_the_exit_code(capsys, monkeypatch):
+    from clplat import testing
+
+    monkeypatch.setattr(testing, "CHECKS", {k: CHECKS[k] for k in ("hooks", "arguments", "seed")})
+    assert check("naive") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:3]] == [["passed", n] for n in ("hooks", "arguments", "seed")]
+    assert lines[3] == "naive: 3 of 3 checks passed"
+    assert check(f"{BAD}:IgnoredArgument") == 1
+    assert "IgnoredArgument(strength) is accepted and ignored" in capsys.readouterr().out
+
+
+def test_unknown_names_are_the_users_mistake():
+    with pytest.raises(UserError, match="unknown check 'resum' \\(valid: resume\\)"):
+        run_checks("naive", ["resum"])
+    with pytest.raises(UserError, match="unknown name 'nave'"):
+        run_checks("nave")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes():
+    names = [f"{BAD}:PlainMean", f"{BAD}:OneProcess", *(f"{GOOD}:{e}" for e in EXAMPLES if e != "Actor")]
+    found = in_processes(names)
+    results = {n.rpartition(":")[2]: judge(Subject(n), "processes", lambda s: compare(s, found[s.name])) for n in names}
+    assert results["PlainMean"].status == "failed"
+    assert results["OneProcess"].message == "fabric.devices: 2 is out of range (one process only)"
+    assert {n: r for n, r in results.items() if n in EXAMPLES and r.status != "passed"} == {}

@@ -1,0 +1,64 @@
+"""Fixtures for tests of whole runs: one thread, small, quiet, untracked, in a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mixed import mixed_config
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run_mixed(tmp_path: Path) -> Callable[..., Any]:
+    """Runs the mixed stream: `run_mixed(loop={...}, **{"strategy.memory": 10})` gives a Result."""
+    import clplat
+
+    def start(**overrides: Any) -> Any:
+        return clplat.run(mixed_config(tmp_path), quiet=True, **overrides)
+
+    return start
+
+
+@pytest.fixture
+def make_runner() -> Iterator[Callable[..., Any]]:
+    """Makes runners over the mixed stream, without files unless a run directory is given; closes their logs."""
+    from clplat.build import build_strategy, build_stream, new_record
+    from clplat.config import resolve
+    from clplat.launch import make_fabric
+    from clplat.runlog import RunLog
+    from clplat.runner import Runner
+
+    logs = []
+
+    def make(run_dir: Path | None = None, offset: int = 0, **overrides: Any) -> Runner:
+        config = resolve(config=mixed_config(run_dir or Path("unused")), **overrides)
+        stream = build_stream(config)
+        strategy = build_strategy(config, stream.input_shape, stream.num_classes, seed=config.seed)
+        fabric = make_fabric(config.fabric)
+        fabric.launch()
+        logs.append(RunLog(run_dir, 0.0, offset=offset))
+        return Runner(strategy, stream, config.loop, fabric, config.seed, logs[-1], new_record(stream, None))
+
+    yield make
+    for log in logs:
+        log.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """Fail a test that leaves behind a thread that is no daemon, an environment variable, or another folder."""
+    before = {t.ident for t in threading.enumerate()}, dict(os.environ), Path.cwd()
+    yield
+    threads = [t for t in threading.enumerate() if t.ident not in before[0] and not t.daemon]
+    assert not threads, f"left running: {threads}"
+    changed = {k for k in os.environ.keys() | before[1].keys() if os.environ.get(k) != before[1].get(k)}
+    changed -= {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"}  # the last two by scikit-learn
+    assert not changed, f"environment changed: {changed}"
+    assert Path.cwd() == before[2]

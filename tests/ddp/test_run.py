@@ -1,0 +1,71 @@
+"""Whole runs on two CPU processes against the same run on one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mixed import mixed_config
+
+import clplat
+from clplat import checkpoint
+from clplat.errors import UserError
+
+TWO = {"fabric.devices": 2, "fabric.accelerator": "cpu"}
+# 288 or so samples an experience: the last of the global batches is ragged.
+DIGITS = {"backbone": "mlp", "quiet": True, "tracking": {"enabled": False}, "seed": 3, "loop": {"max_epochs": 2}}
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in clplat.load(run_dir).state_dict().items() if isinstance(v, torch.Tensor)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "one", "two"), [
+    ("naive", {}, {}),
+    ("er", {"strategy.replay_batch": 32, "strategy.memory": 60}, {"strategy.replay_batch": 16, "strategy.memory": 60}),
+])  # fmt: skip
+def test_two_processes_equal_one_with_the_doubled_batch(
+    strategy: str, one: dict[str, Any], two: dict[str, Any], tmp_path: Path
+) -> None:
+    single = clplat.run(strategy=strategy, output=str(tmp_path / "1"), **{"loop.batch_size": 32}, **one, **DIGITS)
+    double = clplat.run(
+        strategy=strategy, output=str(tmp_path / "2"), **{"loop.batch_size": 16}, **two, **TWO, **DIGITS
+    )
+    expected, found = weights(single.run_dir), weights(double.run_dir)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        if value.is_floating_point():
+            assert torch.allclose(value, found[name], rtol=0, atol=1e-5), name
+    assert double.accuracy_matrix == single.accuracy_matrix
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly(tmp_path: Path) -> None:
+    """A run cut at a checkpoint inside an experience and resumed on two processes is the uninterrupted one."""
+    import shutil
+
+    config = mixed_config(tmp_path)
+    config["loop"] |= {"checkpoint_every": 5, "max_epochs": 1, "batch_size": 4, "stop_after": 4}
+    straight = clplat.run(config, quiet=True, **TWO)
+    # An earlier checkpoint of the same run stands for the one that a crash would leave.
+    crashed = tmp_path / "crashed"
+    shutil.copytree(straight.run_dir, crashed)
+    newest = sorted((crashed / "checkpoints").iterdir())[-1]
+    shutil.rmtree(newest)
+    state, _ = checkpoint.load_newest(crashed / "checkpoints")
+    assert state is not None
+    assert not state["progress"]["trained"] or state["progress"]["experience"] == 3
+    resumed = clplat.resume(crashed, quiet=True)
+    assert resumed.accuracy_matrix == straight.accuracy_matrix
+    assert resumed.metrics == straight.metrics
+    expected, found = weights(straight.run_dir), weights(crashed)
+    assert all(torch.equal(v, found[k]) for k, v in expected.items())
+
+
+@pytest.mark.slow
+def test_errors_of_a_process_reach_the_user(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not handle kind"):
+        clplat.run(mixed_config(tmp_path), strategy="naive", quiet=True, **TWO)

@@ -1,0 +1,171 @@
+"""Killed at any moment, a resumed run ends as the uninterrupted one; and other ways in which a run is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mixed import mixed_config
+
+# The command line in a fresh process, with a signal sent to itself at a chosen event. Events are counted over the
+# whole run: an index into data, a backward pass, an evaluation batch, a file flushed within a checkpoint, a rename.
+KILLER = """
+import os, sys
+import torch
+torch.set_num_threads(1)
+event, countdown, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+def counted(owner, name):
+    original = getattr(owner, name)
+    def wrapper(*args, **kwargs):
+        global countdown
+        countdown -= 1
+        if countdown == 0:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+    setattr(owner, name, wrapper)
+
+from clplat import checkpoint, files, stream
+from clplat.evaluation import Evaluator
+if event == "load":
+    import clplat.build
+    counted(clplat.build.discovery, "load")
+elif event == "data":
+    counted(stream.Data, "batch")
+elif event == "backward":
+    counted(torch.Tensor, "backward")
+elif event == "evaluate":
+    counted(Evaluator, "__call__")
+elif event == "flush":
+    counted(os, "fsync")
+elif event == "rename":
+    counted(os, "replace")
+from clplat.cli import main
+sys.exit(main(sys.argv[4:]))
+"""
+
+TESTS = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+
+
+def command(event: str, count: int, number: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", KILLER, event, str(count), str(int(number)), *arguments],
+        capture_output=True, text=True, timeout=120, env=ENVIRONMENT,
+    )  # fmt: skip
+
+
+def write_config(folder: Path, **loop: Any) -> Path:
+    config = mixed_config(folder / "runs")
+    config["loop"] |= {"checkpoint_every": 4, **loop}
+    path = folder / "mixed.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def only_run(folder: Path) -> Path:
+    found = list((folder / "runs").glob("mixed/*"))
+    assert len(found) == 1
+    return found[0]
+
+
+def result(run_dir: Path) -> dict[str, Any]:
+    """The summary without what differs between any two runs: time and memory."""
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["status"] == "complete"
+    del summary["git_commit"]  # of the checkout, which may move on while this runs
+    flops = summary.pop("cost")["train_flops"]
+    return summary | {"train_flops": flops}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("straight")
+    done = command("none", 0, 0, "run", str(write_config(folder)), "--quiet")
+    assert done.returncode == 0, done.stderr
+    return result(only_run(folder))
+
+
+def moments() -> list[tuple[str, int]]:
+    """Twenty moments drawn over all kinds of event; the seed keeps a failure repeatable."""
+    draw = random.Random(20)
+    limits = {"load": 4, "data": 90, "backward": 110, "evaluate": 20, "flush": 150, "rename": 60}
+    events = [*limits, *draw.choices(list(limits), k=14)]
+    return [(event, draw.randint(1, limits[event])) for event in events]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("event", "count"), moments())
+def test_killed_run_resumes_exactly(event: str, count: int, tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+    config = str(write_config(tmp_path))
+    killed = command(event, count, signal.SIGKILL, "run", config, "--quiet")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    if event == "load":  # the parts are built before there is a folder: nothing to resume, nothing left behind
+        assert not (tmp_path / "runs").exists()
+        again = command("none", 0, 0, "run", config, "--quiet")
+    else:
+        again = command("none", 0, 0, "run", "--resume", str(only_run(tmp_path)), "--quiet")
+    run_dir = only_run(tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert result(run_dir) == uninterrupted
+    assert not list(run_dir.rglob("*.part"))
+
+
+@pytest.mark.slow
+def test_killed_twice_in_a_row_resumes_exactly(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+    command("backward", 50, signal.SIGKILL, "run", str(write_config(tmp_path)), "--quiet")
+    run_dir = only_run(tmp_path)
+    for _ in range(2):
+        killed = command("backward", 20, signal.SIGKILL, "run", "--resume", str(run_dir), "--quiet")
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert command("none", 0, 0, "run", "--resume", str(run_dir), "--quiet").returncode == 0
+    assert result(run_dir) == uninterrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_exits_130_and_resumes_exactly(
+    number: signal.Signals, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    stopped = command("backward", 30, number, "run", str(write_config(tmp_path, checkpoint_every=None)), "--quiet")
+    assert stopped.returncode == 130, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    run_dir = only_run(tmp_path)
+    assert json.loads((run_dir / "summary.json").read_text())["status"] == "interrupted"
+    again = command("none", 0, 0, "run", "--resume", str(run_dir), "--quiet")
+    assert again.returncode == 0, again.stderr
+    finished, expected = result(run_dir), dict(uninterrupted)
+    finished.pop("config_sha256"), expected.pop("config_sha256")  # the checkpoint interval differs on purpose
+    assert finished == expected
+
+
+@pytest.mark.slow
+def test_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
+    path = write_config(tmp_path, max_epochs=2000)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "clplat.cli", "run", str(path), "--quiet"], env=ENVIRONMENT, stderr=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("runs/mixed/*/checkpoints/0*")):
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        second = command("none", 0, 0, "run", "--resume", str(only_run(tmp_path)), "--quiet")
+        assert second.returncode == 2
+        assert "in use by another process" in second.stderr
+        assert "Traceback" not in second.stderr
+        first.send_signal(signal.SIGINT)
+        assert first.wait(30) == 130
+    finally:
+        first.kill()
+        first.communicate()

@@ -1,0 +1,128 @@
+"""Metrics of erasure against counts of single samples."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clplat.metrics import unlearning as u
+from clplat.metrics.unlearning import Request
+
+HALF = np.array([[0.1, 0.1], [0.9, 0.8], [0.45, 0.0]])  # learn 100 samples, then erase 50 of them
+
+
+@st.composite
+def erasures(draw):
+    """Learned test sets, requests that take samples of them, and right or wrong for each sample after all of it."""
+    sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    right = np.array(draw(st.lists(st.booleans(), min_size=len(owner), max_size=len(owner))))
+    request = np.array(draw(st.lists(st.sampled_from([-1, -1, 0, 1]), min_size=len(owner), max_size=len(owner))))
+    row = [right[owner == j].mean() for j in range(len(sizes))]
+    requests = []
+    for r in (0, 1):
+        mine = request == r
+        counts = {j: int((mine & (owner == j)).sum()) for j in range(len(sizes)) if (mine & (owner == j)).any()}
+        row.append(right[mine].mean() if mine.any() else np.nan)
+        requests.append(Request(len(sizes) + r, int(mine.sum()), counts))
+    return np.array(row), requests, dict(enumerate(sizes)), owner, right, request
+
+
+@settings(deadline=None)
+@given(erasures())
+def test_kept_accuracy_counts_single_samples(case):
+    row, requests, sizes, owner, right, request = case
+    kept = u.kept_accuracy(row, requests, sizes)
+    left = request < 0
+    touched = [j for j in sizes if ((owner == j) & ~left).any()]
+    for j in sizes:
+        if not ((owner == j) & left).any():
+            assert j not in kept
+        elif j not in touched:
+            assert kept[j] == row[j]
+        else:
+            assert kept[j] == pytest.approx(right[np.isin(owner, touched) & left].mean())
+
+
+@settings(deadline=None)
+@given(erasures())
+def test_retain_accuracy_counts_single_samples(case):
+    """The same predictions after both requests: the first leaves all but its own samples, the second fewer."""
+    row, requests, sizes, _owner, right, request = case
+    R = np.tile(row, (len(row) + 1, 1))
+    got = u.retain_accuracy(R, requests, sizes)
+    if not (request < 0).any():
+        assert math.isnan(got)
+    else:
+        assert got == pytest.approx((right[request != 0].mean() + right[request < 0].mean()) / 2)
+        assert 0 <= got <= 1
+
+
+def test_by_hand():
+    one = [Request(1, 50, {0: 50})]
+    assert u.forget_accuracy(HALF, one) == 0
+    assert u.retain_accuracy(HALF, one, {0: 100}) == pytest.approx(0.9)
+    assert u.forget_drop(HALF, one, [1]) == pytest.approx(0.8)
+    assert u.h_mean(HALF, one, {0: 100}, [1]) == pytest.approx(2 * 0.9 * 0.8 / 1.7)
+
+
+def test_what_is_learned_later_is_not_retained_yet():
+    R = np.array([[0, 0, 0], [0.9, 0.8, 0.1], [0.45, 0.0, 0.1], [0.4, 0.0, 0.9]])
+    assert u.retain_accuracy(R, [Request(1, 50, {0: 50})], {0: 100, 2: 100}) == pytest.approx(0.9)
+
+
+def test_published_h_mean():
+    """H of (62.13, 72.49) is 66.91, as the tables of GS-LoRA have it."""
+    R = np.array([[0, 0], [0, 0.7249], [0.6213, 0.0]])
+    assert u.h_mean(R, [Request(1, 10, {})], {0: 10}, [1]) == pytest.approx(0.6691, abs=5e-5)
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_h_mean_limits(kept, drop):
+    R = np.array([[0, 0], [0, drop], [kept, 0.0]])
+    h = u.h_mean(R, [Request(1, 10, {})], {0: 10}, [1])
+    swapped = np.array([[0, 0], [0, kept], [drop, 0.0]])
+    assert h == pytest.approx(u.h_mean(swapped, [Request(1, 10, {})], {0: 10}, [1]))
+    assert min(kept, drop) - 1e-12 <= h <= max(kept, drop) + 1e-12
+    same = np.array([[0, 0], [0, kept], [kept, 0.0]])
+    assert u.h_mean(same, [Request(1, 10, {})], {0: 10}, [1]) == pytest.approx(kept)
+
+
+def test_nothing_changed_is_no_drop():
+    R = np.array([[0.1, 0.1], [0.9, 0.8], [0.9, 0.8]])
+    assert u.forget_drop(R, [Request(1, 10, {0: 10})], [1]) == 0
+    assert u.h_mean(R, [Request(1, 10, {0: 10})], {0: 100}, [1]) == 0
+
+
+def test_a_gain_on_erased_data_is_no_negative_drop():
+    R = np.array([[0.1, 0.1], [0.9, 0.2], [0.9, 0.8]])
+    assert u.forget_drop(R, [Request(1, 10, {})], [1]) == 0
+
+
+def test_the_drop_is_from_before_the_sequence_of_requests():
+    """Learn, forget, forget, learn, forget: the last request starts a sequence of its own."""
+    R = np.zeros((6, 5))
+    R[1, [1, 2]], R[2, 2], R[4, 4] = 1.0, 0.4, 0.6
+    requests = [Request(j, 1, {}) for j in (1, 2, 4)]
+    assert u.forget_drop(R, requests, [1, 2, 4]) == pytest.approx((1.0 + 1.0 + 0.6) / 3)
+
+
+def test_relapse():
+    R = np.array([[0, 0, 0], [0.9, 0.8, 0], [0.9, 0.1, 0], [0.9, 0.4, 0.9]])
+    assert u.relapse(R, [Request(1, 1, {})]) == pytest.approx(0.3)
+    assert math.isnan(u.relapse(R[:3], [Request(1, 1, {})]))
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"), [(Request(1, 50, {0: 40}), "half in"), (Request(1, 100, {0: 100}), "nothing left")]
+)
+def test_what_cannot_be_told_is_nan(request_, why):
+    assert math.isnan(u.retain_accuracy(HALF, [request_], {0: 100})), why
+
+
+def test_counts_that_contradict_the_accuracies_are_nan():
+    R = np.array([[0.1, 0.1], [0.9, 0.8], [0.2, 1.0]])  # more hits on the part than on the whole
+    assert math.isnan(u.retain_accuracy(R, [Request(1, 50, {0: 50})], {0: 100}))

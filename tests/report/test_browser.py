@@ -1,0 +1,94 @@
+"""The report in a real browser: it draws, its script runs, it asks the network for nothing, in the sandbox too."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from clplat.report import write_report
+
+pytestmark = pytest.mark.browser
+
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--enable-logging=stderr",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--v=0",
+         "--virtual-time-budget=3000")  # fmt: skip
+
+
+def requested(log):
+    """URLs over the network with an origin behind them; the browser's own requests say "not an origin"."""
+    try:
+        events = json.loads(log)["events"]
+    except ValueError:  # not closed when the browser went
+        events = json.loads(log.rstrip().rstrip(",") + "]}")["events"]
+    starts = [e["params"] for e in events if "initiator" in e.get("params", {})]
+    return {p["url"] for p in starts if p["initiator"] != "not an origin" and p["url"].startswith("http")}
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium on PATH")
+
+    def open_page(page, *options):
+        """The DOM after scripts, console messages, and the URLs that the page (not the browser itself) asked for."""
+        log = tmp_path / "net.json"
+        call = [program, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", *options]
+        done = subprocess.run([*call, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+        console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        return done.stdout, console, requested(log.read_text())
+
+    return open_page
+
+
+@pytest.fixture
+def page(fabricate, tmp_path):
+    runs = [fabricate(strategy=s, seed=k) for s in ("er", "naive", "ilora") for k in range(3)]
+    return write_report(runs, tmp_path / "out")
+
+
+def test_it_draws_without_errors_or_requests(chromium, page):
+    dom, console, urls = chromium(page, "--dump-dom")
+    assert console == []
+    assert urls == set()
+    assert dom.count('role="img"') > 12
+    assert dom.count('class="tip off"') == 1  # the script ran under the page's own policy
+    assert "data-tip=" in dom
+    assert "<polyline" in dom
+
+
+def test_the_legend_hides_a_strategy_in_every_figure(chromium, page, tmp_path):
+    clicked = tmp_path / "clicked.html"
+    content = page.read_text().replace("http-equiv", "data-was")  # the policy would refuse the test's own script
+    clicked.write_text(content + "<script>document.querySelector('.legend button').click()</script>")
+    dom, console, _ = chromium(clicked, "--dump-dom")
+    assert console == []
+    drawn = page.read_text().count('data-g="0"') - 1  # all but the button
+    assert len(re.findall(r'class="[^"]* off" data-g="0"', dom)) == drawn > 5
+    assert not re.search(r'class="[^"]* off" data-g="1"', dom)
+    assert len(re.findall(r'<button[^>]* aria-pressed="false"', dom)) == 1
+
+
+def test_a_request_or_an_error_would_be_seen(chromium, tmp_path):
+    page = tmp_path / "leaky.html"
+    page.write_text('<img src="http://clplat.invalid/x.png"><script>console.error("bad")</script>')
+    _, console, urls = chromium(page, "--dump-dom")
+    assert urls == {"http://clplat.invalid/x.png"}
+    assert any("bad" in line for line in console)
+
+
+def test_it_works_in_a_sandboxed_frame(chromium, page, tmp_path):
+    outer = tmp_path / "outer.html"
+    outer.write_text(f'<iframe sandbox="allow-scripts" src="{page.as_uri()}" width="900" height="900"></iframe>')
+    shot = tmp_path / "shot.png"
+    # In a process of its own the frame may be painted only after the picture is taken.
+    one_process = ("--disable-site-isolation-trials", "--disable-features=IsolateSandboxedIframes")
+    _, console, urls = chromium(outer, f"--screenshot={shot}", "--window-size=920,920", *one_process)
+    assert console == []
+    assert urls == set()
+    from matplotlib.image import imread
+
+    pixels = imread(shot)
+    assert len({tuple(p) for p in (pixels[::7, ::7, :3] * 255).astype(int).reshape(-1, 3)}) > 10

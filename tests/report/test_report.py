@@ -1,0 +1,244 @@
+"""The report of one run and of many, of every status and kind."""
+
+import csv
+import json
+import re
+import time
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+
+from clplat.errors import UserError
+from clplat.report import report_command, write_report
+
+VOID = {"meta", "br", "link", "img", "input"}
+
+
+class Outline(HTMLParser):
+    """Text, tags, attributes, and whether every tag is closed."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.links, self.words, self.styles = [], [], [], [], 0
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.links += [v for k, v in attrs if k in ("src", "href", "srcset", "action", "data", "poster")]
+        self.styles += any(k == "style" or k.startswith("on") for k, _ in attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def count(self, tag):
+        return sum(name == tag for name, _ in self.tags)
+
+
+def read_csv(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.fixture
+def report(tmp_path):
+    def make(run_dirs, **options):
+        return Outline(write_report(run_dirs, tmp_path / "out", **options).read_text())
+
+    return make
+
+
+def test_one_run_tells_what_it_was_and_what_came_of_it(fabricate, report):
+    run = fabricate(strategy="er", seed=3)
+    accuracy = json.loads((run / "summary.json").read_text())["metrics"]["average_accuracy"]
+    page = report([run])
+    assert "er on digits" in page.text
+    assert f"{accuracy:.3f}" in page.text
+    for part in ("Accuracy matrix", "Accuracy on each experience", "Average accuracy over experiences", "Anytime",
+                 "Health of the representation", "Everything measured", "Configuration", "complete"):  # fmt: skip
+        assert part in page.text
+    assert "mean accuracy over everything learned" in page.text
+    assert "the stream has no experience that online_error needs" in page.text
+    assert "ran on the CPU" in page.text
+
+
+def test_many_runs_are_compared(fabricate, report):
+    runs = [fabricate(strategy=s, seed=k) for s in ("er", "naive", "ilora") for k in range(4)]
+    page = report(runs)
+    assert "3 strategies on digits" in page.text
+    assert "ilora minus each other strategy" in page.text
+    assert "Plasticity against stability" in page.text
+    assert "±" in page.text
+    buttons = [a for tag, a in page.tags if tag == "button"]
+    assert [b["aria-pressed"] for b in buttons] == ["true"] * 3
+
+
+def test_page_is_self_contained_and_accessible(fabricate, report):
+    page = report([fabricate(strategy=s, seed=k) for s in ("er", "naive") for k in range(2)])
+    assert [link for link in page.links if not link.startswith("#")] == []
+    assert page.styles == 0
+    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    assert next(a for tag, a in page.tags if tag == "html")["lang"] == "en"
+    assert all(len(a["aria-label"]) > 20 for tag, a in page.tags if tag == "svg" and a.get("role") == "img")
+    assert page.count("caption") == page.count("table") > 3
+    assert all("scope" in a for tag, a in page.tags if tag == "th")
+    assert page.count("figure") == page.count("figcaption") > 4
+
+
+def test_names_are_escaped_everywhere(fabricate, tmp_path):
+    evil = "<script>alert(1)</script>\"'&"
+    runs = [fabricate(strategy=evil, stream=f"{evil}s", backbone=evil, seed=k, options={evil: evil}) for k in range(2)]
+    runs += [fabricate(strategy="er", stream=f"{evil}s", seed=k) for k in range(2)]
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    summary["experiences"][0]["name"] = summary["status"] = summary["git_commit"] = evil
+    summary["why_null"]["h_mean"] = evil
+    summary["metrics"][evil] = 0.5
+    (runs[0] / "summary.json").write_text(json.dumps(summary))
+    path, _ = report_command(runs, tmp_path / "out")
+    page = path.read_text()
+    assert page.count("<script>") == 1  # the page's own
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    Outline(page)
+    for figure in (tmp_path / "out" / "figures").glob("*.svg"):
+        ET.parse(figure)
+
+
+@pytest.mark.parametrize("status", ["interrupted", "failed"])
+def test_incomplete_runs_are_shown_with_what_they_have(fabricate, report, status):
+    page = report([fabricate(status=status)])
+    assert status in page.text
+    assert "Accuracy matrix" in page.text
+
+
+def test_a_run_that_measured_nothing_is_shown(fabricate, report):
+    run = fabricate(status="failed")
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {"accuracy_matrix": [], "representation": {}, "metrics": dict.fromkeys(summary["metrics"]), "cost": {}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "metrics.jsonl").write_text("")
+    assert "Nothing was measured" in report([run]).text
+
+
+def test_a_run_killed_before_its_summary_is_shown(fabricate, report):
+    run = fabricate()
+    (run / "summary.json").unlink()
+    assert "interrupted" in report([run, fabricate(seed=1)]).text
+
+
+def test_a_torn_last_line_of_the_log_is_left_out(fabricate, report):
+    run = fabricate()
+    log = run / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"axis": "step", "step": 99')
+    assert "Anytime accuracy" in report([run]).text
+
+
+@pytest.mark.parametrize("kind", ["forget", "adapt", "interact"])
+def test_other_kinds_with_null_columns(fabricate, report, kind):
+    runs = [fabricate(strategy=s, kind=kind, seed=k) for s in ("er", "naive") for k in range(2)]
+    main = {"forget": "h_mean", "adapt": "online_error", "interact": "normalized_return"}[kind]
+    for k, run in enumerate(runs):
+        summary = json.loads((run / "summary.json").read_text())
+        width = len(summary["experiences"])
+        summary["accuracy_matrix"] = [[None] * width for _ in range(width + 1)]
+        summary["metrics"] = dict.fromkeys(summary["metrics"]) | {main: 0.4 + 0.01 * k * k}
+        (run / "summary.json").write_text(json.dumps(summary))
+        steps = [{"axis": "step", "step": i, "time": 0, "metrics": {"interact/return": i * 1.5}} for i in range(9)]
+        (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps)))
+    page = report(runs)
+    assert "Accuracy matrix" not in page.text
+    assert f"{main.replace('_', ' ').capitalize()} {'↓' if kind == 'adapt' else '↑'}: " in page.text
+    assert "Interact return" in page.text
+
+
+def test_streams_have_sections_of_their_own(fabricate, report, tmp_path):
+    runs = [
+        fabricate(stream=s, strategy=m, seed=k) for s in ("digits", "text") for m in ("er", "naive") for k in (0, 1)
+    ]
+    page = report(runs)
+    assert "4 strategies on 2 streams" in page.text
+    assert page.text.count("Is the difference real?") == 2
+    assert {"#stream-0", "#stream-1"} <= set(page.links)
+    assert {p.name for p in (tmp_path / "out" / "tables").glob("*.tex")} == {"digits.tex", "text.tex"}
+
+
+def test_long_streams_and_many_groups(fabricate, report):
+    runs = [
+        fabricate(strategy="er", seed=k, experiences=30, options={"memory": m}) for m in range(12) for k in range(2)
+    ]
+    page = report(runs)
+    assert "12 of 30 test sets are drawn" in page.text
+    assert "er (memory 11)" in page.text
+
+
+def test_sixty_runs_take_little_time_and_space(fabricate, tmp_path):
+    runs = [fabricate(strategy="er", seed=k, options={"memory": m}) for m in range(12) for k in range(5)]
+    start = time.process_time()
+    page = write_report(runs, tmp_path / "out")
+    assert time.process_time() - start < 6
+    assert page.stat().st_size < 1_500_000
+
+
+def test_one_run_is_fast_and_small(fabricate, tmp_path):
+    run = fabricate()
+    write_report([run], tmp_path / "first")
+    start = time.process_time()
+    page = write_report([run], run)
+    assert time.process_time() - start < 1.5
+    assert page == run / "report.html"
+    assert page.stat().st_size < 200_000
+    assert not list((run / "figures").glob("*.png"))
+
+
+def test_command_writes_figures_and_tables(fabricate, tmp_path):
+    runs = [fabricate(strategy=s, seed=k) for s in ("er", "naive") for k in range(2)]
+    path, text = report_command(runs, tmp_path / "out")
+    assert path == tmp_path / "out" / "report.html"
+    assert "average accuracy" in text
+    names = {p.stem for p in (path.parent / "figures").glob("*.svg")}
+    assert {"accuracy-matrix", "average-accuracy", "plasticity-stability", "representation", "cost"} <= names
+    assert names == {p.stem for p in (path.parent / "figures").glob("*.png")}
+    for png in (path.parent / "figures").glob("*.png"):
+        assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    rows = read_csv(path.parent / "tables" / "runs.csv")
+    assert len(rows) == 4
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    assert float(rows[0]["average_accuracy"]) == summary["metrics"]["average_accuracy"]
+    assert rows[0]["online_error"] == ""
+    tests = read_csv(path.parent / "tables" / "comparisons.csv")
+    (test,) = [r for r in tests if r["metric"] == "average_accuracy"]
+    assert (test["first"], test["second"], test["n"]) == ("er", "naive", "2")
+
+
+def test_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="RUN_DIR"):
+        write_report([], tmp_path)
+    with pytest.raises(UserError, match=r"no summary\.json"):
+        write_report([tmp_path], tmp_path)
+
+
+def test_latex_and_markdown_escape_and_mark_the_best(fabricate, tmp_path):
+    runs = [fabricate(strategy=s, seed=k) for s in ("e_r & 50%", "naive") for k in range(2)]
+    write_report(runs, tmp_path / "out")
+    latex = (tmp_path / "out" / "tables" / "digits.tex").read_text()
+    assert r"e\_r \& 50\%" in latex
+    assert r"\toprule" in latex
+    assert re.search(r"\\textbf\{0\.\d{3} \$\\pm\$ \d+\.\d{3}\}", latex)
+    markdown = (tmp_path / "out" / "tables" / "digits.md").read_text()
+    assert len({line.count("|") for line in markdown.splitlines()}) == 1
+    assert "**" in markdown

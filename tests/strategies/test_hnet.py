@@ -1,0 +1,494 @@
+import copy
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clplat import Data, Experience, Kind
+from clplat.backbones.base import Classifier
+from clplat.backbones.cnn import slim_resnet18
+from clplat.backbones.mlp import mlp
+from clplat.backbones.vit import vit_micro
+from clplat.errors import UserError
+from clplat.generated import Target
+from clplat.heads import NCM, Growing, Linear
+from clplat.hypernetwork import Chunked, factored_change, output_change
+from clplat.lookahead import simulated_step
+from clplat.strategies._hypernet import least_entropy
+from clplat.strategies.hnet import HNet
+
+SMALL = {"embedding": 4, "chunk": 25, "chunk_embedding": 3, "hidden": [6]}  # 98 weights: 4 pieces, the last one cut
+
+
+@pytest.fixture
+def experiences(experiences):
+    """Those of all strategies, each a task of its own."""
+    return lambda *a, **k: [replace(e, task=e.index) for e in experiences(*a, **k)]
+
+
+def make(model, **options):
+    torch.manual_seed(0)
+    return HNet(model=model(), **{**SMALL, "lr": 0.05, "beta": 0.5, **options})
+
+
+def chunked(size=98, chunk=25, hidden=(6,), seed=0):
+    torch.manual_seed(seed)
+    return Chunked(size, 4, chunk, 3, list(hidden), "relu", "default").double()
+
+
+def moved(generator, seed=1, by=0.05):
+    """The same generator a little further, and how it was."""
+    before = copy.deepcopy(generator).requires_grad_(False)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in generator.parameters():
+            p += by * torch.randn_like(p)
+    return generator, before
+
+
+def tensors(strategy):
+    return {k: v.clone() for k, v in strategy.state_dict().items() if isinstance(v, torch.Tensor)}
+
+
+# --- the generator and the target -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "chunk"), [(98, 25), (100, 25), (7, 25), (5, 1)])
+def test_pieces_make_up_all_weights_and_only_the_last_is_cut(size, chunk):
+    generator = chunked(size, chunk)
+    codes = torch.randn(2, 4).double()
+    assert len(generator.pieces) == -(-size // chunk)
+    rows = [torch.cat([generator.net(torch.cat([e, c])) for c in generator.pieces])[:size] for e in codes]
+    torch.testing.assert_close(generator(codes, 0), torch.stack(rows))
+
+
+def test_target_runs_with_the_weights_it_is_given(model):
+    plain = model()
+    plain.grow(Experience(0, "all", Kind.LEARN, None, classes=tuple(range(6))))
+    omega = torch.cat([p.detach().flatten() for p in plain.parameters()])
+    x = torch.randn(3, 5)
+    expected, features = plain(x), plain.features(x)
+    target = Target(plain)
+    assert target.size == len(omega)
+    assert not list(target.parameters())  # nothing generated is held
+    torch.testing.assert_close(target.call("forward", omega, {}, x, 0), expected)
+    torch.testing.assert_close(target.call("features", omega, {}, x), features)
+
+
+def test_constants_are_where_generated_numbers_start():
+    target = Target(Classifier(slim_resnet18((3, 8, 8), width=2), Linear(16, 4)))
+    weights = target.weights(torch.zeros(target.size))
+    assert (weights["model.backbone.bn1.weight"] == 1).all()
+    assert (weights["model.backbone.conv1.weight"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "hidden", "classes", "tasks", "options", "size", "pieces", "total"),
+    [  # of the dossier, from hypercl's settings
+        (784, [400, 400], 10, 5, (42000, 96, 96, [10, 10]), 478410, 12, 465672),
+        (1024, [1000, 1000], 100, 10, (78000, 24, 8, [25, 25]), 2126100, 28, 2029939),
+        (1024, [1000, 1000], 1000, 100, (7500, 128, 12, [200, 250, 350]), 3027000, 404, 2816448),
+    ],
+)
+def test_compression_is_that_of_the_listed_configurations(inputs, hidden, classes, tasks, options, size, pieces, total):
+    chunk, embedding, chunk_embedding, widths = options
+    net = Classifier(mlp((inputs,), hidden), Linear(hidden[-1], classes))
+    strategy = HNet(model=net, embedding=embedding, chunk=chunk, chunk_embedding=chunk_embedding, hidden=widths, beta=0)
+    for t in range(tasks):
+        strategy.grow(Experience(t, f"e{t}", Kind.LEARN, None, classes=(0,), task=t))
+    assert strategy.model.target.size == size
+    assert len(strategy.model.generator.pieces) == pieces
+    assert strategy.measurements()["compression"] == total / size
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "pieces", "total"),
+    [  # ZenkeNet and ResNet-32 of the dossier, six tasks
+        (1276508, (48, 5500, 80, [100, 150, 200], "relu", "xavier"), 233, 1182678),
+        (468540, (32, 7000, 32, [], "relu", "xavier"), 67, 457336),
+    ],
+)
+def test_generators_for_convolutional_targets_have_the_listed_sizes(size, options, pieces, total):
+    with torch.device("meta"):
+        generator = Chunked(size, *options)
+    assert len(generator.pieces) == pieces
+    assert sum(p.numel() for p in generator.parameters()) + 6 * options[0] == total
+
+
+# --- the regulariser --------------------------------------------------------------------------------------------------
+
+
+def test_output_change_by_hand():
+    outputs, held = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[0.0, 4.0], [0.0, -2.0]])
+    assert output_change(outputs, held).item() == (1 + 4 + 0 + 9) / 2
+    assert output_change(outputs, held, torch.ones(2, 2)).item() == (1 + 4 + 0 + 9) / 2
+    assert output_change(outputs, held, torch.tensor([[2.0, 0.0], [0.0, 1.0]])).item() == (2 + 9) / 2
+
+
+@pytest.mark.parametrize(("size", "chunk", "hidden"), [(98, 25, (6,)), (100, 25, (6,)), (7, 25, (6,)), (98, 25, ())])
+def test_factored_change_is_the_change_of_all_outputs(size, chunk, hidden):
+    now, before = moved(chunked(size, chunk, hidden))
+    codes = torch.randn(3, 4).double()
+    plain = output_change(now(codes, 0), before(codes, 0))
+    factored = factored_change(now.factors(codes, 0), before.factors(codes, 0), size)
+    torch.testing.assert_close(factored, plain)
+    parameters = list(now.parameters())
+    for a, b in zip(torch.autograd.grad(factored, parameters), torch.autograd.grad(plain, parameters), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_change_of_a_linear_generator_is_a_quadratic_form():
+    # ω of piece k is W [e; c_k], so R = (1/m) Σ_jk ‖(W − W*) [e_j; c_k]‖².
+    now, before = chunked(100, 25, ()), None
+    with torch.no_grad():
+        now.net[0].bias.zero_()
+    before = copy.deepcopy(now)
+    with torch.no_grad():
+        now.net[0].weight += torch.randn_like(now.net[0].weight)
+    codes = torch.randn(3, 4).double()
+    step = now.net[0].weight - before.net[0].weight
+    inputs = [torch.cat([e, c]) for e in codes for c in now.pieces]
+    second = sum(torch.outer(v, v) for v in inputs)
+    form = torch.einsum("ca,ab,cb->", step, second, step) / 3
+    torch.testing.assert_close(output_change(now(codes, 0), before(codes, 0)), form)
+    torch.testing.assert_close(factored_change(now.factors(codes, 0), before.factors(codes, 0), 100), form)
+
+
+@pytest.mark.parametrize("held", ["factors", "stored", "recomputed"])
+def test_first_step_of_a_task_has_no_regulariser(experiences, model, drive, held):
+    strategy, stream = make(model, held_outputs=held), experiences(3)
+    drive(strategy, stream[:2])
+    strategy.grow(stream[2])
+    strategy.begin(stream[2])
+    change = strategy._change()
+    assert change.item() == 0
+    gradients = torch.autograd.grad(change, list(strategy.model.generator.parameters()), allow_unused=True)
+    assert all(g is None or not g.any() for g in gradients)
+
+
+def test_regulariser_by_an_independent_computation(experiences, model, drive):
+    """The loss is cross-entropy plus β / (t − 1) Σ ‖ω*_j − h(e_j)‖² with ω*_j noted when task t begins."""
+    stream, noted = experiences(3), {}
+    for held in ("factors", "stored", "recomputed"):
+        strategy = drive(make(model, held_outputs=held), stream[:2])
+        strategy.grow(stream[2])
+        strategy.begin(stream[2])
+        once = [strategy.model.omega(j).detach().clone() for j in range(2)]
+        with torch.no_grad():
+            for p in strategy.model.generator.parameters():
+                p += 0.1
+        x, y = stream[2].train.all()
+        now = [strategy.model.omega(j) for j in range(2)]
+        expected = (
+            F.cross_entropy(strategy.model(x), y)
+            + 0.5 * sum((a - b).square().sum() for a, b in zip(once, now, strict=True)) / 2
+        )
+        strategy.raw, strategy.global_batch = x, len(x)
+        noted[held] = strategy.training_step((x, y), 0)
+        torch.testing.assert_close(noted[held], expected)
+    torch.testing.assert_close(noted["stored"], noted["recomputed"], atol=1e-6, rtol=1e-6)
+
+
+def test_held_outputs_carry_no_gradient(experiences, model, drive):
+    strategy = drive(make(model, held_outputs="stored"), experiences(2))
+    assert not strategy.held.requires_grad
+    strategy = drive(make(model, held_outputs="recomputed"), experiences(2))
+    assert not any(p.requires_grad for p in strategy.before.parameters())
+
+
+def test_no_regulariser_is_training_in_sequence(experiences, model, drive, equal):
+    """β = 0 bit for bit: the generator trained by hand on the task's loss alone."""
+    stream = experiences(3)
+    strategy = drive(make(model, beta=0.0), stream)
+    other = make(model, beta=0.0)
+    other.training_step = lambda batch, k: F.cross_entropy(other.model(batch[0]), batch[1])
+    drive(other, stream)
+    assert equal(strategy, other)
+    assert not equal(strategy, drive(make(model, beta=0.5), stream))
+
+
+def test_a_large_beta_holds_old_weights(experiences, model, drive):
+    stream, found = experiences(2), []
+    # The bound of stable steps is lr · β · curvature < 2, hence the small rate.
+    for beta in (0.0, 1000.0):
+        strategy = drive(make(model, beta=beta, lr=1e-5, optimizer="adam"), stream[:1], epochs=3)
+        once = strategy.model.omega(0).detach().clone()
+        drive(strategy, stream[1:], epochs=40)
+        found.append((strategy.model.omega(0) - once).norm().item())
+    assert found[1] < 0.05 * found[0]
+
+
+def test_old_embeddings_keep_their_bits_and_the_new_one_gets_no_gradient_of_it(experiences, model, drive):
+    strategy, stream = make(model), experiences(3)
+    drive(strategy, stream[:2])
+    old = [c.detach().clone() for c in strategy.model.codes]
+    drive(strategy, stream[2:])
+    assert all(torch.equal(a, b) for a, b in zip(old, strategy.model.codes[:2], strict=True))
+    change = strategy._change()
+    assert torch.autograd.grad(change, strategy.model.codes[2], allow_unused=True) == (None,)
+    assert not any(c.requires_grad for c in strategy.model.codes[:2])
+    assert not torch.equal(old[1], strategy.model.codes[2])
+
+
+def test_a_random_part_of_the_tasks_is_unbiased(experiences, model, drive):
+    strategy = drive(make(lambda: model(classes=8), held_outputs="stored"), experiences(4, per_class=4))
+    strategy._drawn = lambda: [0, 1, 2]
+    whole = strategy._change()
+    parts = []
+    for rows in itertools.combinations(range(3), 2):
+        strategy._drawn = lambda rows=rows: list(rows)
+        parts.append(strategy._change())
+    torch.testing.assert_close(sum(parts) / len(parts), whole)
+
+
+def test_tasks_are_drawn_anew_in_each_step(experiences, model, drive):
+    strategy = drive(make(lambda: model(classes=8), sampled_tasks=2), experiences(4, per_class=4))
+    assert strategy.steps == 8  # one batch an epoch
+    drawn = set()
+    for step in range(30):
+        strategy.steps = step
+        rows = strategy._drawn()
+        assert len(set(rows)) == 2
+        drawn.add(tuple(sorted(rows)))
+    assert drawn == {(0, 1), (0, 2), (1, 2)}
+
+
+def test_own_rows_leave_other_heads_free(experiences, model, drive):
+    strategy = drive(make(model, own_rows=True, held_outputs="stored"), experiences(2))
+    target, held = strategy.model.target, strategy.held.clone()
+    weight, bias = [s for s in target.slices if s.rows]
+    assert (weight.rows, bias.rows) == (6, 6)
+    before = strategy._change()
+    strategy.held[0, weight.offset + 2 * 7 : weight.end] += 5  # rows 2 to 5, of other tasks
+    strategy.held[0, bias.offset + 2 : bias.end] -= 5
+    torch.testing.assert_close(strategy._change(), before, atol=0, rtol=0)
+    strategy.held.copy_(held)
+    strategy.held[0, weight.offset] += 5  # row 0, of task 0
+    assert strategy._change() > before + 1
+
+
+# --- lookahead --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, foreach=True),  # writes into gradients
+        lambda p: torch.optim.Adam(p, lr=0.1),
+        lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
+    ],
+)
+def test_simulated_step_is_the_step(optimizer):
+    parameters = [
+        torch.nn.Parameter(torch.randn(3, 2)),
+        torch.nn.Parameter(torch.randn(4)),
+        torch.nn.Parameter(torch.ones(1)),
+    ]
+    real = optimizer(parameters)
+    for _ in range(3):
+        for p in parameters[:2]:  # the third one has no gradient
+            p.grad = torch.randn_like(p)
+        state, start = copy.deepcopy(real.state_dict()), [p.detach().clone() for p in parameters]
+        gradients = [p.grad.clone() for p in parameters[:2]]
+        changes = simulated_step(real, parameters)
+        assert all(torch.equal(a, b) for a, b in zip(start, parameters, strict=True))
+        assert all(torch.equal(a, p.grad) for a, p in zip(gradients, parameters, strict=False))
+        for key, values in state["state"].items():
+            for name, value in values.items():
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(real.state_dict()["state"][key][name]))
+        real.step()
+        for a, p, change in zip(start, parameters, changes, strict=True):
+            assert torch.equal(p - a, change)
+    assert not changes[2].any()
+
+
+def test_lookahead_regularises_where_the_step_leads(experiences, model, drive):
+    """The gradient added is that of β R at θ + Δθ, and θ itself is not moved by looking."""
+    stream = experiences(2)
+    strategy = drive(make(model, lookahead=True, optimizer="adam"), stream[:1])
+    strategy.grow(stream[1])
+    strategy.begin(stream[1])
+    optimizer = strategy.configure_optimizers()
+    x, y = stream[1].train.all()
+    strategy.raw, strategy.global_batch = x, len(x)
+    strategy.training_step((x, y), 0).backward()
+    theta = list(strategy.model.generator.parameters())
+    start, gradients = [p.detach().clone() for p in theta], [p.grad.clone() for p in theta]
+    # By hand: one real step on a copy, then the regulariser's gradient there.
+    other = copy.deepcopy(strategy)
+    ahead = torch.optim.Adam(other.model.generator.parameters(), lr=0.05)
+    for p, g in zip(other.model.generator.parameters(), gradients, strict=True):
+        p.grad = g.clone()
+    ahead.step()
+    extra = torch.autograd.grad(0.5 * other._change(), list(other.model.generator.parameters()))
+    assert any(e.any() for e in extra)  # already in the first step of the task, unlike without lookahead
+    strategy.on_before_optimizer_step(optimizer)
+    for p, a, g, e in zip(theta, start, gradients, extra, strict=True):
+        assert torch.equal(p, a)
+        torch.testing.assert_close(p.grad, g + e)
+
+
+def test_lookahead_without_a_step_is_no_lookahead(experiences, model, drive):
+    stream = experiences(2)
+    strategy = drive(make(model, lookahead=True), stream[:1])
+    strategy.grow(stream[1])
+    strategy.begin(stream[1])
+    strategy.on_before_optimizer_step(strategy.configure_optimizers())  # no gradients: Δθ = 0, and so R = 0
+    assert all(p.grad is None or not p.grad.any() for p in strategy.model.generator.parameters())
+
+
+# --- tasks, inference, other targets ----------------------------------------------------------------------------------
+
+
+def test_predictions_of_a_task_follow_its_weights(experiences, model, drive):
+    """Unchanged where ω_j is, whatever is learned after; and only over its own classes."""
+    stream = experiences(2)
+    strategy = drive(make(model, lr=1e-9), stream[:1]).eval()
+    x = stream[0].train.all()[0]
+    before, omega = strategy.predict(x, 0), strategy.model.omega(0)
+    assert before[:, 2:].isneginf().all()
+    assert before[:, :2].isfinite().all()
+    drive(strategy, stream[1:])
+    strategy.eval()
+    assert not torch.equal(strategy.model.omega(1), omega)
+    torch.testing.assert_close(strategy.model.omega(0), omega, atol=1e-6, rtol=0)
+    torch.testing.assert_close(strategy.predict(x, 0)[:, :2], before[:, :2], atol=1e-5, rtol=0)
+    assert strategy.predict(x, 1)[:, [0, 1, 4, 5]].isneginf().all()
+    assert strategy.predict(x, 2).isneginf().all()  # a task not met
+
+
+def test_least_entropy_finds_the_task():
+    logits = torch.full((3, 2, 6), -torch.inf)
+    logits[0, :, :2] = torch.tensor([[4.0, 0.0], [0.0, 0.0]])
+    logits[1, :, 2:4] = torch.tensor([[0.0, 0.0], [0.0, 0.0]])  # uniform
+    logits[2, :, 4:] = torch.tensor([[0.0, 1.0], [0.0, 300.0]])  # a softmax that underflows to exactly 0
+    assert least_entropy(logits).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("infer", ["entropy", "network"])
+def test_tasks_are_inferred(experiences, model, drive, infer):
+    stream = experiences(3)
+    strategy = drive(make(model, optimizer="adam", lr=0.01, infer=infer, memory=20, replay_batch=6), stream, epochs=40)
+    strategy.eval()
+    if infer == "entropy":
+        x = torch.randn(5, 5)
+        each = torch.stack([strategy.predict(x, t)[:, 2 * t : 2 * t + 2] for t in range(3)])
+        surest = torch.distributions.Categorical(logits=each).entropy().argmin(0)
+        assert torch.equal(strategy.predict(x).argmax(1) // 2, surest)
+    right = [(strategy.predict(x).argmax(1) == y).float().mean().item() for x, y in (e.train.all() for e in stream)]
+    given = [
+        (strategy.predict(x, e.task).argmax(1) == y).float().mean().item()
+        for e, (x, y) in zip(stream, (e.train.all() for e in stream), strict=True)
+    ]
+    assert min(given) > 0.9
+    assert sum(right) / 3 > (0.9 if infer == "network" else 1 / 3)
+
+
+def test_samples_predict_alone(experiences, model, drive):
+    for infer in ("entropy", "network"):
+        strategy = drive(make(model, infer=infer, memory=12, replay_batch=4), experiences(3)).eval()
+        x = torch.randn(9, 5)
+        parts = torch.cat([strategy.predict(part) for part in x.split(2)])
+        torch.testing.assert_close(parts, strategy.predict(x))
+
+
+def image_experiences():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(24, 3, 8, 8, generator=generator), torch.arange(24) % 4
+    for t in range(2):
+        rows = torch.arange(24)[y // 2 == t]
+        yield Experience(t, f"e{t}", Kind.LEARN, Data(x + 3 * t, y, rows), classes=(2 * t, 2 * t + 1), task=t)
+
+
+def test_batch_norm_statistics_are_each_task_s_own(drive):
+    torch.manual_seed(0)
+    stream = list(image_experiences())
+    net = Classifier(slim_resnet18((3, 8, 8), width=2), Growing(16, 4))
+    strategy = HNet(model=net, **{**SMALL, "chunk": 500}, lr=0.01)
+    drive(strategy, stream[:1])
+    first = tensors(strategy.model.statistics[0])
+    assert first["model/backbone/bn1/running_mean"].any()
+    drive(strategy, stream[1:])
+    second = tensors(strategy.model.statistics[1])
+    assert all(torch.equal(v, first[k]) for k, v in tensors(strategy.model.statistics[0]).items())
+    assert not torch.equal(first["model/backbone/bn1/running_mean"], second["model/backbone/bn1/running_mean"])
+    x = stream[0].train.all()[0]
+    strategy.eval()
+    strategy.predict(x, 0)
+    assert all(torch.equal(v, first[k]) for k, v in tensors(strategy.model.statistics[0]).items())
+
+
+def test_adapters_of_a_frozen_backbone_are_generated(drive):
+    torch.manual_seed(0)
+    stream = list(image_experiences())
+    net = Classifier(vit_micro((3, 8, 8), patch_size=4, dim=8, depth=1, heads=2), Growing(8, 4))
+    frozen = {k: v.detach().clone() for k, v in net.backbone.state_dict().items()}
+    layers = net.backbone.layers("attention")
+    strategy = HNet(model=net, **{**SMALL, "chunk": 50}, lr=0.05, rank=2)
+    assert strategy.model.target.size == 4 * 8 + 4 + sum(2 * (v.in_features + v.out_features) for v in layers.values())
+    drive(strategy, stream)
+    after = strategy.model.target.model.backbone.state_dict()
+    assert all(torch.equal(frozen[k], after[k]) for k in frozen)
+    weights = strategy.model.target.weights(strategy.model.omega(1))
+    omega = strategy.model.omega(1)
+    name, layer = next(iter(layers.items()))
+    b, a = [s for s in strategy.model.target.slices if s.base == f"model.backbone.{name}.weight"]
+    delta = omega[b.offset : b.end].view(b.shape) @ omega[a.offset : a.end].view(a.shape)
+    torch.testing.assert_close(weights[f"model.backbone.{name}.weight"], layer.weight + delta)
+
+
+def test_a_frozen_parameter_is_not_generated(model):
+    net = model()
+    net.backbone.requires_grad_(False)
+    assert Target(net).size == 6 * 7 + 6
+
+
+def test_a_head_without_weights_is_refused(model):
+    with pytest.raises(UserError, match="head: a generated one has to predict by trained weights"):
+        make(lambda: model(head=NCM))
+
+
+def test_a_task_met_again_goes_on_with_its_embedding(experiences, model, drive):
+    stream = experiences(2)
+    again = Experience(2, "again", Kind.LEARN, stream[0].train, classes=(0, 1), task=0)
+    strategy = drive(make(model), stream)
+    drive(strategy, [again])
+    assert len(strategy.model.codes) == 2
+    assert strategy._old == [1]
+    assert strategy.model.codes[0].requires_grad
+
+
+# --- platform ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"held_outputs": "factors"},
+        {"held_outputs": "stored", "own_rows": True},
+        {"held_outputs": "recomputed", "sampled_tasks": 1},
+        {"lookahead": True, "optimizer": "adam", "lr": 0.01},
+        {"infer": "network", "memory": 12, "replay_batch": 4},
+    ],
+)
+def test_resumes(experiences, model, resumes, options):
+    assert resumes(lambda: make(model, **options), experiences(3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": -1.0}, r"strategy.beta: -1.0 is out of range \(valid: ≥ 0\)"),
+        ({"chunk": 0}, r"strategy.chunk: 0 is out of range"),
+        ({"sampled_tasks": 0}, r"strategy.sampled_tasks: 0 is out of range"),
+        ({"own_rows": True}, r"held_outputs: 'factors' is out of range \(valid: stored, recomputed with own_rows\)"),
+        ({"rank": 2}, r"strategy.role: the backbone has no 'attention' layers for adapters of rank 2"),
+    ],
+)
+def test_refuses_what_is_out_of_range(model, options, message):
+    with pytest.raises(UserError, match=message):
+        make(model, **options)

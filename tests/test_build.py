@@ -1,0 +1,62 @@
+"""Building the parts: every fault at once, nothing left behind by a run that is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import clplat
+from clplat.build import build
+from clplat.config import resolve
+from clplat.errors import MissingError, UserError
+
+BAD = {
+    "strategy": {"name": "er", "memory": -5, "lr": -1.0, "momentum": 3.0},
+    "stream": {"name": "digits", "experiences": 0, "blurry": 7.0},
+    "backbone": {"name": "mlp", "hidden": [-4]},
+    "head": {"name": "cosine", "scale": 0.0},
+}
+
+
+def test_all_faults_of_all_parts_come_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        build(resolve(config=BAD))
+    keys = [fault.partition(":")[0] for fault in caught.value.faults]
+    assert sorted(keys) == sorted(
+        ["stream.experiences", "stream.blurry", "backbone.hidden", "head.scale", "strategy.memory", "strategy.lr",
+         "strategy.momentum"]
+    )  # fmt: skip
+    assert all("out of range (valid: " in fault for fault in caught.value.faults)
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLPLAT_DATA", raising=False)
+    with pytest.raises(UserError, match=r"strategy\.lr"):
+        clplat.run(strategy="naive", output=str(tmp_path / "runs"), quiet=True, **{"strategy.lr": -1.0})
+    with pytest.raises(MissingError, match="CLPLAT_DATA"):
+        clplat.run(strategy="naive", stream="images", output=str(tmp_path / "runs"), quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data_do_not_hide_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLPLAT_DATA", raising=False)
+    with pytest.raises(UserError) as caught:
+        build(resolve(strategy="er", stream="images", **{"strategy.memory": 0}))
+    assert any(f.startswith("strategy.memory: 0") for f in caught.value.faults)
+    assert any("CLPLAT_DATA" in f for f in caught.value.faults)
+
+
+def test_parts_are_initialised_from_the_seed_alone() -> None:
+    first = build(resolve(strategy="naive", seed=3))[1].state_dict()
+    torch.rand(10)
+    again, other = (build(resolve(strategy="naive", seed=s))[1].state_dict() for s in (3, 4))
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not all(torch.equal(first[k], other[k]) for k in first)
+
+
+@pytest.mark.parametrize("strategy", ["er", "derpp", "joint", "cumulative", "lwf"])
+def test_a_task_wise_head_is_refused_where_batches_mix_tasks(strategy: str) -> None:
+    with pytest.raises(UserError, match="head: taskwise scores a batch with one task's rows"):
+        build(resolve(strategy=strategy, head="taskwise", **{"stream.scenario": "task"}))

@@ -1,0 +1,105 @@
+"""The shape of the code: which way imports point, how long files and functions may be, what strategies may not do."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAX_FILE, MAX_FUNCTION = 400, 60
+LONGER: dict[str, int] = {}  # file or file:function → its lines; each with a reason beside it
+
+FOLDERS = ("clplat", "strategies", "streams", "benchmarks")
+
+
+def sources(*folders: str) -> Iterator[Path]:
+    """Python files, those behind the links in clplat/ only once."""
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if path.relative_to(ROOT).parts[:2] not in (("clplat", "strategies"), ("clplat", "streams")):
+                yield path
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names imported anywhere in a file, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_sources_are_found() -> None:
+    assert len(list(sources(*FOLDERS))) > 50
+
+
+def test_the_platform_imports_no_strategy_stream_or_experiment() -> None:
+    above = re.compile(r"^(clplat\.)?(strategies|streams|experiments)(\.|$)")
+    guilty = [(p.name, n) for p in sources("clplat") for n in imports(p) if above.match(n)]
+    assert not guilty
+
+
+def test_strategies_and_streams_import_only_what_is_below() -> None:
+    allowed = {"strategies": r"^clplat\.(strategies)\.", "streams": r"^clplat\.(streams)\."}
+    for folder, own in allowed.items():
+        for path in sources(folder):
+            for name in imports(path):
+                if re.match(r"^clplat\.(strategies|streams|experiments)\.", name):
+                    assert re.match(own, name), f"{path.name} imports {name}"
+                assert not re.match(r"^clplat\.(runner|launch|cli|commands|api|report|tracking|sweep)", name), path.name
+
+
+@pytest.mark.parametrize("path", list(sources(*FOLDERS)), ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_read_in_one_sitting(path: Path) -> None:
+    text, name = path.read_text(), str(path.relative_to(ROOT))
+    assert len(text.splitlines()) <= LONGER.get(name, MAX_FILE)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= LONGER.get(f"{name}:{node.name}", MAX_FUNCTION), f"{node.name} has {lines} lines"
+
+
+def test_exceptions_are_still_needed() -> None:
+    assert all((ROOT / key.partition(":")[0]).exists() for key in LONGER)
+
+
+@pytest.mark.parametrize("path", list(sources("strategies")), ids=lambda p: p.stem)
+def test_strategies_know_no_model_class_no_parameter_name_and_no_device(path: Path) -> None:
+    text = path.read_text()
+    for forbidden in (r"\.cuda\(", r"isinstance\(self\.model", r"type\(self\.model", r"\bdevice\s*=\s*[\"']cuda"):
+        assert not re.search(forbidden, text), forbidden
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not re.fullmatch(r"[\w.]+\.(weight|bias)", node.value), f"parameter name {node.value!r}"
+
+
+def test_a_folder_beside_the_package_does_not_shadow_mlflow() -> None:
+    assert not list((ROOT / "mlflow").rglob("*.py"))
+
+
+def test_nothing_is_pickled_or_loaded_unsafely() -> None:
+    for path in sources(*FOLDERS):
+        text = path.read_text()
+        assert not re.search(r"\bimport (pickle|dill)\b|\bfrom (pickle|dill)\b", text), path
+        assert not re.search(r"allow_pickle\s*=\s*True", text), path
+        for call in re.findall(r"torch\.load\([^)]*\)", text):
+            assert "weights_only=True" in call, path
+
+
+def test_public_functions_have_docstrings() -> None:
+    """Public classes and functions say what they are; a method of a subclass may be described in its base."""
+    missing = []
+    for path in sources("clplat", "strategies", "streams"):
+        for node in ast.parse(path.read_text()).body:
+            own = isinstance(node, ast.ClassDef) and not node.bases
+            for item in [node, *(node.body if own else [])]:
+                if isinstance(item, ast.FunctionDef | ast.ClassDef) and not item.name.startswith("_"):
+                    inside = path.parent.name == "commands" and item.name in ("main", "configure")
+                    if ast.get_docstring(item) is None and not inside:
+                        missing.append(f"{path.relative_to(ROOT)}:{item.name}")
+    assert not missing, "\n".join(missing)

@@ -1,0 +1,298 @@
+"""Sweeps with a made-up objective: the plan's faults, the choice, and workers that die."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clplat.errors import MissingError, UserError
+from clplat.sweep import sweep
+from clplat.sweep_plan import nested, read_plan
+
+BASE = {"strategy": "naive", "stream": {"name": "digits"}, "backbone": "mlp", "seed": 0}
+SPACE = {"strategy.lr": {"low": "1e-4", "high": "1e-1", "log": True}, "loop.batch_size": {"low": 8, "high": 64}}
+
+
+def write(tmp_path, sweep_section=None, **changes) -> Path:
+    path = tmp_path / "demo.yaml"
+    section = {"trials": 4, "sampler": "random", "space": SPACE, **(sweep_section or {})}
+    base = {**BASE, "output": str(tmp_path / "runs"), **changes}
+    path.write_text(yaml.safe_dump({**base, "sweep": section}, sort_keys=False))
+    return path
+
+
+def objective(config, run_dir):
+    """Best at batch size 32."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    value = 1 - abs(config["loop"]["batch_size"] - 32) / 100 + config["seed"] / 1000
+    return {"metrics": {"average_accuracy": value}}
+
+
+def test_finds_the_best_and_writes_a_configuration_that_runs(tmp_path, capsys):
+    seen = []
+
+    def run(config, run_dir):
+        seen.append((config, run_dir))
+        return objective(config, run_dir)
+
+    result = sweep(write(tmp_path, {"trials": 12, "seeds": [0, 4]}), run=run)
+    assert len(result.trials) == 12
+    assert len(seen) == 24
+    assert all(c["loop"]["evaluate_on"] == "valid" for c, _ in seen)
+    assert len({d for _, d in seen}) == 24
+    assert {c["seed"] for c, _ in seen} == {0, 4}
+    assert all(1e-4 <= c["strategy"]["lr"] <= 1e-1 and c["strategy"]["name"] == "naive" for c, _ in seen)
+    assert all(isinstance(c["loop"]["batch_size"], int) for c, _ in seen)
+    values = [t["value"] for t in result.trials]
+    assert result.best_value == max(values)
+    expected = max(sum(objective(c, d)["metrics"]["average_accuracy"] for c, d in seen[i : i + 2]) / 2
+                   for i in range(0, 24, 2))  # fmt: skip
+    assert result.best_value == pytest.approx(expected)
+
+    best = yaml.safe_load(result.best_config.read_text())
+    assert "sweep" not in best
+    assert "evaluate_on" not in best["loop"]  # the final run is on test data
+    assert best["loop"]["batch_size"] == result.best_params["loop.batch_size"]
+    assert best["strategy"] == {"name": "naive", "lr": result.best_params["strategy.lr"]}
+    facts = json.loads((result.folder / "sweep.json").read_text())
+    assert facts["evaluated_on"] == "valid"
+    assert facts["best"]["value"] == result.best_value
+    assert len(facts["trials"]) == 12
+    assert "run it: clplat run" in capsys.readouterr().out
+
+
+def test_smaller_is_better_where_asked(tmp_path):
+    result = sweep(write(tmp_path, {"metric": "forgetting", "direction": "minimize"}), quiet=True,
+                   run=lambda c, d: {"metrics": {"forgetting": c["loop"]["batch_size"] / 100}})  # fmt: skip
+    assert result.best_value == min(t["value"] for t in result.trials)
+
+
+def test_a_second_call_adds_only_what_is_missing(tmp_path):
+    path = write(tmp_path)
+    sweep(path, run=objective, quiet=True)
+    sweep(path, trials=6, run=objective, quiet=True)
+    result = sweep(path, trials=8, run=objective, quiet=True, join=True)
+    assert len(result.trials) == 8
+    assert len({t["params"]["strategy.lr"] for t in result.trials}) == 8
+
+
+def test_one_worker_alone_draws_the_same_values_each_time(tmp_path):
+    drawn = []
+    for name in ("a", "b"):
+        result = sweep(write(tmp_path, {"study": name}), run=objective, quiet=True)
+        drawn.append([t["params"] for t in result.trials])
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_samplers(tmp_path, sampler):
+    space = {**SPACE, "strategy.kind": {"choices": ["a", None, 3]}, "strategy.p": {"low": 0, "high": 1.0, "step": 0.25}}
+    section = {"sampler": sampler, "trials": 12, "space": space}
+    result = sweep(write(tmp_path, section), run=objective, quiet=True)
+    assert {t["params"]["strategy.p"] for t in result.trials} <= {0, 0.25, 0.5, 0.75, 1}
+    assert {t["params"]["strategy.kind"] for t in result.trials} <= {"a", None, 3}
+
+
+def test_a_failing_trial_is_told_and_does_not_end_the_search(tmp_path, capsys):
+    calls = []
+
+    def run(config, run_dir):
+        calls.append(run_dir)
+        if len(calls) == 2:
+            raise FloatingPointError("loss is inf")
+        if len(calls) == 3:
+            return {"metrics": {"average_accuracy": None}, "why_null": {"average_accuracy": "no learn experience"}}
+        return objective(config, run_dir)
+
+    result = sweep(write(tmp_path), run=run)
+    assert [t["state"] for t in result.trials] == ["complete", "fail", "fail", "complete"]
+    assert result.trials[1]["reason"] == "FloatingPointError: loss is inf"
+    assert "no learn experience" in result.trials[2]["reason"]
+    assert "failed (FloatingPointError" in capsys.readouterr().out
+
+
+def test_no_success_at_all_is_the_users_to_mend(tmp_path):
+    def run(config, run_dir):
+        raise UserError("strategy.rank: 99 is out of range")
+
+    with pytest.raises(UserError, match=r"none of 4 trials succeeded: UserError: strategy\.rank: 99"):
+        sweep(write(tmp_path), run=run, quiet=True)
+
+
+def test_an_interrupted_trial_is_given_back_and_goes_on_in_its_folder(tmp_path):
+    seen = []
+
+    def run(config, run_dir):
+        seen.append((config, run_dir))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return objective(config, run_dir)
+
+    path = write(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(path, run=run, quiet=True)
+    result = sweep(path, run=run, quiet=True)
+    assert seen[1] == seen[2]
+    assert [t["state"] for t in result.trials].count("complete") == 4
+    assert [t["repeat_of"] for t in result.trials if t["repeat_of"] is not None] == [1]
+
+
+def test_missing_data_end_the_search_at_once(tmp_path):
+    def run(config, run_dir):
+        raise MissingError("stream: put it there")
+
+    with pytest.raises(MissingError):
+        sweep(write(tmp_path), run=run, quiet=True)
+
+
+# --- faults -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "keys", "fault"),
+    [
+        ({}, {"loop": {"evaluate_on": "test"}}, [], "test labels"),
+        ({}, {"loop.evaluate_on": "test"}, [], "test labels"),
+        ({}, {}, ["--loop.evaluate_on", "test"], "test labels"),
+        ({}, {}, ["--loop.evaluate_on=test"], "test labels"),
+        ({"space": {"loop.evaluate_on": {"choices": ["test", "valid"]}}}, {}, [], "is not searched"),
+        ({"space": {"seed": {"low": 0, "high": 9}}}, {}, [], "is not searched"),
+        ({"space": {"stream.experiences": {"low": 2, "high": 9}}}, {}, [], "is not searched"),
+        ({"space": {}}, {}, [], r"sweep\.space: is empty"),
+        ({"space": {"strategy.lr": {"low": 1, "high": 0}}}, {}, [], "low 1 is not below high 0"),
+        ({"space": {"strategy.lr": {"low": 0, "high": 1, "log": True}}}, {}, [], r"valid with log: > 0"),
+        ({"space": {"strategy.lr": {"low": "x", "high": 1}}}, {}, [], r"lr\.low: 'x' is not a number"),
+        (
+            {"space": {"strategy.lr": {"lo": 0, "high": 1}}},
+            {},
+            [],
+            r"lr\.lo: no such key \(valid: low, high",
+        ),
+        ({"space": {"strategy.lr": 3}}, {}, [], r"3 is not \{low"),
+        ({}, {}, ["--strategy.lr", "0.1"], r"is searched, so --strategy\.lr has no effect"),
+        ({"metric": "average_acuracy"}, {}, [], "did you mean average_accuracy"),
+        ({"direction": "up"}, {}, [], r"'up' is not valid \(valid: maximize, minimize\)"),
+        ({"sampler": "cma"}, {}, [], "valid: auto, tpe, gp, random"),
+        ({"trials": 0}, {}, [], r"sweep\.trials: 0 is out of range"),
+        ({"seeds": 3}, {}, [], r"sweep\.seeds: 3 is not a list"),
+        ({"grace_seconds": -1}, {}, [], r"grace_seconds: -1 is out of range"),
+        ({"sampeler": "tpe"}, {}, [], r"sweep\.sampeler: no such key"),
+    ],
+)
+def test_faults(tmp_path, section, changes, keys, fault):
+    with pytest.raises(UserError, match=fault):
+        sweep(write(tmp_path, section, **changes), keys, run=objective)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_all_faults_are_told_at_once(tmp_path):
+    section = {"trials": 0, "direction": "up", "space": {"seed": {"low": 1, "high": 2}}}
+    with pytest.raises(UserError) as caught:
+        read_plan(write(tmp_path, section), [], None)
+    assert len(caught.value.faults) == 3
+
+
+def test_a_file_without_a_sweep_section(tmp_path):
+    path = tmp_path / "demo.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    with pytest.raises(UserError, match="has no `sweep:` section"):
+        sweep(path, run=objective)
+
+
+def test_joining_wants_the_same_study(tmp_path):
+    path = write(tmp_path)
+    with pytest.raises(UserError, match=r"no study 'demo' in .* to join"):
+        sweep(path, run=objective, join=True)
+    sweep(path, run=objective, quiet=True)
+    other = write(tmp_path, {"space": {"strategy.lr": {"low": 0.0, "high": 1.0}}})
+    with pytest.raises(UserError, match="has another configuration or space"):
+        sweep(other, run=objective)
+
+
+def test_nested_keys():
+    assert nested({"strategy": "er"}, {"strategy.lr": 1}) == {"strategy": {"name": "er", "lr": 1}}
+    assert nested({"strategy": {"name": "er", "memory": 5}}, {"strategy": "naive"}) == {"strategy": {"name": "naive"}}
+    assert nested({"loop.batch_size": 3}, {"loop.batch_size": 4}) == {"loop.batch_size": 4}
+    base = {"loop": {"max_epochs": 1}}
+    assert nested(base, {"loop.max_epochs": 2}) == {"loop": {"max_epochs": 2}}
+    assert base == {"loop": {"max_epochs": 1}}
+
+
+# --- several workers ----------------------------------------------------------------------------------------------
+
+WORKER = """
+    import sys, time
+    from clplat.sweep import sweep
+
+    def run(config, run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with open(run_dir / "begun", "a") as file:
+            file.write("x")
+        time.sleep(float(sys.argv[2]))
+        return {"metrics": {"average_accuracy": config["strategy"]["lr"]}}
+
+    sweep(sys.argv[1], run=run, quiet=True)
+"""
+
+
+def worker(path: Path, seconds: float) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(WORKER), str(path), str(seconds)])
+
+
+def one_database(tmp_path: Path, kind: str) -> str:
+    return str(tmp_path / "study.log") if kind == "journal" else f"sqlite:///{tmp_path}/study.db"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", ["journal", "database"])
+def test_the_trial_of_a_killed_worker_is_repeated_once_in_its_folder(tmp_path, kind):
+    path = write(tmp_path, {"trials": 6, "grace_seconds": 3, "storage": one_database(tmp_path, kind)})
+    doomed = worker(path, 600)
+    folder = tmp_path / "runs" / "demo"
+    end = time.monotonic() + 60
+    while not list(folder.glob("trial-0000/seed-0/begun")):
+        assert time.monotonic() < end, "the first worker never began"
+        time.sleep(0.1)
+    others = [worker(path, 0.3), worker(path, 0.3)]
+    time.sleep(0.5)
+    doomed.kill()
+    doomed.wait()
+    assert [other.wait(120) for other in others] == [0, 0]
+    trials = json.loads((folder / "sweep.json").read_text())["trials"]
+    complete = [t for t in trials if t["state"] == "complete"]
+    assert len(complete) == 6
+    repeated = [t for t in trials if t["repeat_of"] is not None]
+    assert [t["repeat_of"] for t in repeated] == [0]
+    assert repeated[0]["params"] == trials[0]["params"]
+    assert repeated[0]["folder"] == trials[0]["folder"]
+    assert (folder / "trial-0000" / "seed-0" / "begun").read_text() == "xx"
+    assert all(f.read_text() == "x" for f in folder.glob("trial-000[1-9]/seed-0/begun"))
+
+
+HELPER = """
+    import os, time
+
+    def run(config, run_dir):
+        run_dir.mkdir(parents=True)
+        (run_dir / "pid").write_text(str(os.getpid()))
+        time.sleep(1)
+        return {"metrics": {"average_accuracy": 0.5}}
+"""
+
+
+@pytest.mark.slow
+def test_workers_started_here_share_the_trials(tmp_path, monkeypatch):
+    (tmp_path / "slow_objective.py").write_text(textwrap.dedent(HELPER))
+    monkeypatch.syspath_prepend(tmp_path)
+    import slow_objective
+
+    result = sweep(write(tmp_path, {"trials": 6}), workers=2, run=slow_objective.run, quiet=True)
+    assert [t["state"] for t in result.trials].count("complete") == 6
+    assert len({p.read_text() for p in result.folder.glob("*/*/pid")}) == 2
