@@ -1,0 +1,286 @@
+"""Rebuilds what the documentation takes from the code and from measured results.
+
+    python docs/generate.py                    rewrite the generated parts
+    python docs/generate.py --demo runs/demo   take in new runs of `make demo` first: their results and the picture
+    python docs/generate.py --check            change nothing; exit code 1 if a part is out of date
+
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`; the rest of a page is written by
+hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from clplat import compare, discovery, syntax
+from clplat.commands.keys import _shown, _type_name
+from clplat.config import expand, experiments, section_options
+from clplat.report import tables
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "experiments" / "demo" / "results.json"
+BENCHMARKS = ROOT / "benchmarks" / "results"
+PICTURE = ROOT / "docs" / "images" / "demo.svg"
+KEPT = ("strategy", "stream", "backbone", "head", "name", "seed", "status", "git_commit", "experiences",
+        "accuracy_matrix", "metrics", "cost")  # fmt: skip
+_PART = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+
+
+def strategies_table() -> str:
+    """Name, kinds, backbones, paper and experiment of every strategy."""
+    rows = []
+    for name, entry in discovery.entries("strategies").items():
+        about = f"[`{name}`](strategies/{name}.py)"
+        shown = ", ".join(f"[{e}](experiments/{e}.yaml)" for e in experiments_of(name)) or "—"
+        rows.append([about, ", ".join(entry.kinds), backbones_of(entry), paper_link(entry.paper), shown])
+    return table(["strategy", "kinds", "backbones", "paper", "experiment"], rows)
+
+
+def experiments_of(strategy: str) -> list[str]:
+    """Shipped experiments that run a strategy."""
+    return [name for name, strategies in _strategies_run().items() if strategy in strategies]
+
+
+@functools.cache
+def _strategies_run() -> dict[str, set[str]]:
+    """Experiment → strategies in it."""
+    return {name: {config.strategy.name for config in expand(config=file)} for name, file in experiments().items()}
+
+
+def backbones_of(entry: discovery.Entry) -> str:
+    """Any, unless its source asks a backbone for its adaptable layers or its blocks."""
+    tree = ast.walk(syntax.read(entry.file).tree)
+    asked = {n.attr for n in tree if isinstance(n, ast.Attribute)} & {"layers", "blocks"}
+    return f"those with {' and '.join(sorted(asked))}" if asked else "any"
+
+
+def paper_link(paper: str) -> str:
+    """`arXiv:…` and `doi:…` as links."""
+    scheme, _, number = paper.partition(":")
+    if scheme == "arXiv":
+        return f"[{paper}](https://arxiv.org/abs/{number})"
+    # A bracket in a link's address has to be written by its code.
+    address = number.replace("(", "%28").replace(")", "%29")
+    return f"[{paper}](https://doi.org/{address})" if scheme == "doi" else paper
+
+
+def demo_table() -> str:
+    """What the demo printed, with its conditions."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    groups = compare.split_streams(results["runs"])[0]
+    seeds = sorted({run["seed"] for run in results["runs"]})
+    tested = compare.against_best(groups, "average_accuracy")
+    pairs = "; ".join(
+        f"{t.second} by {t.difference.mean:.3f} [{t.difference.low:.3f}, {t.difference.high:.3f}], p = {t.p_holm:.2g}"
+        for t in tested
+        if t.difference.mean is not None and t.p_holm is not None
+    )
+    text = f"""Mean ± half the 95 % interval over seeds {", ".join(map(str, seeds))} (Student's t). {tested[0].first}
+        exceeds {pairs} (paired t-test, Holm). {results["machine"]}, clplat {results["clplat"]} at commit
+        {results["git_commit"][:7]}, torch {results["torch"]}."""
+    return tables.markdown(groups) + "\n" + paragraph(text)
+
+
+def benchmarks_table() -> str:
+    """The newest results of `make bench`, one row for each figure."""
+    files = [json.loads(file.read_text(encoding="utf-8")) for file in BENCHMARKS.glob("*.json")]
+    if not files:
+        return paragraph("No results are checked in yet; `make bench` measures them.")
+    found = max(files, key=lambda results: results["date"])
+    rows = []
+    for row in found["rows"]:
+        unit = "×" if row["how"] == "ratio" else row["unit"]
+        shown = ".2f" if row["how"] == "ratio" else "+.1f"
+        middle, low, high = (f"{row[k]:{shown}} {unit}" for k in ("median", "min", "max"))
+        sides = [f"{row[k]:{'.0f' if row['unit'] == 'MB' else '.3g'}} {row['unit']}" for k in ("base", "ours")]
+        limit = "—" if row["limit"] is None else f"{row['limit']:g} {unit}" + ("" if row["passed"] else ", not kept")
+        rows.append([row["name"], *sides, f"{middle} ({low} to {high})", limit])
+    head = ["figure", "by hand", "clplat (or the peer named)", "pairs: median (min to max)", "limit"]
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    text = f"""{found["date"]}; {found["cores"]} cores ({found["processor"]}), one thread, load {found["load"][0]};
+        {versions}. What each figure is: [benchmarks/](benchmarks)."""
+    return table(head, rows) + "\n" + paragraph(text)
+
+
+def methods() -> str:
+    """One section for each strategy, from its module's docstring and its constructor."""
+    base = {o.name for o in discovery.options(discovery.find("strategies", "naive"))}
+    sections = []
+    for name, entry in discovery.entries("strategies").items():
+        title, blocks = module_parts(ast.get_docstring(syntax.read(entry.file).tree) or "")
+        own = [o for o in discovery.options(entry) if o.name not in base]
+        lines = [f"## `{name}`\n", f"{title}\n", "```text", *blocks.pop("", []), "```\n"]
+        lines += [f"- **{head}**: {' '.join(text)}" for head, text in blocks.items()]
+        lines += [f"- **Paper**: {paper_link(entry.paper)}", f"- **Kinds**: {', '.join(entry.kinds)}"]
+        lines += [f"- **Backbones**: {backbones_of(entry)}\n"]
+        lines += [option_table(own, "strategy.") if own else "No options of its own.\n"]
+        sections.append("\n".join(lines))
+    shared = discovery.options(discovery.find("strategies", "naive"))
+    sections.append("## Options of all strategies\n\n" + option_table(shared, "strategy."))
+    return "\n".join(sections)
+
+
+def module_parts(doc: str) -> tuple[str, dict[str, list[str]]]:
+    """A strategy's docstring: its first sentence; lines under Source, Checked, Differs; and, under "", equations."""
+    first, _, rest = doc.partition("\n\n")
+    parts: dict[str, list[str]] = {"": []}
+    head = ""
+    for line in rest.splitlines():
+        word = re.match(r"(Source|Checked|Differs)\s+", line)
+        if word:
+            head = word[1]
+            parts[head] = [line[word.end() :]]
+        elif line.startswith(" " * 9) and (head == "Differs" or (head and not parts[""])):
+            parts[head].append(line.strip())
+        elif line.strip():
+            parts[""].append(line.removeprefix("    "))
+    if "Differs" in parts:
+        parts["Differs"] = parts.pop("Differs")  # last, as it stands
+    return first.replace("\n", " "), parts
+
+
+def streams_part() -> str:
+    """One section for each stream with the options it does not share."""
+    shared = {o.name for o in discovery.options(discovery.find("streams", "digits"))}
+    sections = []
+    for name, entry in discovery.entries("streams").items():
+        own = [o for o in discovery.options(entry) if o.name not in shared]
+        text = option_table(own, "stream.") if own else "No options of its own.\n"
+        sections.append(f"### `{name}`\n\n{entry.summary}\n\n{text}")
+    return "\n".join(sections)
+
+
+def scenario_part() -> str:
+    """Options of every stream that is cut from one data set."""
+    return option_table(discovery.options(discovery.find("streams", "digits")), "stream.")
+
+
+def section_part(section: str | None) -> Callable[[], str]:
+    """Options of `loop`, `fabric` or `tracking`, or of the run itself."""
+    return lambda: option_table(section_options(section), f"{section}." if section else "")
+
+
+def option_table(options: Iterable[syntax.Option], prefix: str) -> str:
+    """Keys with their types, defaults and docstrings."""
+    rows = []
+    for option in options:
+        default = "required" if option.default is syntax.REQUIRED else f"`{_shown(option.default)}`"
+        kind = _type_name(option.type).replace("|", " or ")
+        rows.append([f"`{prefix}{option.name}`", kind, default, option.help])
+    return table(["key", "type", "default", "what"], rows)
+
+
+# --- pages --------------------------------------------------------------------------------------------------------
+
+PARTS: dict[str, Callable[[], str]] = {
+    "strategies": strategies_table,
+    "demo": demo_table,
+    "benchmarks": benchmarks_table,
+    "methods": methods,
+    "streams": streams_part,
+    "scenarios": scenario_part,
+    "run": section_part(None),
+    "loop": section_part("loop"),
+    "fabric": section_part("fabric"),
+    "tracking": section_part("tracking"),
+}
+
+
+def pages() -> dict[Path, str]:
+    """Each page with a generated part, as it should be."""
+    found = {}
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text(encoding="utf-8")
+        if _PART.search(text):
+            found[path] = _PART.sub(lambda m: f"{m[1]}\n{PARTS[m[2]]()}\n{m[3]}", text)
+    return found
+
+
+def take_in_demo(folder: Path, machine: str) -> None:
+    """Results and picture of the newest run of each name and seed under `folder`."""
+    import torch
+
+    import clplat
+    from clplat.files import write_atomic
+    from clplat.report import write_report
+
+    newest: dict[tuple[str, int], Path] = {}
+    for file in sorted(folder.rglob("summary.json")):
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        newest[facts["name"], facts["seed"]] = file.parent
+    order = [(c.name, c.seed) for c in expand(config="demo/digits")]
+    folders = [newest[str(name), seed] for name, seed in order]
+    runs = []
+    for run in compare.load_summaries(folders):
+        config = {k: v for k, v in run["config"].items() if k not in ("name", "output", "data_root", "tracking")}
+        kept = {k: run[k] for k in KEPT} | {"config": config}
+        kept["metrics"] = {k: v for k, v in run["metrics"].items() if v is not None}
+        runs.append(kept)
+    facts = {
+        "experiment": "demo/digits",
+        "command": "make demo",
+        "machine": machine,
+        "clplat": clplat.__version__,
+        "git_commit": runs[0]["git_commit"],
+        "torch": torch.__version__,
+    }
+    lines = ",\n".join("  " + json.dumps(run, ensure_ascii=False) for run in runs)
+    write_atomic(RESULTS, json.dumps(facts, indent=1)[:-2] + f',\n "runs": [\n{lines}\n ]\n}}\n')
+    report = folder / "comparison"
+    write_report(folders, report)
+    shutil.copyfile(report / "figures" / "accuracy-matrix.svg", PICTURE)
+
+
+def this_machine() -> str:
+    """Cores and processor, in words."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.is_file() else []
+    return f"{os.cpu_count()} CPU cores ({names[0] if names else platform.machine()})"
+
+
+# --- text ---------------------------------------------------------------------------------------------------------
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def paragraph(text: str) -> str:
+    """`text` in lines of at most 116 characters."""
+    return textwrap.fill(" ".join(text.split()), 116, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--demo", type=Path, metavar="DIR", help="runs of `make demo` to take in")
+    parser.add_argument("--machine", default=this_machine(), help="where they were made, in words")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a part is out of date")
+    args = parser.parse_args()
+    if args.demo is not None:
+        take_in_demo(args.demo, args.machine)
+    stale = [(path, text) for path, text in pages().items() if path.read_text(encoding="utf-8") != text]
+    for path, text in stale:
+        print(f"{'out of date' if args.check else 'rewritten'}: {path.relative_to(ROOT)}")
+        if not args.check:
+            path.write_text(text, encoding="utf-8")
+    return int(args.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
