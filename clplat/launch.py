@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import inspect
 import os
@@ -104,6 +105,8 @@ def _work(
     fabric: Fabric, config: Config, run_dir: Path | None, quiet: bool, resumed: bool, report: bool
 ) -> dict[str, Any]:
     started, first = time.perf_counter(), fabric.global_rank == 0
+    if fabric.world_size > 1:
+        atexit.register(_leave)
     if config.fabric.threads is not None:
         torch.set_num_threads(config.fabric.threads)
     stream, strategy = build(config)
@@ -142,6 +145,12 @@ def _work(
             result = _close(config, run_dir, record, status, tracker, report)
             held.close()
     return result
+
+
+def _leave() -> None:
+    """End the process group before the interpreter: its threads, cut off while they ask for the lock, would abort."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _newest_state(run_dir: Path, tell: bool) -> dict[str, Any] | None:
