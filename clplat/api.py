@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clplat import checkpoint
 from clplat.errors import UserError
 from clplat.result import Result
-from clplat.settings import Config
+from clplat.settings import Config, StartSettings
 
 if TYPE_CHECKING:
     from clplat.strategy import Strategy
@@ -89,7 +89,10 @@ def _dry_run(config: Config) -> Result:
     import tempfile
 
     from clplat.launch import launch
+    from clplat.start import start_run
 
+    kept = start_run(config, quiet=True, make=False)  # a run to start from is not made for two steps
+    config = replace(config, start=replace(config.start, run=str(kept)) if kept else StartSettings())
     loop = replace(config.loop, max_steps=2, stop_after=1, eval_every=None, checkpoint_every=None)
     config = replace(config, loop=loop, tracking=replace(config.tracking, enabled=False))
     with tempfile.TemporaryDirectory(prefix="clplat-dry-run-") as folder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,16 @@ from clplat.errors import MissingError, UserError
 from clplat.metrics.erasure import erased_samples
 from clplat.record import ExperienceRecord, RunRecord
 from clplat.settings import Config, Part
+from clplat.start import start_from
 from clplat.strategy import Strategy, check_hooks, check_kinds
 from clplat.stream import Kind, Stream
 
 
-def build(config: Config) -> tuple[Stream, Strategy]:
+def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     """Stream and strategy, checked against each other before anything runs.
+
+    Args:
+        start: folder of a run whose weights the model starts from.
 
     Raises:
         UserError: with all faults at once: values out of range in any part, a missing or misspelt hook, a kind that
@@ -41,6 +46,8 @@ def build(config: Config) -> tuple[Stream, Strategy]:
     cls = discovery.load("strategies", config.strategy.name)
     trial.faults += [f"strategy: {f}" for f in check_hooks(cls)]
     model: Any = Classifier(backbone, head) if backbone is not None and head is not None else torch.nn.Linear(1, 1)
+    if start is not None and isinstance(model, Classifier):
+        trial.faults += start_from(model, start, head=config.start.head)
     whole = isinstance(model, Classifier) and not trial.faults
     strategy = trial.part("strategy", lambda options: cls(model=model, **options), whole=whole)
     if stream is not None:

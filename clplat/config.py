@@ -20,12 +20,14 @@ import yaml
 
 from clplat import discovery, syntax
 from clplat.errors import UserError
-from clplat.settings import Config, FabricSettings, LoopSettings, Part, TrackingSettings
+from clplat.settings import Config, FabricSettings, LoopSettings, Part, StartSettings, TrackingSettings
 from clplat.syntax import REQUIRED, Option
 from clplat.values import parse_value
 
 PARTS = {"strategy": "strategies", "stream": "streams", "backbone": "backbones", "head": "heads"}
-SECTIONS: dict[str, type] = {"loop": LoopSettings, "fabric": FabricSettings, "tracking": TrackingSettings}
+SECTIONS: dict[str, type] = {
+    "loop": LoopSettings, "fabric": FabricSettings, "start": StartSettings, "tracking": TrackingSettings,
+}  # fmt: skip
 DEFAULTS = {"stream": "digits", "backbone": "mlp", "head": "growing"}
 _EXPERIMENTS = (Path(__file__).parent.parent / "experiments", Path(__file__).parent / "experiments")
 
@@ -352,6 +354,8 @@ def _range_faults(values: Mapping[str, Any]) -> list[str]:
     for section, cls in SECTIONS.items():
         settings = cls(**{k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{section}.")})
         found += settings.faults() if hasattr(settings, "faults") else []
+    if values["loop.max_epochs"] == 0 and not values["start.run"]:
+        found.append("loop.max_epochs: 0 is out of range (valid: ≥ 1, or 0 with start.run)")
     found += [
         f"{k}: {values[k]} is out of range (valid: ≥ 0)" for k in ("seed", "stream.seed") if (values.get(k) or 0) < 0
     ]

@@ -29,6 +29,7 @@ from clplat.runlog import RunLog, flat
 from clplat.runner import Runner
 from clplat.settings import Config, FabricSettings
 from clplat.snapshot import restore
+from clplat.start import start_run
 from clplat.summary import git_commit, summary
 
 if TYPE_CHECKING:
@@ -45,13 +46,14 @@ def launch(config: Config, run_dir: Path | None, *, quiet: bool, resumed: bool =
     Args:
         run_dir: of the run; None makes one once everything is built, so that a refused run leaves no folder.
     """
+    start = None if resumed else start_run(config, quiet=quiet)
     fabric = make_fabric(config.fabric)
     if isinstance(fabric.strategy.launcher, _spawning()):
         with _forwarded_signals(), _same_environment():
-            outcome = fabric.launch(_guarded, config, run_dir, quiet, resumed, report)
+            outcome = fabric.launch(_guarded, config, run_dir, start, quiet, resumed, report)
     else:
         fabric.launch()
-        outcome = _guarded(fabric, config, run_dir, quiet, resumed, report)
+        outcome = _guarded(fabric, config, run_dir, start, quiet, resumed, report)
     if "error" in outcome:
         raise getattr(errors_module, outcome["error"])(*outcome["faults"])
     return Result(Path(outcome["run_dir"]), outcome["summary"], outcome["note"])
@@ -102,14 +104,14 @@ def _guarded(fabric: Fabric, *args: Any) -> dict[str, Any]:
 
 
 def _work(
-    fabric: Fabric, config: Config, run_dir: Path | None, quiet: bool, resumed: bool, report: bool
+    fabric: Fabric, config: Config, run_dir: Path | None, start: Path | None, quiet: bool, resumed: bool, report: bool
 ) -> dict[str, Any]:
     started, first = time.perf_counter(), fabric.global_rank == 0
     if fabric.world_size > 1:
         atexit.register(_leave)
     if config.fabric.threads is not None:
         torch.set_num_threads(config.fabric.threads)
-    stream, strategy = build(config)
+    stream, strategy = build(config, start)
     record = new_record(stream, read_reference(config.reference), config.loop.evaluate_on)
     if first and not resumed:
         run_dir = make_run_dir(config, run_dir)

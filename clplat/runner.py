@@ -13,7 +13,6 @@ Progress is counted, and saved with every random state and the grown structure, 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +32,7 @@ from clplat.metrics.representation import gradient_norm
 from clplat.progress import Progress
 from clplat.record import RunRecord
 from clplat.runlog import RunLog
+from clplat.schedule import rate_factor
 from clplat.settings import LoopSettings
 from clplat.snapshot import snapshot
 from clplat.strategy import Strategy
@@ -63,6 +63,7 @@ class Runner:
         self.loop, self.fabric, self.seed, self.log, self.record = loop, fabric, seed, log, record
         self.rank, self.world_size = fabric.global_rank, fabric.world_size
         self.stream = stream.to(fabric.device)
+        self.optimizer: Any = None
         self.strategy = strategy.to(fabric.device)
         strategy._prepare, strategy.rank, strategy.world_size = stream.prepare, self.rank, self.world_size
         shared: dict[str, Any] = {"device": fabric.device, "batch_size": loop.eval_batch_size, "rank": self.rank}
@@ -168,27 +169,24 @@ class Runner:
         """A loss for each step to take, or None for a turn that takes no gradient step."""
         match experience.kind:
             case Kind.LEARN:
-                yield from self._supervised(self.strategy.training_data(seen), "training_step")
+                yield from self._supervised(experience, self.strategy.training_data(seen), "training_step")
             case Kind.FORGET:
-                yield from self._supervised(seen.train, "forget_step")
+                yield from self._supervised(experience, self.strategy.training_data(seen), "forget_step")
             case Kind.ADAPT:
                 yield from self._adapt(experience)
             case Kind.INTERACT:
                 if seen.train is not None:
-                    yield from self._supervised(seen.train, "training_step")
+                    yield from self._supervised(experience, seen.train, "training_step")
                 yield from play(self, experience)
 
-    def _supervised(self, data: Data | None, hook: str) -> Iterator[Tensor | None]:
-        assert data is not None
+    def _supervised(self, experience: Experience, data: Data, hook: str) -> Iterator[Tensor | None]:
         p, loop, step = self.progress, self.loop, self.hook(hook)
         batches = batches_per_epoch(len(data), loop.batch_size, self.world_size)
-        self.steps_planned = self._gradient_steps(len(data))
-        while p.epoch < loop.max_epochs and not self._enough():
+        self.steps_planned = self._gradient_steps(len(data), experience.kind)
+        while p.epoch < loop.epochs(experience.kind) and not self._enough():
             order = epoch_order(len(data), self.seed, p.experience, p.epoch, data.inputs.device)
             while p.batch < batches and not self._enough():
-                positions, whole = local_slice(order, p.batch, loop.batch_size, self.rank, self.world_size)
-                raw, labels = data.batch(positions)
-                self._show(raw, whole)
+                raw, labels = self._batch(data, order)
                 self.window = min(loop.accumulate, batches - p.batch // loop.accumulate * loop.accumulate)
                 self.boundary = (p.batch + 1) % loop.accumulate == 0 or p.batch + 1 == batches
                 yield step((self.strategy.prepare(raw), labels), p.batch)
@@ -201,9 +199,7 @@ class Runner:
         order = torch.arange(len(data), device=data.inputs.device)
         self.window, self.boundary = 1, True
         for _ in range(p.batch, batches_per_epoch(len(data), self.loop.batch_size, self.world_size)):
-            positions, whole = local_slice(order, p.batch, self.loop.batch_size, self.rank, self.world_size)
-            raw, labels = data.batch(positions)
-            self._show(raw, whole)
+            raw, labels = self._batch(data, order)
             out = step(self.stream.prepare(raw, False))
             predictions, loss = out if isinstance(out, tuple) else (out, None)
             if labels is not None:
@@ -224,11 +220,15 @@ class Runner:
 
         return in_precision
 
-    def _show(self, raw: Tensor, whole: int) -> None:
-        """Set what a strategy may ask about the current batch, past nn.Module's slow attribute machinery."""
-        attributes = self.strategy.__dict__
+    def _batch(self, data: Data, order: Tensor) -> tuple[Tensor, Tensor | None]:
+        """This process's part of the coming batch; sets what a strategy may ask about it."""
+        positions, whole = local_slice(order, self.progress.batch, self.loop.batch_size, self.rank, self.world_size)
+        raw, labels = data.batch(positions)
+        attributes = self.strategy.__dict__  # past nn.Module's slow attribute machinery
         attributes["raw"], attributes["global_batch"] = raw, whole
+        attributes["rows"] = positions if data.rows is None else data.rows[positions]
         self.spent["samples"] += whole
+        return raw, labels
 
     def _enough(self) -> bool:
         return self.loop.max_steps is not None and self.progress.steps >= self.loop.max_steps
@@ -238,20 +238,24 @@ class Runner:
         size = len(experience.train) if experience.train is not None else 0
         if experience.kind is Kind.ADAPT:
             return batches_per_epoch(size, self.loop.batch_size, self.world_size)
-        return self._gradient_steps(size) + experience.env_steps
+        return self._gradient_steps(size, experience.kind) + experience.env_steps
 
-    def _gradient_steps(self, size: int) -> int:
+    def _gradient_steps(self, size: int, kind: Kind) -> int:
         """Optimizer steps over `size` samples: epochs of accumulated batches, within the bound on steps."""
         loop = self.loop
         batches = batches_per_epoch(size, loop.batch_size, self.world_size)
-        steps = -(-batches // loop.accumulate) * loop.max_epochs
+        steps = -(-batches // loop.accumulate) * loop.epochs(kind)
         return steps if loop.max_steps is None else min(steps, loop.max_steps)
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
     def _setup_optimizer(self) -> None:
         """A new optimizer over what is trainable now; the module is wrapped anew, since it may have grown."""
-        trainable = any(q.requires_grad for q in self.strategy.parameters())
+        trainable = [q for q in self.strategy.parameters() if q.requires_grad]
+        self.steps_planned = self.total_steps(self.stream[self.progress.experience])
+        held = [] if self.optimizer is None else [q for g in self.optimizer.param_groups for q in g["params"]]
+        if held and self.carried(self.progress.experience) and list(map(id, held)) == list(map(id, trainable)):
+            return
         if not trainable:  # gradient-free learners: nothing to wrap, nothing to step
             self.module, self.optimizer = self.strategy, None
             return
@@ -264,7 +268,11 @@ class Runner:
         if self.resumed is not None:
             optimizer.load_state_dict(self.resumed["optimizer"])
             self.base_lrs, self.resumed = self.resumed["learning_rates"], None
-        self.steps_planned = self.total_steps(self.stream[self.progress.experience])
+
+    def carried(self, index: int) -> bool:
+        """Whether the optimizer goes on into experience `index`: test data are one stream, its pieces unannounced."""
+        kinds = [e.kind for e in self.stream.experiences[max(0, index - 1) : index + 1]]
+        return kinds == [Kind.ADAPT, Kind.ADAPT]
 
     def _update(self, loss: Tensor | None) -> None:
         """Backward and, at an accumulation boundary, one optimizer step."""
@@ -283,26 +291,14 @@ class Runner:
         if self.loop.clip_norm is not None:
             self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.loop.clip_norm)
         if strategy.schedule != "constant" or strategy.warmup:
-            self._schedule()
+            factor = rate_factor(p.steps, self.steps_planned, strategy.schedule, strategy.warmup)
+            for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+                group["lr"] = lr * factor
         strategy.on_before_optimizer_step(self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad()
         p.steps, p.total_steps = p.steps + 1, p.total_steps + 1
         strategy.after_step()
-
-    def _schedule(self) -> None:
-        """Learning rates of the coming step: linear warm-up, then constant or a half cosine to zero."""
-        done, planned, strategy = self.progress.steps, self.steps_planned, self.strategy
-        rising = strategy.warmup * planned
-        if done < rising:
-            factor = (done + 1) / rising if rising >= 1 else 1.0
-        elif strategy.schedule == "cosine":
-            factor = 0.5 * (1 + math.cos(math.pi * min(1.0, (done - rising) / max(1.0, planned - rising))))
-        else:
-            factor = 1.0
-        assert self.optimizer is not None
-        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = lr * min(factor, 1.0)
 
     def _between_steps(self, experience: Experience) -> None:
         """All that happens after a step and is not the step."""

@@ -11,7 +11,9 @@ class LoopSettings:
     """The loop over a stream.
 
     Args:
-        max_epochs: passes over each experience's training data, ≥ 1; not used by adapt and interact.
+        max_epochs: passes over each experience's training data, ≥ 1 (or 0 with `start.run`: what was learned there
+            is not learned again); not used by adapt and interact.
+        forget_epochs: passes over the data of a forget request, ≥ 1; null takes max_epochs.
         max_steps: optimizer steps per experience at most; null for no bound beside max_epochs.
         batch_size: samples per batch and process, ≥ 1.
         eval_batch_size: samples per evaluation batch, ≥ 1.
@@ -29,6 +31,7 @@ class LoopSettings:
     """
 
     max_epochs: int = 1
+    forget_epochs: int | None = None
     max_steps: int | None = None
     batch_size: int = 32
     eval_batch_size: int = 512
@@ -45,11 +48,14 @@ class LoopSettings:
 
     def faults(self) -> list[str]:
         """One line for each value out of range."""
-        counts = ("max_epochs", "max_steps", "batch_size", "eval_batch_size", "accumulate", "eval_every",
+        counts = ("forget_epochs", "max_steps", "batch_size", "eval_batch_size", "accumulate", "eval_every",
                   "eval_samples", "checkpoint_every", "eval_episodes", "stop_after")  # fmt: skip
-        return _below(self, "loop", counts, 1) + _below(
-            self, "loop", ("clip_norm", "checkpoint_seconds"), 0, strict=True
-        )
+        found = _below(self, "loop", ("max_epochs",), 0) + _below(self, "loop", counts, 1)
+        return found + _below(self, "loop", ("clip_norm", "checkpoint_seconds"), 0, strict=True)
+
+    def epochs(self, kind: str) -> int:
+        """Passes over the data of an experience of this kind."""
+        return self.max_epochs if kind != "forget" or self.forget_epochs is None else self.forget_epochs
 
 
 def _below(group: object, prefix: str, keys: tuple[str, ...], least: int, strict: bool = False) -> list[str]:
@@ -83,6 +89,24 @@ class FabricSettings:
     def faults(self) -> list[str]:
         """One line for each value out of range."""
         return _below(self, "fabric", ("devices", "num_nodes", "threads"), 1)
+
+
+@dataclass
+class StartSettings:
+    """Weights to start from.
+
+    Args:
+        run: folder of a finished run, or a configuration (file or shipped experiment) that is run first, once for all
+            runs under the same `output`; null starts from the backbone's own.
+        head: take the head too, not only the backbone; it must have a fixed size (head: linear).
+    """
+
+    run: str | None = None
+    head: bool = False
+
+    def faults(self) -> list[str]:
+        """One line for each value out of range."""
+        return [] if self.run or not self.head else ["start.head: true, but start.run names no run"]
 
 
 @dataclass
@@ -129,16 +153,13 @@ class Config:
     head: Part = field(default_factory=lambda: Part("growing"))
     loop: LoopSettings = field(default_factory=LoopSettings)
     fabric: FabricSettings = field(default_factory=FabricSettings)
+    start: StartSettings = field(default_factory=StartSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     name: str | None = None
     seed: int = 0
     output: str = "runs"
     data_root: str | None = None
     reference: str | None = None
-
-    def faults(self) -> list[str]:
-        """One line for each value out of range, in every group."""
-        return self.loop.faults() + self.fabric.faults()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict in the layout of config.yaml: a part is {name: ..., option: ...}."""

@@ -25,7 +25,9 @@ def snapshot(runner: Runner) -> dict[str, Any]:
         rng = [{}] * runner.world_size
         torch.distributed.all_gather_object(rng, checkpoint.rng_state())
     resumed = None
-    if runner.progress.begun and not runner.progress.trained and runner.optimizer is not None:
+    p = runner.progress
+    needed = (p.begun and not p.trained) or runner.carried(p.experience + p.trained)
+    if needed and runner.optimizer is not None:
         resumed = {"optimizer": runner.optimizer.state_dict(), "learning_rates": runner.base_lrs}
     return {
         "progress": asdict(runner.progress),

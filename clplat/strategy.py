@@ -67,9 +67,10 @@ class Strategy(LightningModule):
     replays: ClassVar[bool] = False  # batches hold samples of other tasks, or a teacher scores them: no task-wise head
     unbounded_memory: ClassVar[bool] = False
 
-    # Set by the runner: inputs of the current batch as the stream holds them (what a memory should keep), the
-    # stream's `prepare`, and the number of samples of the current batch over all processes.
+    # Set by the runner: inputs of the current batch as the stream holds them (what a memory should keep), their rows
+    # (B,) in the data set, the stream's `prepare`, and the number of samples of the batch over all processes.
     raw: Tensor
+    rows: Tensor
     global_batch: int = 0
     world_size: int = 1
     rank: int = 0
@@ -114,7 +115,7 @@ class Strategy(LightningModule):
         """Before the first step, with the data at hand: fill teachers, importance, statistics."""
 
     def training_data(self, experience: Experience) -> Data:
-        """What the epochs of a learn experience run over; asked for after `begin`, and again on resume."""
+        """What the epochs of a learn or forget experience run over; asked for after `begin`, and again on resume."""
         assert experience.train is not None
         return experience.train
 

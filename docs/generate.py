@@ -196,6 +196,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "run": section_part(None),
     "loop": section_part("loop"),
     "fabric": section_part("fabric"),
+    "start": section_part("start"),
     "tracking": section_part("tracking"),
 }
 

@@ -31,7 +31,10 @@ def read(path: str) -> dict[str, Tensor]:
         raise UserError(f"backbone.weights: {file} is damaged ({error}); copy it again") from error
 
 
-def fit(module: nn.Module, state: dict[str, Tensor], source: str, spare: Callable[[str], bool]) -> None:
+def fit(
+    module: nn.Module, state: dict[str, Tensor], source: str, spare: Callable[[str], bool],
+    key: str = "backbone.weights",
+) -> None:  # fmt: skip
     """Load `state` into `module`, where every tensor must find its place.
 
     Args:
@@ -39,6 +42,7 @@ def fit(module: nn.Module, state: dict[str, Tensor], source: str, spare: Callabl
         state: tensors by dotted name.
         source: where they come from, for the message.
         spare: whether a tensor that `module` has no place for may be left out (a classifier's, say).
+        key: of the configuration that named the source.
 
     Raises:
         UserError: a tensor is missing, has no place, or has another shape.
@@ -53,5 +57,5 @@ def fit(module: nn.Module, state: dict[str, Tensor], source: str, spare: Callabl
     ]
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise UserError(f"backbone.weights: {source} does not fit this backbone: {faults[0]}{more}")
+        raise UserError(f"{key}: {source} does not fit: {faults[0]}{more}")
     module.load_state_dict({name: state[name] for name in own})

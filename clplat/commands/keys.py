@@ -13,7 +13,12 @@ from clplat import discovery
 from clplat.config import DEFAULTS, PARTS, SECTIONS, section_options
 from clplat.syntax import REQUIRED, Option
 
-_TITLES = {"loop": "the loop over the stream", "fabric": "devices and precision", "tracking": "MLflow"}
+_TITLES = {
+    "loop": "the loop over the stream",
+    "fabric": "devices and precision",
+    "start": "weights to start from",
+    "tracking": "MLflow",
+}
 
 
 def keys_help(parts: dict[str, str]) -> str:

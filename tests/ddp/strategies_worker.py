@@ -71,6 +71,7 @@ def train(name, rank, world):
             for k in range(batches_per_epoch(len(data), local, world)):
                 positions, strategy.global_batch = local_slice(order, k, local, rank, world)
                 strategy.raw, labels = data.batch(positions)
+                strategy.rows = positions if data.rows is None else data.rows[positions]
                 strategy.training_step((strategy.raw, labels), k).backward()
                 if world > 1:
                     for p in strategy.parameters():

@@ -1,0 +1,101 @@
+"""Weights to start from: those of another run, which is made first where it is not there yet, once for all runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clplat import checkpoint
+from clplat.backbones._weights import fit
+from clplat.backbones.base import Classifier
+from clplat.errors import UserError
+from clplat.settings import Config
+
+
+def start_run(config: Config, *, quiet: bool, make: bool = True) -> Path | None:
+    """Folder of the finished run that `config.start.run` names; None where it names none.
+
+    A configuration is run into `<output>/start/<name>-<digest>/` with its own seed, gone on with where it was cut
+    off, and found there by all later runs.
+
+    Args:
+        quiet: no progress on the screen.
+        make: run what is not there yet; else None is returned for it.
+
+    Raises:
+        UserError: neither a run nor a configuration, or the run is not finished.
+    """
+    named = config.start.run
+    if named is None:
+        return None
+    folder = Path(named)
+    if (folder / "summary.json").is_file():
+        _check_complete(folder)
+        return folder
+    source = _resolve(config, named)
+    folder = _folder(source)
+    if (folder / "summary.json").is_file() and _status(folder) == "complete":
+        return folder
+    if not make:
+        return None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"start.run: {named} has not been run under {config.output}; run it first, on one process")
+    from clplat.launch import launch
+
+    resumed = (folder / "checkpoints").is_dir()
+    launch(source, folder, quiet=quiet, resumed=resumed)
+    return folder
+
+
+def start_from(model: Classifier, folder: Path, *, head: bool) -> list[str]:
+    """Give `model` the weights of the run in `folder`; returns faults, one line each.
+
+    Args:
+        head: the head's too.
+    """
+    state, _ = checkpoint.load_newest(folder / "checkpoints")
+    if state is None:
+        return [f"start.run: {folder} holds no whole checkpoint"]
+    try:
+        for part, key in (("backbone", "start.run"), ("head", "start.head"))[: 1 + head]:
+            own = f"model.{part}."
+            weights = {n.removeprefix(own): t for n, t in state["strategy"].items() if n.startswith(own)}
+            fit(getattr(model, part), weights, f"the {part} of {folder}", lambda _: False, key)
+    except UserError as error:
+        return list(error.faults)
+    return []
+
+
+def _resolve(config: Config, named: str) -> Config:
+    """The configuration to run first, with this run's places."""
+    from clplat.config import resolve
+
+    try:
+        source = resolve(config=named)
+    except UserError as error:
+        raise UserError(*(f"start.run: {named}: {fault}" for fault in error.faults)) from error
+    if source.start.run is not None:
+        raise UserError(f"start.run: {named} itself starts from a run ({source.start.run}); name that one's folder")
+    return replace(source, output=config.output, data_root=config.data_root, tracking=config.tracking)
+
+
+def _folder(source: Config) -> Path:
+    from clplat.summary import config_sha256
+
+    return Path(source.output) / "start" / f"{str(source.name).replace('/', '-')}-{config_sha256(source)[:12]}"
+
+
+def _check_complete(folder: Path) -> None:
+    if _status(folder) != "complete":
+        raise UserError(f"start.run: the run in {folder} is not finished (go on: clplat run --resume {folder})")
+
+
+def _status(folder: Path) -> Any:
+    import json
+
+    try:
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("status")
+    except (OSError, ValueError) as error:
+        raise UserError(f"start.run: {folder / 'summary.json'} can't be read ({error})") from error
