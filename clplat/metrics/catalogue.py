@@ -99,8 +99,16 @@ METRICS: dict[str, MetricInfo] = {
     "h_mean": MetricInfo(
         "metrics", "harmonic mean of retain accuracy and drop; reference: the model before the sequence of requests",
         "mean over requests of 2 RA Drop / (RA + Drop)", _GSLORA, 0, 1, True, _FORGET),
+    "h_step": MetricInfo(
+        "metrics", "harmonic mean of retain accuracy and drop; reference: the model just before each request",
+        "mean over requests f of 2 RA D / (RA + D), D = max(0, R[f, f] − R[f + 1, f])", f"{_OWN}, after {_GSLORA}",
+        0, 1, True, _FORGET),
+    "retention_loss": MetricInfo(
+        "metrics", "accuracy that a request costs on what was learned and not erased",
+        "mean over requests f and test sets g not erased of a[f, g] − a[f + 1, g], of what f leaves of g",
+        "Liu et al., CoLLAs 2022, arXiv:2203.12817, over one request", -1, 1, False, _FORGET),
     "relapse": MetricInfo(
-        "metrics", "accuracy that erased data regain later",
+        "metrics", "accuracy that erased data regain later without being taught again",
         "mean over requests f of (max over i > f + 1 of R[i, f]) − R[f + 1, f]", "UnCLe, 2025, arXiv:2509.17530",
         -1, 1, False, _FORGET),
     "online_error": MetricInfo(

@@ -14,7 +14,7 @@ from clplat.metrics.anytime import Evaluation
 from clplat.metrics.catalogue import METRICS
 from clplat.metrics.matrix import Matrix
 from clplat.metrics.unlearning import Request
-from clplat.record import RunRecord
+from clplat.record import ExperienceRecord, RunRecord
 from clplat.stream import Kind
 
 UNMEASURED = "a score it needs was not measured"
@@ -72,7 +72,7 @@ class _Run:
         self.sizes = {j: experiences[j].test_samples for j in self.learned}
         self.forgets = [j for j, e in done if e.kind is Kind.FORGET]
         self.requests = [
-            Request(j, experiences[j].test_samples, dict(experiences[j].erases))
+            Request(j, experiences[j].test_samples, dict(experiences[j].erases), _taught_again(experiences, j))
             for j in self.forgets
             if experiences[j].test_samples > 0
         ]
@@ -186,7 +186,7 @@ def _erasure(run: _Run) -> dict[str, Callable[[], float | str]]:
     """Metrics of forget experiences."""
     scores, requests, sizes = run.scores, run.requests, run.sizes
     fault = None if requests else run.lacking(Kind.FORGET)
-    later = any(q.index + 2 < len(scores) for q in requests)
+    later = any(q.later(len(scores)) for q in requests)
     keeps = None
     if any(sum(n for j, n in sizes.items() if j < q.index) == 0 for q in requests):
         keeps = "nothing was learned before a request"
@@ -199,10 +199,19 @@ def _erasure(run: _Run) -> dict[str, Callable[[], float | str]]:
         "retain_accuracy": lambda: fault or keeps or unlearning.retain_accuracy(scores, requests, sizes),
         "forget_drop": lambda: fault or unlearning.forget_drop(scores, requests, run.forgets),
         "h_mean": lambda: fault or keeps or unlearning.h_mean(scores, requests, sizes, run.forgets),
+        "h_step": lambda: fault or keeps or unlearning.h_step(scores, requests, sizes),
+        "retention_loss": lambda: fault or keeps or unlearning.retention_loss(scores, requests, sizes),
         "relapse": lambda: (
             fault or (unlearning.relapse(scores, requests) if later else "no experience has finished after a request")
         ),
     }
+
+
+def _taught_again(experiences: list[ExperienceRecord], index: int) -> int | None:
+    """The first learn experience after request `index` with a class that it erased as a whole."""
+    erased = set(experiences[index].classes)
+    return next((j for j, e in enumerate(experiences[index:], index) if e.kind is Kind.LEARN and erased & {*e.classes}),
+                None)  # fmt: skip
 
 
 def _left(q: Request, requests: list[Request], sizes: dict[int, int]) -> int:

@@ -28,11 +28,18 @@ class Request:
         samples: size of its test set.
         erased: number of test samples it takes from each learn experience before it; empty when its test set shares
             no sample with theirs.
+        taught_again: the first later learn experience that brings what it erased; what comes back from there on was
+            asked for and is no relapse. None if there is none.
     """
 
     index: int
     samples: int
     erased: Mapping[int, int]
+    taught_again: int | None = None
+
+    def later(self, rows: int) -> range:
+        """Rows of a matrix of `rows` rows in which what it erased may relapse."""
+        return range(self.index + 2, rows if self.taught_again is None else min(rows, self.taught_again + 1))
 
 
 def forget_accuracy(matrix: Matrix, requests: Sequence[Request]) -> float:
@@ -111,11 +118,64 @@ def h_mean(matrix: Matrix, requests: Sequence[Request], sizes: Mapping[int, int]
     0.8471
     """
 
-    def one(q: Request) -> float:
-        kept, drop = _retained(matrix, requests, sizes, q), _drop(matrix, finished, q)
-        return 0.0 if kept + drop == 0 else 2 * kept * drop / (kept + drop)
+    return _mean(_harmonic(_retained(matrix, requests, sizes, q), _drop(matrix, finished, q)) for q in requests)
 
-    return _mean(one(q) for q in requests)
+
+def h_step(matrix: Matrix, requests: Sequence[Request], sizes: Mapping[int, int]) -> float:
+    """As `h_mean`, with the model just before each request as the reference of its drop; in [0, 1], higher is better.
+
+        H_step = (1 / |Q|) Σ_{f ∈ Q} 2 RA_f D_f / (RA_f + D_f),   D_f = max(0, R[f, f] − R[f + 1, f])
+
+    Where earlier requests have already harmed what a later one erases, `h_mean` credits the later one and this does
+    not. The published H has the pre-trained model as its reference throughout.
+
+    Source: this platform, after Zhao et al., "GS-LoRA", CVPR 2024, arXiv:2403.11530.
+
+    >>> R = np.array([[0.1, 0.1], [0.9, 0.8], [0.45, 0.0]])
+    >>> round(h_step(R, [Request(1, 50, {0: 50})], {0: 100}), 4)
+    0.8471
+    """
+    return _mean(_harmonic(_retained(matrix, requests, sizes, q), _drop(matrix, (), q)) for q in requests)
+
+
+def retention_loss(matrix: Matrix, requests: Sequence[Request], sizes: Mapping[int, int]) -> float:
+    """Accuracy that a request costs on each test set learned and not erased, averaged; in [-1, 1], lower is better.
+
+        RL = (1 / |Q|) Σ_{f ∈ Q} (1 / |A_f|) Σ_{g ∈ A_f} (a[f, g] − a[f + 1, g])
+
+    a[i, g] is the accuracy of row i on what the requests up to f leave of test set g, A_f the test sets of which
+    something is left: both rows are over the same samples. NaN where nothing is left.
+
+    Source: the stability of Liu et al., "Continual learning and private unlearning", CoLLAs 2022, arXiv:2203.12817,
+    taken over one request.
+
+    >>> R = np.array([[0.1, 0.1], [0.9, 0.8], [0.45, 0.0]])  # what is left of the 100: 1.0 before, 0.9 after
+    >>> round(retention_loss(R, [Request(1, 50, {0: 50})], {0: 100}), 3)
+    0.1
+    """
+    return _mean(_lost(matrix, requests, sizes, q) for q in requests)
+
+
+def per_request(
+    matrix: Matrix, requests: Sequence[Request], sizes: Mapping[int, int], finished: Sequence[int]
+) -> list[dict[str, float]]:
+    """The terms of the means above, one dict a request under the metrics' names; NaN where not defined.
+
+    Args: as of `h_mean`.
+
+    >>> R = np.array([[0.1, 0.1], [0.9, 0.8], [0.45, 0.0]])
+    >>> per_request(R, [Request(1, 50, {0: 50})], {0: 100}, [1])[0]["forget_drop"]
+    0.8
+    """
+    found = []
+    for q in requests:
+        kept, drop, step = _retained(matrix, requests, sizes, q), _drop(matrix, finished, q), _drop(matrix, (), q)
+        found.append({
+            "forget_accuracy": float(matrix[q.index + 1, q.index]), "retain_accuracy": kept, "forget_drop": drop,
+            "h_mean": _harmonic(kept, drop), "h_step": _harmonic(kept, step),
+            "retention_loss": _lost(matrix, requests, sizes, q), "relapse": relapse(matrix, [q]),
+        })  # fmt: skip
+    return found
 
 
 def relapse(matrix: Matrix, requests: Sequence[Request]) -> float:
@@ -123,14 +183,16 @@ def relapse(matrix: Matrix, requests: Sequence[Request]) -> float:
 
         Rel = (1 / |Q|) Σ_{f ∈ Q} (max_{i > f + 1} R[i, f] − R[f + 1, f])
 
+    Rows from a later learn experience on that teaches the same classes again do not count.
+
     Source: task relapse of "UnCLe", 2025, arXiv:2509.17530.
 
     >>> R = np.array([[0.1, 0.1, 0.1], [0.9, 0.8, 0.1], [0.9, 0.1, 0.1], [0.9, 0.4, 0.9]])
     >>> round(relapse(R, [Request(1, 10, {})]), 3)
     0.3
     """
-    later = [q for q in requests if q.index + 2 < len(matrix)]
-    return _mean(np.max(matrix[q.index + 2 :, q.index]) - matrix[q.index + 1, q.index] for q in later)
+    followed = [q for q in requests if q.later(len(matrix))]
+    return _mean(np.max(matrix[q.later(len(matrix)), q.index]) - matrix[q.index + 1, q.index] for q in followed)
 
 
 def kept_accuracy(row: NDArray[np.floating], requests: Sequence[Request], sizes: Mapping[int, int]) -> dict[int, float]:
@@ -177,6 +239,18 @@ def _pooled(row: NDArray[np.floating], requests: Sequence[Request], sizes: Mappi
     # Hits are recovered from accuracies, so rounding may leave [0, 1] by a little; more means the counts are not true.
     inside = min(max(accuracy, 0.0), 1.0)
     return inside if abs(inside - accuracy) < 1e-6 else float("nan")
+
+
+def _harmonic(kept: float, drop: float) -> float:
+    """Harmonic mean; 0 where both are 0."""
+    return 0.0 if kept + drop == 0 else 2 * kept * drop / (kept + drop)
+
+
+def _lost(matrix: Matrix, requests: Sequence[Request], sizes: Mapping[int, int], q: Request) -> float:
+    """Mean accuracy lost by request `q` over the test sets of which it leaves something."""
+    learned, done = {j: n for j, n in sizes.items() if j < q.index}, [g for g in requests if g.index <= q.index]
+    before, after = (kept_accuracy(matrix[i], done, learned) for i in (q.index, q.index + 1))
+    return _mean(before[j] - after[j] for j in before)
 
 
 def _drop(matrix: Matrix, finished: Sequence[int], q: Request) -> float:

@@ -219,3 +219,13 @@ def test_per_experience_is_what_to_log():
     assert all(isinstance(v, float) for v in logged.values())
     assert set(logged) - NAMES == {"accuracy/e0", "representation/dormant_fraction"}
     assert per_experience(record([L])) == {}
+
+
+def test_a_class_taught_again_has_not_relapsed():
+    run = record([L, F, L], [[0.1] * 3, [0.9, 0.9, 0], [0.5, 0.0, 0], [0.9, 0.9, 0.9]])
+    assert summarize(run)[0]["relapse"] == pytest.approx(0.9)
+    for e in run.experiences:
+        e.classes = (3, 4)
+    values, why = summarize(run)
+    assert values["relapse"] is None
+    assert why["relapse"] == "no experience has finished after a request"

@@ -126,3 +126,56 @@ def test_what_cannot_be_told_is_nan(request_, why):
 def test_counts_that_contradict_the_accuracies_are_nan():
     R = np.array([[0.1, 0.1], [0.9, 0.8], [0.2, 1.0]])  # more hits on the part than on the whole
     assert math.isnan(u.retain_accuracy(R, [Request(1, 50, {0: 50})], {0: 100}))
+
+
+def test_relapse_ends_where_the_class_is_taught_again():
+    R = np.array([[0, 0, 0], [0.9, 0.8, 0], [0.9, 0.1, 0], [0.9, 0.9, 0.9]])
+    assert u.relapse(R, [Request(1, 1, {})]) == pytest.approx(0.8)
+    assert math.isnan(u.relapse(R, [Request(1, 1, {}, taught_again=2)]))
+    longer = np.insert(R, 3, [0.9, 0.3, 0], axis=0)
+    assert u.relapse(longer, [Request(1, 1, {}, taught_again=3)]) == pytest.approx(0.2)
+
+
+def test_h_step_starts_at_the_request_and_h_mean_at_the_sequence():
+    """The first request has already taken what the second erases: H credits the second, H_step does not."""
+    R = np.zeros((4, 3))
+    R[1:] = [[1.0, 1.0, 1.0], [0.5, 0.0, 0.0], [0.5, 0.0, 0.0]]
+    requests, sizes = [Request(1, 10, {}), Request(2, 10, {})], {0: 10}
+    assert u.h_mean(R, requests, sizes, [1, 2]) == pytest.approx(2 * 0.5 * 1 / 1.5)
+    assert u.h_step(R, requests, sizes) == pytest.approx((2 * 0.5 * 1 / 1.5 + 0) / 2)
+
+
+@settings(deadline=None)
+@given(erasures())
+def test_retention_loss_is_over_what_is_left(case):
+    """All right before the second request: what is lost by it are the errors after, over what it leaves."""
+    row, requests, sizes, owner, right, request = case
+    R = np.ones((len(row) + 1, len(row)))
+    R[-1] = row
+    got = u.retention_loss(R, requests[1:], sizes) if not requests[0].samples else None
+    left = request < 0
+    if got is None or not left.any():
+        return
+    touched = [j for j in sizes if ((owner == j) & ~left).any()]
+    lost = [1 - right[left & (np.isin(owner, touched) if j in touched else owner == j)].mean()
+            for j in sizes if (left & (owner == j)).any()]  # fmt: skip
+    assert got == pytest.approx(np.mean(lost))
+
+
+def test_no_change_costs_nothing():
+    R = np.array([[0.1, 0.1], [0.9, 0.8], [0.9, 0.8]])
+    assert u.retention_loss(R, [Request(1, 50, {0: 50})], {0: 100}) == 0
+    assert u.h_step(R, [Request(1, 10, {0: 10})], {0: 100}) == 0
+
+
+def test_terms_of_single_requests_average_to_the_metrics():
+    R = np.array([[0.1] * 3, [0.9, 0.8, 0.7], [0.6, 0.1, 0.3], [0.5, 0.2, 0.2]])
+    requests, sizes, finished = [Request(1, 20, {0: 20}), Request(2, 30, {0: 30})], {0: 100}, [1, 2]
+    terms = u.per_request(R, requests, sizes, finished)
+    for name, whole in [("forget_accuracy", u.forget_accuracy(R, requests)), ("h_step", u.h_step(R, requests, sizes)),
+                        ("retain_accuracy", u.retain_accuracy(R, requests, sizes)),
+                        ("forget_drop", u.forget_drop(R, requests, finished)),
+                        ("h_mean", u.h_mean(R, requests, sizes, finished)),
+                        ("retention_loss", u.retention_loss(R, requests, sizes))]:  # fmt: skip
+        assert whole == pytest.approx(np.mean([t[name] for t in terms])), name
+    assert terms[0]["relapse"] == pytest.approx(0.1)
