@@ -15,6 +15,7 @@ from clplat import discovery
 from clplat.backbones.base import Classifier
 from clplat.config import PARTS
 from clplat.errors import MissingError, UserError
+from clplat.ledger import stream_faults
 from clplat.metrics.erasure import erased_samples
 from clplat.record import ExperienceRecord, RunRecord
 from clplat.settings import Config, Part
@@ -136,7 +137,7 @@ def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[st
             faults.append(f"stream: experience {e.index} ({e.name}) has no data")
         if e.kind is Kind.INTERACT and e.environment is None:
             faults.append(f"stream: experience {e.index} ({e.name}) has no environment")
-    return faults
+    return faults + stream_faults(stream)
 
 
 def new_record(

@@ -9,83 +9,48 @@ Under DDP every process passes its part of the global batch to `add`, in order o
 same samples and the same generator, and `sample(n)` gives each of them its own n of one draw of n · world_size. So
 P processes with batches of B equal one process with batches of P · B. With one process nothing is communicated.
 
+What a request erases must leave a memory too: `erase` removes it for good, slots included. Samples are told apart by
+their rows in the data set, kept beside them as `rows` (`fill` does it, or `add(..., rows=strategy.rows)`).
+
 Shapes: B samples of a batch, M replayed, S slots, n samples drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from clplat.stored import CHUNK, Stored
 from clplat.strategy import require
+from clplat.stream import Data
 
 
-class _Stored(nn.Module):
-    """Rows of named tensors that follow the module's device and are saved and restored at their own size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stored: dict[str, Tensor] = {}
-        self.register_buffer("_here", torch.zeros(()), persistent=False)  # tells the module's device
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes taken by what is stored."""
-        return sum(t.nbytes for t in self.stored.values())
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Stored:
-        super()._apply(fn, recurse)
-        self.stored = {name: fn(t) for name, t in self.stored.items()}
-        return self
-
-    def _state(self) -> dict[str, Tensor]:
-        """Everything needed to go on, as tensors."""
-        return {f"stored.{name}": t for name, t in self.stored.items()}
-
-    def _restore(self, state: dict[str, Tensor]) -> None:
-        """Inverse of `_state`."""
-        here: Tensor = self._here  # type: ignore[assignment]
-        rows = {k.removeprefix("stored."): v for k, v in state.items() if k.startswith("stored.")}
-        self.stored = {name: t.to(here.device, copy=True) for name, t in rows.items()}
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination.update({prefix + name: t for name, t in self._state().items()})
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        state = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        needed = [name for name in self._state() if not name.startswith("stored.")]
-        missing = [prefix + name for name in needed if name not in state]
-        missing_keys.extend(missing)
-        if not missing:
-            self._restore(state)
-
-
-class Archive(_Stored):
+class Archive(Stored):
     """Everything that was put in it, without bound. For upper bounds (`joint`, `cumulative`), which break the rules of
     continual learning on purpose."""
 
-    def extend(self, inputs: Tensor, labels: Tensor) -> None:
-        """Append inputs (n, ...) and labels (n,). Every process passes the same rows."""
-        for name, rows in (("inputs", inputs), ("labels", labels)):
+    def extend(self, inputs: Tensor, labels: Tensor, **extras: Tensor) -> None:
+        """Append inputs (n, ...), labels (n,) and, always under the same names, extras (n, ...).
+
+        Every process passes the same rows.
+        """
+        for name, rows in {"inputs": inputs, "labels": labels, **extras}.items():
             self.stored[name] = torch.cat([self.stored[name], rows]) if name in self.stored else rows.clone()
+
+    def fill(self, data: Data) -> None:
+        """Append all samples of `data` with their rows."""
+        inputs, labels = data.all()
+        assert labels is not None
+        self.extend(inputs, labels, rows=data.row_ids())
+
+    def _keep(self, kept: Tensor) -> None:
+        self.stored = {name: t[kept] for name, t in self.stored.items()}
 
     def __len__(self) -> int:
         return len(self.stored["labels"]) if self.stored else 0
 
 
-class _Bounded(_Stored):
+class _Bounded(Stored):
     """At most `size` samples; a subclass decides who goes where.
 
     Args:
@@ -99,16 +64,26 @@ class _Bounded(_Stored):
         self.size = size
         self.generator = torch.Generator().manual_seed(torch.initial_seed() if seed is None else seed)
 
-    def __len__(self) -> int:
-        raise NotImplementedError
-
     def _place(self, labels: Tensor) -> dict[int, int]:
         """Slot → position in the batch, of those that are kept. Counts the batch as seen."""
         raise NotImplementedError
 
-    def _slots(self, drawn: Tensor) -> Tensor:
-        """Slots of the samples numbered `drawn` (n,) int64 in [0, len)."""
-        return drawn
+    def fill(self, data: Data) -> None:
+        """Offer all samples of `data`, once each, with their rows. Every process passes the same data."""
+        rows, world = data.row_ids(), _world_size()
+        rank = torch.distributed.get_rank() if world > 1 else 0
+        for chunk in torch.arange(len(data), device=rows.device).split(CHUNK):
+            positions = chunk.tensor_split(world)[rank]
+            inputs, labels = data.batch(positions)
+            assert labels is not None
+            self.add(inputs, labels, rows=rows[positions])
+
+    def _move(self, source: Tensor, to: Tensor) -> None:
+        """Put the rows in slots `source` (n,) into slots `to` (n,), and zeros into all others."""
+        for name, t in self.stored.items():
+            moved = torch.zeros_like(t)
+            moved[to.to(t.device)] = t[source.to(t.device)]
+            self.stored[name] = moved
 
     def add(self, inputs: Tensor, labels: Tensor, **extras: Tensor) -> None:
         """Offer a batch: inputs (B, ...), labels (B,) int64 and, always under the same names, extras (B, ...).
@@ -160,31 +135,65 @@ class Reservoir(_Bounded):
 
     The i-th sample (from 1) is kept with probability min(1, size / i), in a random slot once all are taken; of one
     batch, later samples overwrite earlier ones.
+
+    After an erasure new samples take the places of erased ones by random pairing (Gemulla, Lehner, Haas, "A Dip in the
+    Reservoir", VLDB 2006): each stands for one erased sample of the stream, and is kept if that one was. How many of
+    the stream's samples were erased is told from their share of the memory.
     """
 
     def __init__(self, size: int, seed: int | None = None) -> None:
         super().__init__(size, seed)
-        self.seen = 0
+        self.seen = 0  # samples offered and not erased
+        self.held = 0
+        self.pairs, self.vacant = 0, 0  # erased samples that no new one stands for yet, and those that were held
 
     def __len__(self) -> int:
-        return min(self.seen, self.size)
+        return self.held
 
     def _place(self, labels: Tensor) -> dict[int, int]:
-        first, last = self.seen, self.seen + len(labels)
-        self.seen = last
+        paired = min(self.pairs, len(labels))
+        slots = self._pair(paired) if paired else {}
+        first, last = self.seen, self.seen + len(labels) - paired
+        if last == first:
+            return slots
+        self.seen, self.held = last, min(last, self.size)  # as many are held as if nothing had been erased
         if last <= self.size:
-            return {first + position: position for position in range(len(labels))}
+            return slots | {first + k: paired + k for k in range(last - first)}
         draws = _draw_below(torch.arange(first + 1, last + 1), self.generator)
-        for position in range(self.size - first):  # the batch that fills the memory
-            draws[position] = first + position
-        return {slot: position for position, slot in enumerate(draws) if slot < self.size}
+        for k in range(self.size - first):  # the batch that fills the memory
+            draws[k] = first + k
+        return slots | {slot: paired + k for k, slot in enumerate(draws) if slot < self.size}
+
+    def _pair(self, count: int) -> dict[int, int]:
+        """Slots of those of the next `count` samples that stand for a held one."""
+        slots = {}
+        bounds = torch.arange(self.pairs, self.pairs - count, -1)
+        for position, draw in enumerate(_draw_below(bounds, self.generator)):
+            if draw < self.vacant:
+                slots[self.held] = position
+                self.held, self.vacant = self.held + 1, self.vacant - 1
+        self.seen, self.pairs = self.seen + count, self.pairs - count
+        return slots
+
+    def _keep(self, kept: Tensor) -> None:
+        places = kept.nonzero()[:, 0]
+        self._move(places, torch.arange(len(places)))
+        removed, before = self.held - len(places), self.held
+        self.held = len(places)
+        if self.held == 0 or (self.pairs == 0 and self.seen <= self.size):  # nothing is left, or all of it was held
+            self.seen, self.pairs, self.vacant = self.held, 0, 0
+            return
+        erased = round(self.seen * removed / before)
+        self.seen -= erased
+        self.pairs, self.vacant = self.pairs + erased, self.vacant + removed
 
     def _state(self) -> dict[str, Tensor]:
-        return {"seen": torch.tensor(self.seen), **super()._state()}
+        counts = torch.tensor([self.seen, self.held, self.pairs, self.vacant])
+        return {"counts": counts, **super()._state()}
 
     def _restore(self, state: dict[str, Tensor]) -> None:
         super()._restore(state)
-        self.seen = int(state["seen"])
+        self.seen, self.held, self.pairs, self.vacant = state["counts"].tolist()
 
 
 class ClassBalanced(_Bounded):
@@ -193,11 +202,15 @@ class ClassBalanced(_Bounded):
     A new class shrinks the room of all others, each to a random part of what it holds, which keeps it a uniform
     sample of its class. Chrysakis and Moens, "Online Continual Learning from Imbalanced Data", ICML 2020, have the
     same aim with uneven quotas. Labels are read on the host once a batch.
+
+    After an erasure the room is shared out anew among the classes left, and each takes new samples of its own until
+    its room is full.
     """
 
     def __init__(self, size: int, seed: int | None = None) -> None:
         super().__init__(size, seed)
         self.seen: dict[int, int] = {}  # class → samples seen, in the order met: the k-th has slots k·quota …
+        self.held: dict[int, int] = {}  # class → samples held, in its first slots
 
     @property
     def quota(self) -> int:
@@ -205,7 +218,7 @@ class ClassBalanced(_Bounded):
         return self.size // max(1, len(self.seen))
 
     def __len__(self) -> int:
-        return sum(min(n, self.quota) for n in self.seen.values())
+        return sum(self.held.values())
 
     def _place(self, labels: Tensor) -> dict[int, int]:
         classes = labels.tolist()
@@ -218,41 +231,57 @@ class ClassBalanced(_Bounded):
         draws = _draw_below(torch.tensor(counts, dtype=torch.int64), self.generator)
         start = {c: k * self.quota for k, c in enumerate(self.seen)}
         slots = {}
-        for position, (c, count, draw) in enumerate(zip(classes, counts, draws, strict=True)):
-            within = count - 1 if count <= self.quota else draw
+        for position, (c, draw) in enumerate(zip(classes, draws, strict=True)):
+            within = draw
+            if self.held[c] < self.quota:
+                within, self.held[c] = self.held[c], self.held[c] + 1
             if within < self.quota:
                 slots[start[c] + within] = position
         return slots
 
     def _make_room(self, new: list[int]) -> None:
         """Move the classes held to smaller blocks, so that `new` ones find theirs."""
-        old, held = self.quota, [min(n, self.quota) for n in self.seen.values()]
+        old, met = self.quota, list(self.seen)
         self.seen.update(dict.fromkeys(new, 0))
         if self.quota == 0:
             raise ValueError(f"a memory of {self.size} has no room for {len(self.seen)} classes")
-        to, source = [], []
-        for k, n in enumerate(held):
+        source = []
+        for k, c in enumerate(met):
+            n = self.held[c]
             kept = torch.arange(n) if n <= self.quota else torch.randperm(n, generator=self.generator)[: self.quota]
             source.append(k * old + kept)
-            to.append(k * self.quota + torch.arange(len(kept)))
-        if to:
-            rows, targets = torch.cat(source), torch.cat(to)
-            for t in self.stored.values():
-                t[targets.to(t.device)] = t[rows.to(t.device)]
+        self._lay_out(dict(zip(met, source, strict=True)) | {c: torch.arange(0) for c in new})
+
+    def _lay_out(self, source: dict[int, Tensor]) -> None:
+        """Give each class, in order, its slots, and in the first of them what is in slots `source` (n,) of it now."""
+        self.held = {c: len(rows) for c, rows in source.items()}
+        if source and self.stored:
+            to = [k * self.quota + torch.arange(n) for k, n in enumerate(self.held.values())]
+            self._move(torch.cat(list(source.values())), torch.cat(to))
+
+    def _keep(self, kept: Tensor) -> None:
+        old, parts = self.quota, kept.cpu().split(list(self.held.values()))
+        source = {c: k * old + part.nonzero()[:, 0] for k, (c, part) in enumerate(zip(self.held, parts, strict=True))}
+        left = {c: rows for c, rows in source.items() if len(rows)}
+        self.seen = {c: max(len(rows), round(self.seen[c] * len(rows) / self.held[c])) for c, rows in left.items()}
+        if not left:
+            self._move(torch.arange(0), torch.arange(0))
+        self._lay_out(left)
 
     def _slots(self, drawn: Tensor) -> Tensor:
-        held = torch.tensor([min(n, self.quota) for n in self.seen.values()])
+        held = torch.tensor(list(self.held.values()))
         ends = held.cumsum(0)
         block = torch.searchsorted(ends, drawn, right=True)
         return block * self.quota + drawn - (ends - held)[block]
 
     def _state(self) -> dict[str, Tensor]:
-        seen = torch.tensor(list(self.seen.items()), dtype=torch.int64).reshape(-1, 2)
-        return {"seen": seen, **super()._state()}
+        rows = [[c, seen, self.held[c]] for c, seen in self.seen.items()]
+        return {"seen": torch.tensor(rows, dtype=torch.int64).reshape(-1, 3), **super()._state()}
 
     def _restore(self, state: dict[str, Tensor]) -> None:
         super()._restore(state)
-        self.seen = dict(state["seen"].tolist())
+        rows = state["seen"].tolist()
+        self.seen, self.held = {c: seen for c, seen, _ in rows}, {c: held for c, _, held in rows}
 
 
 def _draw_below(bounds: Tensor, generator: torch.Generator) -> list[int]:

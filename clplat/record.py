@@ -45,6 +45,7 @@ class RunRecord:
             "gradient_norm"}, None where not measured.
         cost: totals: see clplat.metrics.cost.
         reference: matrix of the reference run, or None.
+        ledger: an event for each experience begun: see clplat.ledger.
     """
 
     experiences: list[ExperienceRecord]
@@ -55,6 +56,7 @@ class RunRecord:
     representation: list[dict[str, float | None]] = field(default_factory=list)
     cost: dict[str, float | int | None] = field(default_factory=dict)
     reference: list[list[float | None]] | None = None
+    ledger: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

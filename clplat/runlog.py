@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clplat.files import to_json
+from clplat.files import to_json, write_atomic
 from clplat.stream import Experience
 
 if TYPE_CHECKING:
@@ -79,6 +79,11 @@ class RunLog:
         """A step was taken."""
         if self.display is not None:
             self.display.advance(progress.total_steps)
+
+    def ledger(self, events: list[dict[str, Any]]) -> None:
+        """What was learned and erased so far, whole or not at all."""
+        if self.run_dir is not None:
+            write_atomic(self.run_dir / "ledger.json", to_json(events, indent=1))
 
     def offset(self) -> int:
         """Bytes written so far."""

@@ -25,6 +25,7 @@ from clplat.batches import batches_per_epoch, epoch_order, local_slice
 from clplat.errors import DivergedError, Interrupted
 from clplat.evaluation import Evaluator, renew_means
 from clplat.interaction import PAUSE, play
+from clplat.ledger import Ledger
 from clplat.lightning import Fabric
 from clplat.metrics import per_experience
 from clplat.metrics.cost import step_flops
@@ -64,6 +65,7 @@ class Runner:
         self.rank, self.world_size = fabric.global_rank, fabric.world_size
         self.stream = stream.to(fabric.device)
         self.optimizer: Any = None
+        self.ledger = Ledger(self.stream)
         self.strategy = strategy.to(fabric.device)
         strategy._prepare, strategy.rank, strategy.world_size = stream.prepare, self.rank, self.world_size
         shared: dict[str, Any] = {"device": fabric.device, "batch_size": loop.eval_batch_size, "rank": self.rank}
@@ -109,6 +111,7 @@ class Runner:
     def _train(self, experience: Experience) -> None:
         p, seen, started = self.progress, experience.seen(), time.perf_counter()
         if not p.begun:
+            self.ledger.open(p.experience, self.record.ledger, self.log.ledger)
             self.strategy.train()
             self.strategy.grow(seen)
             self.strategy.to(self.fabric.device)
@@ -128,6 +131,7 @@ class Runner:
                 renew_means(self.strategy, self.strategy.training_data(seen), self.loop.eval_batch_size)
         self.spent["train_seconds"] += time.perf_counter() - started
         self.spent["train_flops"] += self.flops_per_step * p.steps * self.loop.accumulate
+        self.ledger.close(self.record.ledger, self.spent["train_seconds"], self.log.ledger)
         p.trained = True
 
     def _turn(self, turns: Iterator[Tensor | None]) -> bool:

@@ -56,6 +56,10 @@ class Data:
         """The whole experience as one batch."""
         return self.batch(torch.arange(len(self), device=self.inputs.device))
 
+    def row_ids(self) -> Tensor:
+        """Rows (n,) int64 of these samples in the data set."""
+        return torch.arange(len(self.inputs), device=self.inputs.device) if self.rows is None else self.rows
+
     def targets(self) -> Tensor:
         """Labels (n,) of this experience's rows."""
         if self.labels is None:

@@ -65,7 +65,7 @@ class MixedStream(Stream):
             [
                 Experience(0, "first", Kind.LEARN, **part(0, 1)),
                 Experience(1, "second", Kind.LEARN, **part(2, 3)),
-                Experience(2, "erase-0", Kind.FORGET, **part(0), request=("0",)),
+                Experience(2, "erase-0", Kind.FORGET, **part(0), request=("class:0",)),
                 Experience(3, "shifted", Kind.ADAPT, train=shifted, classes=(1, 2, 3)),
                 Experience(
                     4, "corridor", Kind.INTERACT, train=None, environment=Corridor, env_steps=64, return_bounds=(-8, 8)

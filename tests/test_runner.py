@@ -24,6 +24,8 @@ def outcome(runner: Runner) -> dict[str, Any]:
     """All that a resume may not change: measurements apart from time, and every tensor of the learner."""
     record = runner.record.to_dict()
     del record["cost"]
+    for event in record["ledger"]:
+        del event["started"], event["finished"], event["seconds"]
     return {"record": record, "state": dict(runner.strategy.state_dict())}
 
 

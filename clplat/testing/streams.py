@@ -152,7 +152,7 @@ class TinyStream(Stream):
     def _forget(self, index: int, number: int, learns: bool) -> Experience:
         classes = (2 * number,)
         parts: dict[str, Any] = {"train": self._part("train", classes), "test": self._part("test", classes)}
-        request = (f"class {2 * number}",)
+        request = (f"class:{2 * number}",)
         return _Source(index, f"forget_{number}", Kind.FORGET, **parts, classes=classes, request=request)
 
     def _adapt(self, index: int, number: int, learns: bool) -> Experience:

@@ -1,0 +1,132 @@
+"""What memories have in common: stored rows of tensors, their state, and the removal of what a request erases.
+
+Shapes: n samples held or given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clplat.stream import Data, Experience
+
+CHUNK = 1024  # samples offered or compared at once
+
+
+class Stored(nn.Module):
+    """Rows of named tensors that follow the module's device and are saved and restored at their own size.
+
+    Held outside PyTorch's buffers, which DDP by default sends to all processes in every forward pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored: dict[str, Tensor] = {}
+        self.register_buffer("_here", torch.zeros(()), persistent=False)  # tells the module's device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes taken by what is stored."""
+        return sum(t.nbytes for t in self.stored.values())
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def _slots(self, drawn: Tensor) -> Tensor:
+        """Slots of the samples numbered `drawn` (n,) int64 in [0, len)."""
+        return drawn
+
+    def _keep(self, kept: Tensor) -> None:
+        """Hold only the samples numbered where `kept` (len,) is True, and nothing of the others in any slot."""
+        raise NotImplementedError
+
+    def data(self) -> Data:
+        """What is held, as data to train on: inputs (len, ...) as stored, labels (len,)."""
+        if not self.stored:
+            raise ValueError("the memory is empty")
+        slots = self._held_slots()
+        return Data(self.stored["inputs"][slots], self.stored["labels"][slots])
+
+    def erase(self, request: Experience) -> int:
+        """Remove what a forget experience names: all samples of its `classes`, and its own samples; returns how many.
+
+        A sample is held if its row is; where inputs are held as the stream stores them, they must agree as well, since
+        one row may have been learned in several guises (`Data.world`).
+
+        Raises:
+            ValueError: the request does not name whole classes, and the memory holds no rows.
+        """
+        if len(self) == 0:
+            return 0
+        slots = self._held_slots()
+        named = torch.isin(self.stored["labels"][slots], torch.tensor(request.classes, device=slots.device))
+        if request.train is not None and len(request.train):
+            if "rows" in self.stored:
+                named |= self._holds(request.train, slots)
+            elif not request.classes:
+                raise ValueError("this memory can't tell samples apart: add(..., rows=strategy.rows)")
+        self._keep(~named)
+        return int(named.sum())
+
+    def _held_slots(self) -> Tensor:
+        return self._slots(torch.arange(len(self))).to(self.stored["labels"].device)
+
+    def _holds(self, data: Data, slots: Tensor) -> Tensor:
+        """Which of `slots` (n,) hold a sample of `data`, (n,) bool."""
+        rows = data.row_ids().to(slots.device)
+        sorted_rows, order = rows.sort()
+        mine = self.stored["rows"][slots]
+        found = torch.searchsorted(sorted_rows, mine).clamp(max=len(rows) - 1)
+        same = sorted_rows[found] == mine  # (n,)
+        for at in same.nonzero()[:, 0].split(CHUNK):
+            theirs, held = data.batch(order[found[at]].to(data.inputs.device))[0], self.stored["inputs"][slots[at]]
+            if theirs.shape == held.shape:
+                same[at] = _alike(theirs.to(held.device), held)
+        return same
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stored:
+        super()._apply(fn, recurse)
+        self.stored = {name: fn(t) for name, t in self.stored.items()}
+        return self
+
+    def _state(self) -> dict[str, Tensor]:
+        """Everything needed to go on, as tensors."""
+        return {f"stored.{name}": t for name, t in self.stored.items()}
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
+        """Inverse of `_state`."""
+        here: Tensor = self._here  # type: ignore[assignment]
+        rows = {k.removeprefix("stored."): v for k, v in state.items() if k.startswith("stored.")}
+        self.stored = {name: t.to(here.device, copy=True) for name, t in rows.items()}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination.update({prefix + name: t for name, t in self._state().items()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        state = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        needed = [name for name in self._state() if not name.startswith("stored.")]
+        missing = [prefix + name for name in needed if name not in state]
+        missing_keys.extend(missing)
+        if not missing:
+            self._restore(state)
+
+
+def _alike(a: Tensor, b: Tensor) -> Tensor:
+    """Which samples of a and b (n, ...) are the same, (n,) bool: up to rounding, for what a world computes."""
+    if a.is_floating_point():
+        same = torch.isclose(a, b.to(a.dtype), rtol=1e-4, atol=1e-4, equal_nan=True)
+    else:
+        same = (a.int() - b.int()).abs() <= 1 if a.dtype == torch.uint8 else a == b
+    return same.flatten(1).all(1)
