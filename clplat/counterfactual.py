@@ -55,9 +55,7 @@ def _without(e: Experience, requests: Sequence[Experience]) -> Experience:
     left = set(e.classes) - gone
     if train is not None and train.labels is not None:
         left &= set(train.targets().unique().tolist())
-    parts = {"test": test if test is not None and len(test) else None,
-             "valid": valid if valid is not None and len(valid) else None}  # fmt: skip
-    return dataclasses.replace(e, train=train, **parts, classes=tuple(sorted(left)))
+    return dataclasses.replace(e, train=train, test=test or None, valid=valid or None, classes=tuple(sorted(left)))
 
 
 def _less(data: Data | None, erased: Sequence[Data | None], classes: set[int]) -> Data | None:

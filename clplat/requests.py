@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from clplat.errors import UserError
-from clplat.ledger import Membership, Source, parse_id, same_source
+from clplat.ledger import FORMS, Membership, Source, parse_id, same_source
 from clplat.stream import Data, Experience, Kind
 
 
@@ -81,19 +81,16 @@ class History:
         Raises:
             UserError: an id that was never learned or is not erased.
         """
-        unknown = [i for i in ids if parse_id(i) is None]
-        if unknown or not ids:
-            raise UserError(
-                f"{name}: {unknown[0] if unknown else 'nothing'!r} can't be taught again (valid: class:N, …)"
-            )
+        unknown = [i for i in ids if parse_id(i) is None] or ([] if ids else ["nothing"])
+        if unknown:
+            raise UserError(f"{name}: '{unknown[0]}' can't be taught again (valid: {FORMS})")
         source, rows = self._rows(name, ids, active=False)
         train = Data(source.data.inputs, source.data.labels, rows, source.data.world)
         classes = tuple(sorted(set(train.targets().tolist())))
         kind = (parse_id(ids[0]) or ("", ""))[0]
-        held = {part: self._held_out(part, "class", ids, classes) for part in ("test", "valid") if kind == "class"}
-        return Experience(
-            len(self.experiences), name, Kind.LEARN, train, **held, classes=classes, task=self._task(name, train)
-        )
+        test, valid = (self._held_out(p, kind, ids, classes) if kind == "class" else None for p in ("test", "valid"))
+        index, task = len(self.experiences), self._task(name, train)
+        return Experience(index, name, Kind.LEARN, train, test, valid, classes=classes, task=task)
 
     def _rows(self, name: str, ids: Sequence[str], active: bool) -> tuple[Source, Tensor]:
         """The one data set that `ids` are in, and their rows (n,), sorted: those that are active, or those erased."""
@@ -106,10 +103,10 @@ class History:
                 raise UserError(f"{name}: {text} is a row of {len(parts)} data sets or guises: ask for an experience")
             found += parts
         if len({id(s) for s, _ in found}) > 1:
-            where = ", ".join(e.name for e in self._learned() if any(same_source(e.data, s.data) for s, _ in found))
-            raise UserError(
-                f"{name}: {', '.join(ids)}: in several data sets or guises ({where}): ask for one experience"
-            )
+            learned = [(n, data) for n, (_, data) in self.members.experiences.items() if data is not None]
+            where = ", ".join(n for n, data in learned if any(same_source(data, s.data) for s, _ in found))
+            what = f"{', '.join(ids)}: is in several data sets or guises ({where})"
+            raise UserError(f"{name}: {what}: ask for an experience of these")
         return found[0][0], torch.cat([r for _, r in found]).unique()
 
     def _candidates(self, name: str, text: str, active: bool) -> list[tuple[Source, Tensor]]:
@@ -179,20 +176,13 @@ class History:
 
     def _task(self, name: str, train: Data) -> int:
         """Task of the latest learn experience that holds a sample of the request."""
-        tasks = [e.task for e in self.experiences if e.kind is Kind.LEARN and e.train is not None
-                 and same_source(e.train, train) and torch.isin(e.train.row_ids().cpu(), train.row_ids().cpu()).any()]  # fmt: skip
+        rows, tasks = train.row_ids().cpu(), list[int]()
+        for e in self.experiences:
+            if e.kind is Kind.LEARN and e.train is not None and same_source(e.train, train):
+                tasks += [e.task] if torch.isin(e.train.row_ids().cpu(), rows).any() else []
         if self.task_known and len(set(tasks)) > 1:
             raise UserError(f"{name}: its samples belong to tasks {sorted(set(tasks))}: ask for those of one task")
         return tasks[-1] if tasks else 0
-
-    def _learned(self) -> list[_Named]:
-        return [_Named(n, d) for n, (_, d) in self.members.experiences.items() if d is not None]
-
-
-@dataclass
-class _Named:
-    name: str
-    data: Data
 
 
 def _wanted(source: Source, active: bool) -> Tensor:

@@ -57,8 +57,8 @@ class Unlearning(Stream):
         positions: of drawn requests: random, somewhere after what they name has been learned, or all at the end.
         one_shot: make one request, after the last, of all of them.
         order_seed: shuffle the order of the requests, which must all come at one place; null keeps it.
-        users: where they are drawn: users that share out the samples of each learn experience, ≥ 1; the k-th user of the
-            i-th experience is user:(i · users + k).
+        users: where they are drawn: users that share out the samples of each learn experience, ≥ 1; the k-th user of
+            the i-th experience is user:(i · users + k).
         user_assignment: user of each row of the training tensors, -1 for none: an .npy file, or a list; null draws.
 
     Raises:
@@ -86,7 +86,7 @@ class Unlearning(Stream):
         users: int = 10,
         user_assignment: str | list[int] | None = None,
     ) -> None:
-        drawn = {"unit": unit, "count": count, "size": size, "positions": positions}
+        drawn: dict[str, Any] = {"unit": unit, "count": count, "size": size, "positions": positions}
         faults = [f"stream.{k}: {v} is out of range (valid: ≥ 1)"
                   for k, v in {"count": count, "size": size, "users": users}.items() if v < 1]  # fmt: skip
         if order_seed is not None and order_seed < 0:
