@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,10 +24,14 @@ class _Group:
     data: Data
     columns: Tensor  # (n,) test set of each sample
     task: int | None
+    features: list[Tensor] = field(default_factory=list)  # of this process's batches, where they never change
 
 
 class Evaluator:
     """Scores a strategy on every test set of a stream.
+
+    Where the strategy declares `frozen_features`, the backbone is run once for each test sample, in the first
+    evaluation; its features are kept on `device`, n · D numbers, and later evaluations call `readout` on them.
 
     Args:
         stream: gives data, preparation and score.
@@ -52,6 +56,7 @@ class Evaluator:
         self.stream, self.device, self.batch_size = stream, device, batch_size
         self.rank, self.world_size = rank, world_size
         self.groups = list(_groups(stream, valid, limit))
+        self.strategy: Strategy | None = None
         self.counts = torch.zeros(len(stream), dtype=torch.float64)
         for group in self.groups:
             self.counts += torch.bincount(group.columns.cpu(), minlength=len(stream))
@@ -60,22 +65,37 @@ class Evaluator:
     def __call__(self, strategy: Strategy) -> list[float | None]:
         """Mean score in [0, 1] on each test set; None where an experience has none. Leaves all modes as they were."""
         totals = torch.zeros(len(self.stream), dtype=torch.float64, device=self.device)
+        if self.strategy is not strategy:  # features kept are those of one strategy
+            self.strategy = strategy
+            for group in self.groups:
+                group.features.clear()
         with evaluating(strategy):
             for group in self.groups:
-                for start in range(self.rank * self.batch_size, len(group.data), self.batch_size * self.world_size):
+                own = range(self.rank * self.batch_size, len(group.data), self.batch_size * self.world_size)
+                for number, start in enumerate(own):
                     positions = torch.arange(
                         start, min(start + self.batch_size, len(group.data)), device=group.columns.device
                     )
-                    raw, labels = group.data.batch(positions)
-                    inputs = self.stream.prepare(raw.to(self.device), False)
-                    # The task id is not passed at all unless the stream declares it known.
-                    logits = strategy.predict(inputs) if group.task is None else strategy.predict(inputs, group.task)
-                    assert labels is not None
-                    scores = _score(self.stream, logits, labels.to(self.device))
+                    data = group.data.subset(positions)
+                    logits = self._logits(strategy, group, number, data)
+                    scores = _score(self.stream, logits, data.targets().to(self.device))
                     totals.index_add_(0, group.columns[positions].to(self.device), scores.double())
         if self.world_size > 1:
             torch.distributed.all_reduce(totals)
         return [t / c if c else None for t, c in zip(totals.tolist(), self.counts.tolist(), strict=True)]
+
+    def _logits(self, strategy: Strategy, group: _Group, number: int, data: Data) -> Tensor:
+        """Logits (B, C) of this process's batch `number` of a group."""
+        # The task id is not passed at all unless the stream declares it known.
+        task = () if group.task is None else (group.task,)
+        if not strategy.frozen_features:
+            return strategy.predict(self._inputs(data), *task)
+        if number == len(group.features):
+            group.features.append(strategy.model.features(self._inputs(data)))  # type: ignore[operator]
+        return strategy.readout(group.features[number], *task)
+
+    def _inputs(self, data: Data) -> Tensor:
+        return self.stream.prepare(data.all()[0].to(self.device), False)
 
 
 def _score(stream: Stream, logits: Tensor, labels: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ class Ridge(nn.Module):
     cross: Tensor
     weight: Tensor
     counts: Tensor
+    known: Tensor
     inverse: Tensor
     class_grams: Tensor
     apart: Tensor
@@ -63,6 +64,7 @@ class Ridge(nn.Module):
         self.register_buffer("cross", torch.zeros(width, 0, **zeros))  # B
         self.register_buffer("weight", torch.zeros(width, 0, **zeros))  # W
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))  # (C,) samples in the sums
+        self.register_buffer("known", torch.zeros(0, dtype=torch.bool))  # (C,) had a sample when W was found
         self.register_buffer("inverse", torch.zeros(0, 0, **zeros))  # (A + γI)⁻¹, or empty
         self.register_buffer("class_grams", torch.zeros(0, width, width, **zeros))  # (C, d, d), or empty
         self.register_buffer("apart", torch.zeros((), dtype=torch.bool))  # each process holds sums of its own samples
@@ -72,13 +74,13 @@ class Ridge(nn.Module):
         new = classes - len(self.counts)
         if new > 0:
             self.cross, self.weight = F.pad(self.cross, (0, new)), F.pad(self.weight, (0, new))
-            self.counts = F.pad(self.counts, (0, new))
+            self.counts, self.known = F.pad(self.counts, (0, new)), F.pad(self.known, (0, new))
             if self.per_class:
                 self.class_grams = F.pad(self.class_grams, (0, 0, 0, 0, 0, new))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, C) of features (n, d); −inf for classes without a sample."""
-        return (x @ self.weight).masked_fill(self.counts == 0, -torch.inf)
+        """Logits (n, C) of features (n, d); −inf for classes that W was found without."""
+        return (x @ self.weight).masked_fill(~self.known, -torch.inf)
 
     def rounded(self, x: Tensor) -> Tensor:
         """Features (n, d) as they enter the sums."""
@@ -116,9 +118,9 @@ class Ridge(nn.Module):
         Raises:
             UserError: `gamma` is too small for a Cholesky factor, or `bits` too fine for exact sums; W is as it was.
         """
-        self._solve(self.gram, self.cross)
+        self._solve(self.gram, self.cross, self.counts)
 
-    def _solve(self, gram: Tensor, cross: Tensor) -> None:
+    def _solve(self, gram: Tensor, cross: Tensor, counts: Tensor) -> None:
         if self.bits is not None:
             largest, room = float(gram.diagonal().max()), 2.0 ** (MANTISSA - 2 * self.bits)
             if largest >= room:  # no entry of A, and no part of its sum, is larger than the largest on the diagonal
@@ -128,10 +130,10 @@ class Ridge(nn.Module):
                     "null for sums with rounding errors)"
                 )
         factor = self._factor(gram)
-        self.weight = torch.cholesky_solve(cross, factor)
+        self.weight, self.known = torch.cholesky_solve(cross, factor).contiguous(), counts > 0
         self.inverse = self.inverse.new_zeros(0, 0)
         if self.keep_inverse:
-            self.inverse = torch.cholesky_inverse(factor)
+            self.inverse = torch.cholesky_inverse(factor).contiguous()
             if not self._error(gram, cross) < TOLERANCE / 4:  # too ill-conditioned to answer through it
                 self.inverse = self.inverse.new_zeros(0, 0)
 
@@ -174,13 +176,13 @@ class Ridge(nn.Module):
         cross = (cross - x.T @ self._one_hot(y)).masked_fill(counts == 0, 0.0)
         if not counts.any():
             gram.zero_()
-        self._solve(gram, cross)
+        self._solve(gram, cross, counts)
         self._commit(gram, cross, counts, x, y)
 
     def answer(self, x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
         """W without the samples, through the inverse R; what `settle` needs to bring the sums and R up to date.
 
-            V = R Xᵀ,   S = I − X V = L Lᵀ,   W ← W − V S⁻¹ (Y − X W)
+        V = R Xᵀ,   S = I − X V = L Lᵀ,   W ← W − V S⁻¹ (Y − X W)
         """
         turned = x.T.contiguous()
         v = self.inverse @ turned  # (d, n)
@@ -189,7 +191,8 @@ class Ridge(nn.Module):
         if info:
             raise UserError("request: these samples are not among those learned (I − X R Xᵀ has no Cholesky factor)")
         residual = self._one_hot(y) - x @ self.weight
-        self.weight = (self.weight - v @ torch.cholesky_solve(residual, factor)).masked_fill(counts == 0, 0.0)
+        self.known = counts > 0
+        self.weight = (self.weight - v @ torch.cholesky_solve(residual, factor)).masked_fill(~self.known, 0.0)
         return x, y, counts, v, factor
 
     def settle(self, x: Tensor, y: Tensor, counts: Tensor, v: Tensor, factor: Tensor) -> None:
@@ -221,7 +224,7 @@ class Ridge(nn.Module):
         return float(off.norm()) / size if size else float(off.norm())
 
     def condition_bound(self) -> float:
-        """Upper bound of the condition number of A + γI: (γ + λ) / γ, λ the largest eigenvalue of A by power iteration."""
+        """Upper bound of the condition of A + γI: (γ + λ) / γ, λ the largest eigenvalue of A by power iteration."""
         v = torch.ones(self.width, 1, dtype=torch.float64, device=self.gram.device)
         for _ in range(8):
             v = times(self.gram, v / v.norm().clamp(min=torch.finfo(v.dtype).tiny))

@@ -21,6 +21,7 @@ _PLAIN = ("spent", "online", "returns", "gradient_norms", "flops_per_step", "sav
 def snapshot(runner: Runner) -> dict[str, Any]:
     """State of a run between two steps; collective under DDP: random states differ by process."""
     strategy, rng = runner.strategy, [checkpoint.rng_state()]
+    strategy.on_save_checkpoint({})  # what processes hold apart is brought together on process 0
     if runner.world_size > 1:
         rng = [{}] * runner.world_size
         torch.distributed.all_gather_object(rng, checkpoint.rng_state())

@@ -30,6 +30,7 @@ LIFECYCLE = (
     "after_step",
     "end",
     "predict",
+    "readout",
     "configure_optimizers",
     "measurements",
 )
@@ -66,6 +67,9 @@ class Strategy(LightningModule):
     # holds all others to a bound.
     replays: ClassVar[bool] = False  # batches hold samples of other tasks, or a teacher scores them: no task-wise head
     unbounded_memory: ClassVar[bool] = False
+    # `model.features` never changes, and so is asked for each sample's features once: evaluation keeps those of the
+    # test sets and calls `readout` alone, and inputs are prepared without augmentation in training too.
+    frozen_features: ClassVar[bool] = False
 
     # Set by the runner: inputs of the current batch as the stream holds them (what a memory should keep), their rows
     # (B,) in the data set, the stream's `prepare`, and the number of samples of the batch over all processes.
@@ -127,7 +131,14 @@ class Strategy(LightningModule):
 
     def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
         """Logits (B, C) for prepared inputs (B, ...); `task` only where the stream declares it known."""
+        if self.frozen_features:
+            return self.readout(self.model.features(inputs), task)  # type: ignore[operator]
         return getattr(self.model, "predict", self.model)(inputs, task)
+
+    def readout(self, features: Tensor, task: int | None = None) -> Tensor:
+        """Logits (B, C) for features (B, D), where `frozen_features` is declared."""
+        head: Any = self.model.head
+        return head.predict(features, task)
 
     def measurements(self) -> dict[str, float]:
         """Numbers of the strategy's own to log after each experience, as `strategy/<name>`."""
@@ -145,7 +156,8 @@ class Strategy(LightningModule):
 
     def prepare(self, raw: Tensor) -> Tensor:
         """Stored inputs (as in `self.raw`, or a memory) to model inputs, augmented as the stream says in training."""
-        return raw if self._prepare is None else self._prepare(raw, self.training)
+        augmented = self.training and not self.frozen_features
+        return raw if self._prepare is None else self._prepare(raw, augmented)
 
     def mean(self, losses: Tensor) -> Tensor:
         """Mean of per-sample losses (b,) over the samples of all processes.
