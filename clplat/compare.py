@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 HEADLINE = ("average_accuracy", "forgetting", "plasticity", "stability", "train_seconds")
 
 # What two runs may differ in and still be repetitions of one another.
-_NOT_COMPARED = ("seed", "name", "output", "data_root", "tracking")
+_NOT_COMPARED = ("seed", "name", "output", "data_root", "tracking", "audit")
 # Beyond this many pairs, sign flips are drawn and not enumerated.
 _EXACT_PAIRS = 16
 _DRAWS = 99_999

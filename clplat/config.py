@@ -20,13 +20,14 @@ import yaml
 
 from clplat import discovery, syntax
 from clplat.errors import UserError
-from clplat.settings import Config, FabricSettings, LoopSettings, Part, StartSettings, TrackingSettings
+from clplat.settings import AuditSettings, Config, FabricSettings, LoopSettings, Part, StartSettings, TrackingSettings
 from clplat.syntax import REQUIRED, Option
 from clplat.values import parse_value
 
 PARTS = {"strategy": "strategies", "stream": "streams", "backbone": "backbones", "head": "heads"}
 SECTIONS: dict[str, type] = {
-    "loop": LoopSettings, "fabric": FabricSettings, "start": StartSettings, "tracking": TrackingSettings,
+    "loop": LoopSettings, "fabric": FabricSettings, "start": StartSettings, "audit": AuditSettings,
+    "tracking": TrackingSettings,
 }  # fmt: skip
 DEFAULTS = {"stream": "digits", "backbone": "mlp", "head": "growing"}
 _EXPERIMENTS = (Path(__file__).parent.parent / "experiments", Path(__file__).parent / "experiments")

@@ -121,6 +121,7 @@ def _work(
     tracker = _tracker(config, run_dir, stream) if first and config.tracking.enabled else None
     log = RunLog(run_dir if first else None, started, None, tracker, state["metrics_offset"] if state else 0)
     runner = Runner(strategy, stream, config.loop, fabric, config.seed, log, record)
+    runner.audit = config.audit
     if state is not None:
         restore(runner, state)
     if first and not quiet:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clplat import checkpoint, measurement
+from clplat import audit, checkpoint, measurement
 from clplat.batches import batches_per_epoch, epoch_order, local_slice
 from clplat.errors import DivergedError, Interrupted
 from clplat.evaluation import Evaluator, renew_means
@@ -34,7 +34,7 @@ from clplat.progress import Progress
 from clplat.record import RunRecord
 from clplat.runlog import RunLog
 from clplat.schedule import rate_factor
-from clplat.settings import LoopSettings
+from clplat.settings import AuditSettings, LoopSettings
 from clplat.snapshot import snapshot
 from clplat.strategy import Strategy
 from clplat.stream import Data, Experience, Kind, Stream
@@ -74,7 +74,7 @@ class Runner:
         self.evaluate_inside = (
             Evaluator(stream, **shared, limit=loop.eval_samples) if loop.eval_every else self.evaluate
         )
-        self.progress = Progress()
+        self.progress, self.audit = Progress(), AuditSettings(enabled=False)
         self.stop_requested = False
         self.resumed: dict[str, Any] | None = None  # {"optimizer", "learning_rates"} of the experience gone on with
         self.losses: list[Tensor] = []
@@ -103,6 +103,7 @@ class Runner:
         while self.progress.experience < last:
             experience = self.stream[self.progress.experience]
             if not self.progress.trained:
+                audit.before(self, experience)
                 self._train(experience)
                 self.save()
             self._finish(experience)
@@ -162,6 +163,7 @@ class Runner:
         record.cost |= measurement.cost(self.strategy, self.fabric.device, self.spent, self.world_size)
         spent = {f"cost/{k}": v for k, v in record.cost.items() if v is not None}
         own = {f"strategy/{name}": value for name, value in self.strategy.measurements().items()}
+        own |= audit.after(self, experience)
         self.log.experience(p.experience + 1, per_experience(record) | spent | own)
         self.progress = Progress(p.experience + 1, total_steps=p.total_steps, measured_first_row=True)
         self.online, self.returns, self.gradient_norms = {"correct": 0.0, "seen": 0}, {}, []

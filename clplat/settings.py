@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -110,6 +111,40 @@ class StartSettings:
 
 
 @dataclass
+class AuditSettings:
+    """What is measured about each request to forget, beside the run: it ends in the same learner with or without.
+
+    Args:
+        enabled: score erased, retained and test samples before and after each request, for the erasure report.
+        samples: of each of these sets at most, drawn at random, ≥ 1.
+        relearn_steps: gradient steps at most in which a copy may learn the erased samples again; 0 does not try.
+        relearn_samples: erased samples that it sees, all in each step, ≥ 1.
+        relearn_lr: learning rate of these steps, > 0; null is the strategy's.
+        tolerance: they count as relearned at 1 − tolerance of the accuracy before the requests, in [0, 1).
+        oracle: folder of a finished run on the same stream to compare with, one of `retrain`, say; null has no
+            reference (`clplat report --oracle` compares later).
+    """
+
+    enabled: bool = True
+    samples: int = 500
+    relearn_steps: int = 50
+    relearn_samples: int = 128
+    relearn_lr: float | None = None
+    tolerance: float = 0.05
+    oracle: str | None = None
+
+    def faults(self) -> list[str]:
+        """One line for each value out of range."""
+        found = _below(self, "audit", ("samples", "relearn_samples"), 1) + _below(self, "audit", ("relearn_steps",), 0)
+        found += _below(self, "audit", ("relearn_lr",), 0, strict=True)
+        if not 0 <= self.tolerance < 1:
+            found.append(f"audit.tolerance: {self.tolerance} is out of range (valid: in [0, 1))")
+        if self.oracle is not None and not (Path(self.oracle) / "summary.json").is_file():
+            found.append(f"audit.oracle: {self.oracle} is not the folder of a finished run (it holds no summary.json)")
+        return found
+
+
+@dataclass
 class TrackingSettings:
     """MLflow.
 
@@ -154,6 +189,7 @@ class Config:
     loop: LoopSettings = field(default_factory=LoopSettings)
     fabric: FabricSettings = field(default_factory=FabricSettings)
     start: StartSettings = field(default_factory=StartSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     name: str | None = None
     seed: int = 0

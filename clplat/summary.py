@@ -61,9 +61,8 @@ def _why_no_cost(key: str, record: RunRecord) -> str:
 
 def config_sha256(config: Config) -> str:
     """Digest of everything that can change a result: the resolved configuration without names and places."""
-    plain = {
-        k: v for k, v in config.to_dict().items() if k not in ("name", "output", "data_root", "tracking", "reference")
-    }
+    aside = ("name", "output", "data_root", "tracking", "audit", "reference")
+    plain = {k: v for k, v in config.to_dict().items() if k not in aside}
     return hashlib.sha256(to_json(plain, sort_keys=True).encode()).hexdigest()
 
 

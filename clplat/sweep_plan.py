@@ -204,7 +204,13 @@ def _space(given: Any, flags: Mapping[str, str], faults: list[str]) -> dict[str,
     space = {}
     for key, entry in given.items():
         where, group = f"sweep.space.{key}", str(key).partition(".")[0]
-        if key in ("loop.evaluate_on", "seed", "seeds") or group in ("stream", "output", "tracking", "data_root"):
+        if key in ("loop.evaluate_on", "seed", "seeds") or group in (
+            "stream",
+            "output",
+            "tracking",
+            "audit",
+            "data_root",
+        ):
             faults.append(f"{where}: is not searched (another world or seed is no better setting)")
         elif key in flags:
             faults.append(f"{where}: is searched, so --{key} has no effect (leave one of them out)")

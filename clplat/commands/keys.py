@@ -17,6 +17,7 @@ _TITLES = {
     "loop": "the loop over the stream",
     "fabric": "devices and precision",
     "start": "weights to start from",
+    "audit": "what is measured about requests to forget",
     "tracking": "MLflow",
 }
 

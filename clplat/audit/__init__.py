@@ -1,0 +1,237 @@
+"""The audit of requests to forget: what a model knows of the erased data before and after each, measured in the loop.
+
+Around each forget experience the runner calls `before` and `after`. They score samples of what is erased and of what
+is kept (`sets`) with the model before an unbroken sequence of requests (`original`) and after the request
+(`unlearned`), and try to learn the erased samples again on copies of the weights (`sandbox`). What they find is written
+to `RUN_DIR/audit/<index>/`, one file of scores and one of numbers for each model; nothing of it is state of the run,
+which ends in the same learner, bit for bit, with or without. A resumed run writes the same files again.
+
+    original.safetensors, unlearned.safetensors     <set>.logits (n, C), <set>.labels, <set>.rows, <set>.source (n,)
+    original.json, unlearned.json                   sizes, model_sha256, probe, relearn
+
+`rows` are those of the data set's tensor, `source` the experience that the samples come from: two runs on one stream
+score the same samples, so that an oracle can be compared with afterwards, sample by sample (`clplat.report.evidence`).
+
+Shapes: n samples of a set, C classes of the stream, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from clplat import checkpoint
+from clplat.audit.sandbox import relearn
+from clplat.audit.sets import SETS, Piece, draw, rows_of, sets_of
+from clplat.evaluation import evaluating
+from clplat.files import to_json, write_atomic
+from clplat.metrics.membership import cross_entropies, loss_auc
+from clplat.metrics.relearning import probe_accuracy
+from clplat.stream import Experience, Kind
+
+if TYPE_CHECKING:
+    from clplat.runner import Runner
+
+FOLDER = "audit"
+MASKED = -torch.inf
+
+
+def before(runner: Runner, experience: Experience) -> None:
+    """Score the model that a sequence of requests is made to, on the sets of each of them; collective under DDP."""
+    p = runner.progress
+    if not runner.audit.enabled or experience.kind is not Kind.FORGET or p.begun:
+        return
+    experiences = runner.stream.experiences
+    if p.experience and experiences[p.experience - 1].kind is Kind.FORGET:
+        return  # within a sequence
+    with _apart(runner):
+        for request in experiences[p.experience :]:
+            if request.kind is not Kind.FORGET:
+                break
+            _write(runner, request.index, "original", *_measure(runner, request.index, again=False))
+
+
+def after(runner: Runner, experience: Experience) -> dict[str, float]:
+    """Score the model that a request has left; what is to be logged of it. Collective under DDP."""
+    if not runner.audit.enabled or experience.kind is not Kind.FORGET:
+        return {}
+    with _apart(runner):
+        scores, numbers = _measure(runner, experience.index, again=True)
+        _write(runner, experience.index, "unlearned", scores, numbers)
+    return _logged(scores, numbers)
+
+
+@contextmanager
+def _apart(runner: Runner) -> Iterator[None]:
+    """Evaluation mode and precision; afterwards all random states are what they were. Counts as evaluation."""
+    started, state = time.perf_counter(), checkpoint.rng_state()
+    try:
+        with evaluating(runner.strategy), runner.fabric.autocast():
+            yield
+    finally:
+        checkpoint.set_rng_state(state)
+        runner.spent["eval_seconds"] += time.perf_counter() - started
+
+
+def _measure(runner: Runner, index: int, again: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Scores of all sets of the request at `index`, and numbers about the model; `again`: try to relearn, too."""
+    settings = runner.audit
+    sets = sets_of(runner.stream.experiences, index, runner.loop.evaluate_on)
+    drawn = {s: draw(sets[s], settings.samples, 4 * index + k) for k, s in enumerate(SETS)}
+    scores: dict[str, Tensor] = {}
+    features: dict[str, Tensor] = {}
+    for name, pieces in drawn.items():
+        if pieces:
+            found = _score(runner, pieces)
+            features |= {name: found.pop("features")} if "features" in found else {}
+            scores |= {f"{name}.{key}": value for key, value in found.items()}
+    numbers: dict[str, Any] = {
+        "sizes": {s: sum(len(p.data) for p in sets[s]) for s in SETS},
+        "scored": {s: sum(len(p.data) for p in drawn[s]) for s in SETS},
+        "model_sha256": model_sha256(runner) if runner.rank == 0 else None,
+        "probe": _probe(scores, features),
+    }
+    if again and settings.relearn_steps and drawn["erased"]:
+        numbers["relearn"] = _relearn(runner, drawn["erased"][0])
+    return scores, numbers
+
+
+@torch.no_grad()
+def _score(runner: Runner, pieces: Sequence[Piece]) -> dict[str, Tensor]:
+    """Logits (n, C) of all samples of `pieces`, their labels, rows and sources, and features (n, D) if there are any.
+
+    Every process scores its share of the batches; each sample is in one share only, and the shares are added up.
+    """
+    size, world, device = runner.loop.eval_batch_size, runner.world_size, runner.fabric.device
+    total, start = sum(len(p.data) for p in pieces), 0
+    mine: dict[str, list[tuple[int, Tensor]]] = {"logits": [], "features": []}
+    for piece in pieces:
+        for number, positions in enumerate(torch.arange(len(piece.data), device=piece.data.inputs.device).split(size)):
+            if number % world == runner.rank:
+                inputs = _inputs(runner, piece.data.subset(positions))
+                at = start + number * size
+                mine["logits"].append((at, _logits(runner, inputs, piece.task)))
+                mine["features"] += [(at, f) for f in _features(runner, inputs)]
+        start += len(piece.data)
+    found = {k: v for k, parts in mine.items() if (v := _gathered(parts, total, device, world)) is not None}
+    return found | {
+        "labels": torch.cat([p.data.targets() for p in pieces]).cpu(),
+        "rows": torch.cat([rows_of(p.data) for p in pieces]).cpu(),
+        "source": torch.cat([torch.full((len(p.data),), p.source) for p in pieces]),
+    }
+
+
+def _inputs(runner: Runner, data: Any) -> Tensor:
+    return runner.stream.prepare(data.all()[0].to(runner.fabric.device), False)
+
+
+def _logits(runner: Runner, inputs: Tensor, task: int) -> Tensor:
+    """(b, C) logits, −inf for classes without a row; what is no class score has no column."""
+    predict = runner.strategy.predict
+    logits = predict(inputs, task) if runner.stream.task_known else predict(inputs)
+    if logits.ndim != 2:
+        return inputs.new_zeros(len(inputs), 0)
+    missing = runner.stream.num_classes - logits.shape[1]
+    if logits.dtype not in (torch.float32, torch.float64):
+        logits = logits.float()
+    return torch.nn.functional.pad(logits, (0, max(missing, 0)), value=MASKED)
+
+
+def _features(runner: Runner, inputs: Tensor) -> list[Tensor]:
+    """[(b, D) features], or [] where the model offers none of that shape."""
+    features = getattr(runner.strategy.model, "features", None)
+    found = features(inputs) if callable(features) else None
+    return [found.float()] if isinstance(found, Tensor) and found.ndim == 2 else []
+
+
+def _gathered(parts: list[tuple[int, Tensor]], total: int, device: torch.device, world: int) -> Tensor | None:
+    """All processes' parts (first row, values) put together, (total, width), on the CPU; None where there are none."""
+    facts = torch.tensor([parts[0][1].shape[1], int(parts[0][1].dtype == torch.float64)] if parts else [-1, 0],
+                         device=device)  # fmt: skip
+    if world > 1:
+        torch.distributed.all_reduce(facts, torch.distributed.ReduceOp.MAX)
+    width, double = facts.tolist()
+    if width < 0:
+        return None
+    whole = torch.zeros(total, width, dtype=torch.float64 if double else torch.float32, device=device)
+    for at, values in parts:
+        whole[at : at + len(values)] = values
+    if world > 1:
+        torch.distributed.all_reduce(whole)  # every row is that of one process, and zeros of the others
+    return whole.cpu()
+
+
+def _probe(scores: dict[str, Tensor], features: dict[str, Tensor]) -> float | None:
+    """Accuracy on the erased test samples of a linear classifier fitted anew on the model's features; None: no such."""
+    if not {"erased", "erased_test"} <= features.keys():
+        return None
+    fit = [s for s in ("erased", "retained") if s in features]
+    x, y = torch.cat([features[s] for s in fit]), torch.cat([scores[f"{s}.labels"] for s in fit])
+    return probe_accuracy(x.numpy(), y.numpy(), features["erased_test"].numpy(), scores["erased_test.labels"].numpy())
+
+
+def _relearn(runner: Runner, piece: Piece) -> dict[str, Any]:
+    """The curve of relearning, and the settings that another one must share to be compared."""
+    settings, strategy, size = runner.audit, runner.strategy, len(piece.data)
+    count = min(settings.relearn_samples, size)
+    positions = torch.linspace(0, size - 1, count, device=piece.data.inputs.device).long()
+    data = piece.data.subset(positions)
+    lr = strategy.lr if settings.relearn_lr is None else settings.relearn_lr
+    inputs, labels = _inputs(runner, data), data.targets().to(runner.fabric.device)
+    task = piece.task if runner.stream.task_known else None
+    found = relearn(strategy, inputs, labels, task, steps=settings.relearn_steps, lr=lr)
+    facts = {"optimizer": strategy.optimizer_name, "momentum": strategy.momentum, "lr": lr}
+    return found | {"settings": facts | {"samples": count, "steps": settings.relearn_steps},
+                    "positions": positions.tolist(), "tolerance": settings.tolerance}  # fmt: skip
+
+
+def model_sha256(runner: Runner) -> str:
+    """SHA-256 over the names and bytes of all tensors of the learner's state, in order of their names."""
+    tensors: dict[str, Tensor] = {}
+    checkpoint.flatten(dict(runner.strategy.state_dict()), tensors)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()
+
+
+def _write(runner: Runner, index: int, model: str, scores: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    """Both files of a model, from process 0; the numbers last, so that they stand for the scores too."""
+    from safetensors.torch import save
+
+    if runner.log.run_dir is None:
+        return
+    folder = audit_dir(runner.log.run_dir, index)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / f"{model}.safetensors", save({k: v.contiguous() for k, v in scores.items()}))
+    write_atomic(folder / f"{model}.json", to_json(numbers, indent=1))
+
+
+def audit_dir(run_dir: Path, index: int) -> Path:
+    """Folder of the audit of the request at `index`."""
+    return run_dir / FOLDER / f"{index:03d}"
+
+
+def _logged(scores: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str, float]:
+    """Scalars for the log: accuracies on the samples scored, AUC of the loss attack, what the probe finds."""
+    found, losses = {}, {}
+    for name in SETS:
+        logits, labels = scores.get(f"{name}.logits"), scores.get(f"{name}.labels")
+        if logits is not None and labels is not None and logits.shape[1]:
+            found[f"audit/accuracy_{name}"] = float((logits.argmax(1) == labels).double().mean())
+            losses[name] = cross_entropies(logits.numpy(), labels.numpy())
+    unseen = losses.get("erased_test", losses.get("retained_test"))
+    if "erased" in losses and unseen is not None:
+        found["audit/loss_auc"] = loss_auc(losses["erased"], unseen)
+    if numbers["probe"] is not None:
+        found["audit/probe_accuracy"] = numbers["probe"]
+    return found
