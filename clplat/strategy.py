@@ -67,6 +67,10 @@ class Strategy(LightningModule):
     # holds all others to a bound.
     replays: ClassVar[bool] = False  # batches hold samples of other tasks, or a teacher scores them: no task-wise head
     unbounded_memory: ClassVar[bool] = False
+    # For the erasure report: "exact: ..." or "approximate: ...", what a request changes and what it leaves as it was;
+    # and which data it reads. Without `data_access` that is told from `unbounded_memory` and `replays`.
+    erasure: ClassVar[str] = "approximate: no guarantee beyond what is measured"
+    data_access: ClassVar[str] = ""
     # `model.features` never changes, and so is asked for each sample's features once: evaluation keeps those of the
     # test sets and calls `readout` alone, and inputs are prepared without augmentation in training too.
     frozen_features: ClassVar[bool] = False

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from clplat import checkpoint
 from clplat.audit.sandbox import relearn
-from clplat.audit.sets import SETS, Piece, draw, rows_of, sets_of
+from clplat.audit.sets import SETS, Piece, draw, sets_of
 from clplat.evaluation import evaluating
 from clplat.files import to_json, write_atomic
 from clplat.metrics.membership import cross_entropies, loss_auc
@@ -123,7 +123,7 @@ def _score(runner: Runner, pieces: Sequence[Piece]) -> dict[str, Tensor]:
     found = {k: v for k, parts in mine.items() if (v := _gathered(parts, total, device, world)) is not None}
     return found | {
         "labels": torch.cat([p.data.targets() for p in pieces]).cpu(),
-        "rows": torch.cat([rows_of(p.data) for p in pieces]).cpu(),
+        "rows": torch.cat([p.data.row_ids() for p in pieces]).cpu(),
         "source": torch.cat([torch.full((len(p.data),), p.source) for p in pieces]),
     }
 

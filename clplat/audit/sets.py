@@ -34,11 +34,6 @@ class Piece:
     source: int
 
 
-def rows_of(data: Data) -> Tensor:
-    """Rows (n,) int64 of `data`, on its device."""
-    return torch.arange(len(data.inputs), device=data.inputs.device) if data.rows is None else data.rows
-
-
 def sets_of(experiences: Sequence[Experience], index: int, held_out: str = "test") -> dict[str, list[Piece]]:
     """What an audit of the request at `index` scores, by name; a set that there is nothing of is empty.
 
@@ -93,7 +88,7 @@ def _with(pool: list[Piece], piece: Piece) -> list[Piece]:
     """The pool with the samples of `piece`; a sample that it has already stays once."""
     for i, other in enumerate(pool):
         if _same(other.data, piece.data) and other.task == piece.task:
-            rows = torch.cat([rows_of(other.data), rows_of(piece.data)]).unique()
+            rows = torch.cat([other.data.row_ids(), piece.data.row_ids()]).unique()
             return [*pool[:i], replace(other, data=replace(other.data, rows=rows)), *pool[i + 1 :]]
     return [*pool, piece]
 
@@ -102,10 +97,10 @@ def _without(pool: list[Piece], request: Experience, data: Data | None) -> list[
     """The pool without the samples of `data` and without the classes that the request erases as a whole."""
     left = []
     for piece in pool:
-        rows = rows_of(piece.data)
+        rows = piece.data.row_ids()
         gone = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         if data is not None and _same(piece.data, data):
-            gone |= torch.isin(rows, rows_of(data))
+            gone |= torch.isin(rows, data.row_ids())
         if request.classes and piece.data.labels is not None:
             gone |= torch.isin(piece.data.targets(), torch.tensor(request.classes, device=rows.device))
         if not gone.all():
@@ -115,4 +110,4 @@ def _without(pool: list[Piece], request: Experience, data: Data | None) -> list[
 
 def _shared(pool: list[Piece], data: Data) -> bool:
     """Whether the pool holds a sample of `data`."""
-    return any(_same(p.data, data) and bool(torch.isin(rows_of(data), rows_of(p.data)).any()) for p in pool)
+    return any(_same(p.data, data) and bool(torch.isin(data.row_ids(), p.data.row_ids()).any()) for p in pool)

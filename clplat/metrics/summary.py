@@ -58,6 +58,16 @@ def per_experience(record: RunRecord) -> dict[str, float]:
     return logged | {f"representation/{k}": float(v) for k, v in latest.items() if v is not None}
 
 
+def per_request(record: RunRecord) -> list[dict[str, float | None]]:
+    """For each request done, `index` of its experience and the terms of the metrics of erasure; None: not defined."""
+    run = _Run(record)
+    terms = unlearning.per_request(run.scores, run.requests, run.sizes, run.forgets)
+    return [
+        {"index": q.index, **{k: v if math.isfinite(v) else None for k, v in t.items()}}
+        for q, t in zip(run.requests, terms, strict=True)
+    ]
+
+
 class _Run:
     """A record as the pure functions take it: arrays, and the columns that count."""
 

@@ -17,7 +17,7 @@ import clplat
 from clplat import Data, Experience, Kind, checkpoint
 from clplat.audit import audit_dir
 from clplat.audit.sandbox import relearn
-from clplat.audit.sets import draw, rows_of, sets_of
+from clplat.audit.sets import draw, sets_of
 from clplat.build import build_strategy, build_stream
 from clplat.config import resolve
 from clplat.errors import UserError
@@ -34,7 +34,7 @@ def part(*classes, world=None):
 
 
 def rows(pieces):
-    return sorted(int(r) for p in pieces for r in rows_of(p.data))
+    return sorted(int(r) for p in pieces for r in p.data.row_ids())
 
 
 def learn(index, *classes, world=None):
