@@ -20,6 +20,7 @@ from clplat.stream import Data, Experience, Kind, Stream
 CLASSES, IMAGE, OBSERVATION = 6, (3, 4, 4), (2,)
 # Odd in sum, so that a last batch is short and does not divide evenly between two processes.
 PER_CLASS = (13, 12)
+SAMPLES = 5  # that the second request names
 
 
 class Shift:
@@ -86,14 +87,16 @@ class _Source(Experience):
 
 
 class TinyStream(Stream):
-    """A stream of the kinds that a strategy declares: learn, learn, forget, learn, adapt, adapt, interact, less the
-    kinds it lacks. Without learn there are two of each, for a model that has been trained on `source` before.
+    """A stream of the kinds that a strategy declares: learn, learn, forget, learn, forget, adapt, adapt, interact, less
+    the kinds it lacks. Without learn there are two of each, for a model that has been trained on `source` before. The
+    first request names a class, the second some samples of another.
 
     Args:
         kinds: of the strategy.
         seed: of the samples.
         repeat: so many times the samples of each experience, ≥ 1.
-        separate: each experience holds tensors of its own, and the test sets are noise; training data stay the same.
+        separate: each experience holds tensors of its own, zero but for its rows, and the test sets are noise; training
+            data stay the same.
     """
 
     def __init__(self, kinds: Collection[Kind], *, seed: int = 0, repeat: int = 1, separate: bool = False) -> None:
@@ -102,6 +105,7 @@ class TinyStream(Stream):
         self._centres = 0.6 * torch.randn(CLASSES, *self.shape, generator=torch.Generator().manual_seed(7))
         self.source = self._pool(seed, "source")
         self._pools = {name: self._pool(seed, name) for name in ("train", "test", "shifted", "held")}
+        self._learned: list[Data] = []
         made, counts = [], dict.fromkeys(Kind, 0)
         for index, kind in enumerate(script(kinds)):
             number, counts[kind] = counts[kind], counts[kind] + 1
@@ -142,14 +146,22 @@ class TinyStream(Stream):
         part = Data(data.inputs, data.labels, rows, world)
         if not self.separate:
             return part
-        return Data(data.inputs[rows].clone(), data.targets()[rows].clone(), None, world)
+        inputs, labels = torch.zeros_like(data.inputs), torch.zeros_like(data.targets())
+        inputs[rows], labels[rows] = data.inputs[rows], data.targets()[rows]
+        return Data(inputs, labels, rows, world)  # in the same rows, which a memory may keep
 
     def _learn(self, index: int, number: int, learns: bool) -> Experience:
         classes = (2 * number, 2 * number + 1)
         parts: dict[str, Any] = {"train": self._part("train", classes), "test": self._part("test", classes)}
+        self._learned.append(parts["train"])
         return _Source(index, f"learn_{number}", Kind.LEARN, **parts, classes=classes, task=number)
 
     def _forget(self, index: int, number: int, learns: bool) -> Experience:
+        if number:  # samples are told apart by their rows, so they lie in the tensors that they were learned from
+            data = self._learned[1] if learns else self._part("train", (2, 3))
+            data = data.subset((data.targets() == 2).nonzero()[:SAMPLES, 0])
+            request = tuple(f"sample:{r}" for r in data.row_ids().tolist())
+            return _Source(index, f"forget_{number}", Kind.FORGET, data, data, task=1, request=request)
         classes = (2 * number,)
         parts: dict[str, Any] = {"train": self._part("train", classes), "test": self._part("test", classes)}
         request = (f"class:{2 * number}",)
@@ -170,5 +182,5 @@ class TinyStream(Stream):
 def script(kinds: Collection[Kind]) -> list[Kind]:
     """Kinds of the experiences, in order."""
     learn, forget, adapt, interact = Kind.LEARN, Kind.FORGET, Kind.ADAPT, Kind.INTERACT
-    start = [learn, learn, forget, learn] if learn in kinds else [forget, forget]
+    start = [learn, learn, forget, learn, forget] if learn in kinds else [forget, forget]
     return [kind for kind in [*start, adapt, adapt, interact] if kind in kinds]
