@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from clplat.errors import UserError
 from clplat.stored import CHUNK, Stored
 from clplat.strategy import require
 from clplat.stream import Data
@@ -244,7 +245,7 @@ class ClassBalanced(_Bounded):
         old, met = self.quota, list(self.seen)
         self.seen.update(dict.fromkeys(new, 0))
         if self.quota == 0:
-            raise ValueError(f"a memory of {self.size} has no room for {len(self.seen)} classes")
+            raise UserError(f"strategy.memory: {self.size} has no room for {len(self.seen)} classes (valid: more)")
         source = []
         for k, c in enumerate(met):
             n = self.held[c]
@@ -269,7 +270,7 @@ class ClassBalanced(_Bounded):
         self._lay_out(left)
 
     def _slots(self, drawn: Tensor) -> Tensor:
-        held = torch.tensor(list(self.held.values()))
+        held = torch.tensor(list(self.held.values()), dtype=torch.int64)
         ends = held.cumsum(0)
         block = torch.searchsorted(ends, drawn, right=True)
         return block * self.quota + drawn - (ends - held)[block]

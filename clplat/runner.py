@@ -103,6 +103,8 @@ class Runner:
         while self.progress.experience < last:
             experience = self.stream[self.progress.experience]
             if not self.progress.trained:
+                if not self.progress.begun:
+                    self.ledger.open(self.progress.experience, self.record.ledger, self.log.ledger)
                 audit.before(self, experience)
                 self._train(experience)
                 self.save()
@@ -112,7 +114,6 @@ class Runner:
     def _train(self, experience: Experience) -> None:
         p, seen, started = self.progress, experience.seen(), time.perf_counter()
         if not p.begun:
-            self.ledger.open(p.experience, self.record.ledger, self.log.ledger)
             self.strategy.train()
             self.strategy.grow(seen)
             self.strategy.to(self.fabric.device)

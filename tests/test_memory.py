@@ -94,7 +94,7 @@ def test_class_balanced_is_uniform_within_each_class_though_classes_come_late():
 
 
 def test_class_balanced_has_no_room_for_more_classes_than_slots():
-    with pytest.raises(ValueError, match="no room for 3 classes"):
+    with pytest.raises(UserError, match="no room for 3 classes"):
         stream(ClassBalanced(2, 0), torch.arange(6), 6)
 
 

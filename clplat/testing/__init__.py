@@ -39,6 +39,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         runs.frozen_parameters,
         runs.frozen_backbone,
         runs.mechanism,
+        runs.erasure,
         runs.task_free,
         runs.test_data,
         states.memory,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clplat import checkpoint, discovery
 from clplat.evaluation import Evaluator
 from clplat.strategy import Strategy, check_hooks
-from clplat.stream import Kind
+from clplat.stream import Experience, Kind
 from clplat.testing.result import NotApplicable, expect, listed
 from clplat.testing.source import argument_faults
 from clplat.testing.streams import TinyStream
@@ -93,6 +93,34 @@ def mechanism(subject: Subject) -> None:
     same = _all_near(_weights(mine.strategy), _weights(other))
     same &= _near(subject.answers(mine.strategy, probe), subject.answers(other, probe))
     expect(not same, "it ends where plain fine-tuning ends, in weights and predictions: its mechanism does nothing")
+
+
+def erasure(subject: Subject) -> None:
+    """Every request changes what is answered for the samples to erase; a class erased gets less probability."""
+    if Kind.FORGET not in subject.cls.kinds:
+        raise NotApplicable("it is not asked to forget")
+    stream, wrong = TinyStream(subject.cls.kinds), list[str]()
+    trial = subject.trial(subject.build(stream), stream)
+    train = trial._train
+
+    def watched(experience: Experience) -> None:
+        if experience.kind is not Kind.FORGET or experience.train is None:
+            return train(experience)
+        inputs, labels = experience.train.all()[0], experience.train.targets()[:, None]
+        before = subject.answers(trial.strategy, inputs)
+        train(experience)
+        after = subject.answers(trial.strategy, inputs)
+        if _near(before, after):
+            wrong.append(f"{experience.name} changes no answer for the samples to erase: forget_step does nothing")
+        elif experience.classes:
+            was, now = (a.softmax(1).gather(1, labels).mean().item() for a in (before, after))
+            if now >= was:
+                wrong.append(f"{experience.name} raises the probability of the class to erase, from {was} to {now}")
+        return None
+
+    trial._train = watched  # type: ignore[method-assign]
+    subject.finish(trial)
+    expect(not wrong, "; ".join(wrong))
 
 
 def _weights(strategy: Strategy) -> dict[str, Tensor]:

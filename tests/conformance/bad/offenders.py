@@ -307,3 +307,23 @@ class OneProcess(_Learner):
 
         if self.world_size > 1:
             raise UserError("fabric.devices: 2 is out of range (one process only)")
+
+
+class ForgetsNothing(_Learner):
+    """Answers a request by a step that leads nowhere."""
+
+    fails = "erasure"
+    kinds = frozenset({Kind.LEARN, Kind.FORGET})
+
+    def forget_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return 0.0 * self.model(batch[0]).sum()
+
+
+class LearnsWhatItIsToForget(_Learner):
+    """Takes a request for a lesson."""
+
+    fails = "erasure"
+    kinds = frozenset({Kind.LEARN, Kind.FORGET})
+
+    def forget_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.training_step(batch, batch_idx)
