@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clplat import checkpoint
+from clplat import checkpoint, late
 from clplat import errors as errors_module
 from clplat.build import build, new_record, read_reference
 from clplat.errors import ClplatError, Interrupted, UserError
@@ -30,6 +30,7 @@ from clplat.runner import Runner
 from clplat.settings import Config, FabricSettings
 from clplat.snapshot import restore
 from clplat.start import start_run
+from clplat.stream import Kind
 from clplat.summary import git_commit, summary
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ def _work(
     if config.fabric.threads is not None:
         torch.set_num_threads(config.fabric.threads)
     stream, strategy = build(config, start)
+    if resumed and run_dir is not None:
+        late.extend(stream, run_dir)
     record = new_record(stream, read_reference(config.reference), config.loop.evaluate_on)
     if first and not resumed:
         run_dir = make_run_dir(config, run_dir)
@@ -180,6 +183,8 @@ def _close(
             from clplat.report import write_report
 
             artifacts += [write_report([run_dir], run_dir), run_dir / "figures"]
+            if any(e.kind is Kind.FORGET for e in record.experiences):
+                artifacts += _erasure_report(run_dir, config.audit.oracle)
     except OSError as error:
         if status == "complete":
             raise UserError(f"output: could not write in {run_dir}: {error.strerror}") from error
@@ -189,6 +194,18 @@ def _close(
         tracker.start()
         note = tracker.finish(outcome, [a for a in artifacts if a.exists()])
     return {"run_dir": str(run_dir), "summary": facts, "note": note}
+
+
+def _erasure_report(run_dir: Path, oracle: str | None) -> list[Path]:
+    """Write it; an oracle that does not fit is said on stderr and left out, since the run is done."""
+    from clplat.report.erasure import write_erasure
+
+    try:
+        page = write_erasure(run_dir, oracle)
+    except UserError as error:
+        print(f"clplat: {error}: the erasure report is written without it", file=sys.stderr, flush=True)
+        page = write_erasure(run_dir)
+    return [] if page is None else [page, page.with_suffix(".json")]
 
 
 def _tracker(config: Config, run_dir: Path, stream: Any) -> Tracker:

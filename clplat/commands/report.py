@@ -14,6 +14,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument("run_dirs", nargs="*", metavar="RUN_DIR", help="folders of runs")
     parser.add_argument("--experiment", metavar="NAME", help="all runs of this name under --output")
     parser.add_argument("--output", default="runs", metavar="DIR", help="folder of the runs (default: runs)")
+    parser.add_argument("--oracle", metavar="RUN_DIR", help="write RUN_DIR's erasure report, compared with this run")
     parser.add_argument("--dest", default="report", metavar="DIR", help="where the report goes (default: report/)")
 
 
@@ -26,10 +27,27 @@ def main(args: argparse.Namespace) -> int:
         run_dirs += runs_of(args.experiment, Path(args.output))
     if not run_dirs:
         raise UserError("report: name folders of runs, or --experiment NAME")
+    if args.oracle is not None:
+        return _erasure(run_dirs, Path(args.oracle))
     from clplat.report import report_command
 
     page, text = report_command(run_dirs, Path(args.dest))
     print(f"{text}\nreport: {page}")
+    return 0
+
+
+def _erasure(run_dirs: list[Path], oracle: Path) -> int:
+    """Write the erasure report of one run into its folder, with the oracle's numbers."""
+    if len(run_dirs) != 1:
+        raise UserError(f"report: --oracle compares one run with another ({len(run_dirs)} are given)")
+    if not (oracle / "summary.json").is_file():
+        raise UserError(f"oracle: {oracle} is not the folder of a run (it holds no summary.json)")
+    from clplat.report.erasure import write_erasure
+
+    page = write_erasure(run_dirs[0], oracle)
+    if page is None:
+        raise UserError(f"report: {run_dirs[0]} has answered no request to forget")
+    print(f"report: {page}")
     return 0
 
 

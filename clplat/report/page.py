@@ -44,13 +44,20 @@ comparisons of one metric. The sign-flip permutation test assumes less, but with
 
 def build_page(streams: Sequence[Sequence[Group]], figures: Sequence[Sequence[Figure]]) -> str:
     """The whole document; `figures[i]` are those of `streams[i]`."""
+    sections = [_section(i, groups, drawn, len(streams) > 1) for i, (groups, drawn) in
+                enumerate(zip(streams, figures, strict=True))]  # fmt: skip
+    notes = f'<section class="card notes"><h2>How to read this</h2>{_NOTES}</section>'
+    top = f"{_facts(streams)}\n{_contents(streams)}"
+    return document("clplat report", _title(streams), top, "".join(sections) + notes,
+                    "Tables and figures\nstand beside this file.")  # fmt: skip
+
+
+def document(eyebrow: str, title: str, top: str, main: str, beside: str) -> str:
+    """A self-contained page around `main`; `top`, `main` and `beside` (for the footer) are HTML already."""
     style = Path(__file__).with_name("style.css").read_text()
     script = Path(__file__).with_name("page.js").read_text()
     policy = (f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
               "form-action 'none'")  # fmt: skip
-    title = _title(streams)
-    sections = [_section(i, groups, drawn, len(streams) > 1) for i, (groups, drawn) in
-                enumerate(zip(streams, figures, strict=True))]  # fmt: skip
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -63,17 +70,14 @@ def build_page(streams: Sequence[Sequence[Group]], figures: Sequence[Sequence[Fi
 </head>
 <body>
 <header class="top"><div class="wrap">
-<p class="eyebrow">clplat report</p>
+<p class="eyebrow">{eyebrow}</p>
 <h1>{escape(title)}</h1>
-{_facts(streams)}
-{_contents(streams)}
+{top}
 </div></header>
 <main class="wrap">
-{"".join(sections)}
-<section class="card notes"><h2>How to read this</h2>{_NOTES}</section>
+{main}
 </main>
-<footer class="wrap">Written by clplat {escape(clplat.__version__)}. Tables and figures
-stand beside this file.</footer>
+<footer class="wrap">Written by clplat {escape(clplat.__version__)}. {beside}</footer>
 <script>{script}</script>
 </body>
 </html>

@@ -1,0 +1,358 @@
+"""The evidence of erasure: what a run's files say about each request, beside an oracle's if there is one.
+
+Read from the run's folder alone: `summary.json`, `ledger.json`, `metrics.jsonl`, the newest checkpoint's record, and
+`audit/`. The oracle is a run on the same stream that never had, or no longer has, the erased data; its audit of the
+same request, made with the model it had by then, is the reference. What can't be told is null, and `why_null` says why.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import clplat
+from clplat import checkpoint
+from clplat.audit import audit_dir
+from clplat.audit.sets import SETS
+from clplat.compare import load_summaries
+from clplat.errors import UserError
+from clplat.metrics import membership, reference
+from clplat.metrics.relearning import RelearnTime, anamnesis_index, relearn_time
+from clplat.metrics.summary import per_request
+from clplat.record import RunRecord
+from clplat.report.data import read_log
+
+Scores = Mapping[str, np.ndarray]
+NO_AUDIT = "not audited (audit.enabled is off, or the run has not come to it)"
+NO_ORACLE = "no reference: no oracle's run was given"
+
+
+def evidence(run_dir: Path | str, oracle_dir: Path | str | None = None) -> dict[str, Any] | None:
+    """What `erasure.json` holds; None for a run without a request to forget.
+
+    Raises:
+        UserError: a folder that is no run's, or an oracle of another stream.
+    """
+    run = _Run(Path(run_dir))
+    if not run.requests:
+        return None
+    oracle = None if oracle_dir is None else _Run(Path(oracle_dir))
+    if oracle is not None and oracle.experiences != run.experiences:
+        raise UserError(f"oracle: {oracle_dir} is a run on another stream (its experiences are not those of {run_dir})")
+    entries = [_entry(run, oracle, index) for index in run.requests]
+    return {
+        "clplat": clplat.__version__,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": run.facts(),
+        "oracle": None if oracle is None else oracle.facts(),
+        "summary": _summary(run, entries),
+        "requests": entries,
+        "ledger": run.ledger,
+        "rejected": [e for e in run.ledger if str(e.get("outcome")).startswith("refused")],
+    }
+
+
+class _Run:
+    """Files of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, (self.summary,) = folder, load_summaries([folder])
+        self.config = self.summary["config"]
+        self.experiences = [(e["name"], e["kind"]) for e in self.summary.get("experiences") or []]
+        done = len(self.summary.get("accuracy_matrix") or [None]) - 1
+        self.requests = [i for i, (_, kind) in enumerate(self.experiences) if kind == "forget" and i < done]
+        self.log, self.record = read_log(self.summary), _record(folder)
+        self.terms = {} if self.record is None else {int(t["index"] or 0): t for t in per_request(self.record)}
+        ledger = folder / "ledger.json"
+        self.ledger: list[dict[str, Any]] = json.loads(ledger.read_text()) if ledger.is_file() else []
+
+    def facts(self) -> dict[str, Any]:
+        """Who it is, and what its strategy says of its erasures."""
+        known = ("name", "strategy", "stream", "backbone", "head", "seed", "status", "clplat", "git_commit",
+                 "config_sha256")  # fmt: skip
+        return {k: self.summary.get(k) for k in known} | {
+            "run_dir": self.folder.name,
+            "guarantee": guarantee(str(self.summary.get("strategy"))),
+            "trained_before": self._trained_before(),
+            "checkpoint_sha256": _checkpoint_sha256(self.folder),
+        }
+
+    def _trained_before(self) -> str | None:
+        """Where the weights at the start came from, if not from random numbers."""
+        options, start = self.config.get("backbone") or {}, self.config.get("start") or {}
+        if start.get("run"):
+            return f"start.run: {start['run']}"
+        weights = options.get("weights", "random")
+        return None if weights in (None, "random") else f"backbone.weights: {weights}"
+
+    def event(self, index: int) -> dict[str, Any]:
+        """The ledger's event of an experience."""
+        return next((e for e in self.ledger if e.get("index") == index and e.get("outcome") == "done"), {})
+
+    def seconds(self, index: int) -> float | None:
+        """Training time of an experience."""
+        spent = self.log.experiences.get("cost/train_seconds", {})
+        before = 0.0 if index == 0 else spent.get(index)
+        return spent[index + 1] - before if index + 1 in spent and before is not None else None
+
+    def own(self, index: int) -> dict[str, float]:
+        """What the strategy measured of itself after an experience."""
+        return {k.removeprefix("strategy/"): v[index + 1] for k, v in self.log.experiences.items()
+                if k.startswith("strategy/") and index + 1 in v}  # fmt: skip
+
+    def audit(self, index: int, model: str) -> tuple[Scores, dict[str, Any]] | None:
+        """Scores and numbers of one model in the audit of a request."""
+        from safetensors.numpy import load_file
+
+        numbers = audit_dir(self.folder, index) / f"{model}.json"
+        if not numbers.is_file():
+            return None
+        return load_file(numbers.with_suffix(".safetensors")), json.loads(numbers.read_text())
+
+
+def guarantee(strategy: str) -> dict[str, str]:
+    """What a strategy says of its erasures: level (exact or approximate), statement, data that a request reads."""
+    from clplat import discovery
+    from clplat.strategy import Strategy
+
+    try:
+        cls = discovery.load("strategies", strategy)
+    except UserError:  # of a file that is no longer where it was
+        cls = Strategy
+    level, _, statement = cls.erasure.partition(":")
+    access = "the erased data only"
+    if cls.unbounded_memory:
+        access = "all data retained (they are stored)"
+    elif cls.replays:
+        access = "the erased data, and a memory of retained samples"
+    return {"level": level.strip(), "statement": statement.strip(), "data_access": cls.data_access or access}
+
+
+def _record(folder: Path) -> RunRecord | None:
+    """What the run had measured by its newest checkpoint, without reading its tensors."""
+    for path in sorted((folder / "checkpoints").glob("[0-9]*"), reverse=True):
+        try:
+            plain = json.loads(json.loads((path / "state.json").read_text())["state"])
+            return RunRecord.from_dict(checkpoint.unflatten(plain["items"]["record"], {}))
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def _checkpoint_sha256(folder: Path) -> str | None:
+    for path in sorted((folder / "checkpoints").glob("[0-9]*"), reverse=True):
+        try:
+            return str(json.loads((path / "state.json").read_text())["tensors_sha256"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def _entry(run: _Run, oracle: _Run | None, index: int) -> dict[str, Any]:
+    """Everything about one request."""
+    event, why = run.event(index), dict[str, str]()
+    name, _ = run.experiences[index]
+    facts = run.summary["experiences"][index]
+    original, unlearned = run.audit(index, "original"), run.audit(index, "unlearned")
+    known, reason = _oracle_audit(oracle, index, unlearned)
+    seconds, theirs = run.seconds(index), None if oracle is None else oracle.seconds(index)
+    models = {"original": original, "unlearned": unlearned, "oracle": known}
+    measured = {m: None if a is None else _model(a, why) for m, a in models.items()}
+    if unlearned is None or original is None:
+        why["unlearned"] = NO_AUDIT
+    if known is None:
+        why["oracle"] = reason
+    column = [row[index] for row in run.summary["accuracy_matrix"]]
+    return {
+        "index": index, "name": name, "request": event.get("request", []), "classes": event.get("classes", []),
+        "training_samples": facts["train_samples"], "test_samples": facts["test_samples"],
+        "started": event.get("started"), "finished": event.get("finished"), "rows_sha256": event.get("rows_sha256"),
+        "outcome": event.get("outcome", "done"), "seconds": seconds, "oracle_seconds": theirs,
+        "speed_up": theirs / seconds if theirs and seconds else None,
+        "metrics": {k: v for k, v in run.terms.get(index, {}).items() if k != "index"},
+        "accuracy_over_run": column,
+        "models": measured,
+        "relearning": _relearning(original, unlearned, known, why),
+        "against_oracle": None if known is None or unlearned is None else _distances(unlearned, known, measured),
+        "strategy": run.own(index),
+        "why_null": why,
+    }  # fmt: skip
+
+
+def _oracle_audit(
+    oracle: _Run | None, index: int, own: tuple[Scores, dict[str, Any]] | None
+) -> tuple[tuple[Scores, dict[str, Any]] | None, str]:
+    """The oracle's audit of a request, or None and why."""
+    if oracle is None:
+        return None, NO_ORACLE
+    found = oracle.audit(index, "unlearned")
+    if found is None or own is None:
+        return None, "the oracle's run or this one was not audited at this request"
+    for key in (f"{s}.{k}" for s in SETS for k in ("rows", "source", "labels")):
+        if not np.array_equal(found[0].get(key, []), own[0].get(key, [])):
+            return None, "the oracle's run scored other samples: its stream, or audit.samples, differs"
+    return found, ""
+
+
+def _model(audit: tuple[Scores, dict[str, Any]], why: dict[str, str]) -> dict[str, Any]:
+    """Numbers of one model: accuracies on the samples scored, and how well membership can be told."""
+    scores, numbers = audit
+    found: dict[str, Any] = {f"accuracy_{s}": accuracy(scores, s) for s in SETS}
+    unseen, note = _unseen(scores)
+    losses = {s: _losses(scores, s) for s in SETS}
+    other = _losses(scores, *unseen) if unseen else np.zeros(0)
+    confidence = {s: _confidences(scores, s) for s in ("erased", "retained", "retained_test")}
+    attacks = {
+        "loss_auc": membership.loss_auc(losses["erased"], other),
+        "loss_attack_accuracy": membership.loss_attack_accuracy(losses["erased"], other),
+        "retained_loss_auc": membership.loss_auc(losses["retained"], losses["retained_test"]),
+        "forget_efficacy": 1 - membership.svc_membership(
+            confidence["retained"], confidence["retained_test"], confidence["erased"]),
+    }  # fmt: skip
+    found |= {k: v if math.isfinite(v) else None for k, v in attacks.items()}
+    found |= {"probe_accuracy": numbers.get("probe"), "model_sha256": numbers.get("model_sha256"),
+              "sizes": numbers["sizes"], "scored": numbers["scored"], "unseen": note}  # fmt: skip
+    for key, value in found.items():
+        if value is None:
+            why.setdefault(key, "there are no samples to measure it on, or too few")
+    if found["probe_accuracy"] is None:
+        why["probe_accuracy"] = "no held-out sample goes with this request, or the model offers no features"
+    return found
+
+
+def _has(scores: Scores, name: str) -> bool:
+    """Whether class scores of a set are there."""
+    return f"{name}.logits" in scores and scores[f"{name}.logits"].shape[1] > 0
+
+
+def accuracy(scores: Scores, name: str) -> float | None:
+    """Share of a set's samples that are named right; None where it was not scored."""
+    if not _has(scores, name):
+        return None
+    return float((scores[f"{name}.logits"].argmax(1) == scores[f"{name}.labels"]).mean())
+
+
+def _unseen(scores: Scores) -> tuple[tuple[str, np.ndarray] | None, str | None]:
+    """The set that the erased samples are told from, with its rows: test samples of the same classes."""
+    if _has(scores, "erased_test"):
+        return ("erased_test", np.ones(len(scores["erased_test.labels"]), bool)), "held-out samples that go with them"
+    if not (_has(scores, "retained_test") and _has(scores, "erased")):
+        return None, None
+    same = np.isin(scores["retained_test.labels"], scores["erased.labels"])
+    if not same.any():
+        return ("retained_test", np.ones(len(same), bool)), "held-out samples of other classes"
+    return ("retained_test", same), "held-out samples of the same classes"
+
+
+def _losses(scores: Scores, name: str, rows: np.ndarray | None = None) -> np.ndarray:
+    if not _has(scores, name):
+        return np.zeros(0)
+    found = membership.cross_entropies(scores[f"{name}.logits"], scores[f"{name}.labels"])
+    return found if rows is None else found[rows]
+
+
+def _confidences(scores: Scores, name: str) -> np.ndarray:
+    if not _has(scores, name):
+        return np.zeros(0)
+    return membership.true_confidences(membership.softmax(scores[f"{name}.logits"]), scores[f"{name}.labels"])
+
+
+def _relearning(original: Any, unlearned: Any, oracle: Any, why: dict[str, str]) -> dict[str, Any] | None:
+    """Steps to learn the erased samples again, of this run's model and of the oracle's, to one target."""
+    tried = None if unlearned is None else unlearned[1].get("relearn")
+    if tried is None or original is None or not _has(original[0], "erased"):
+        why["relearning"] = "not tried (audit.relearn_steps is 0), or not audited"
+        return None
+    at = tried["positions"]
+    right = original[0]["erased.logits"][at].argmax(1) == original[0]["erased.labels"][at]
+    target, cap = (1 - tried["tolerance"]) * float(right.mean()), tried["settings"]["steps"]
+    found: dict[str, Any] = {"target": target, "settings": tried["settings"], "accuracies": tried["accuracies"]}
+    own = relearn_time(tried["accuracies"], target, cap) if tried["accuracies"] else None
+    if own is None:
+        why["relearning.unlearned"] = str(tried["why"])
+    theirs = _their_time(tried, None if oracle is None else oracle[1].get("relearn"), target, cap, why)
+    found |= {"unlearned": own and asdict(own), "oracle": theirs and asdict(theirs)}
+    found["oracle_accuracies"] = oracle[1]["relearn"]["accuracies"] if theirs else None
+    index = anamnesis_index(own, theirs) if own and theirs else None
+    if own and theirs and index is None:
+        why["relearning.anamnesis_index"] = "the retrained model needs no step, or neither reached the target"
+    return found | {"anamnesis_index": index and asdict(index)}
+
+
+def _their_time(
+    own: dict[str, Any], theirs: dict[str, Any] | None, target: float, cap: int, why: dict[str, str]
+) -> RelearnTime | None:
+    if theirs is None:
+        why["relearning.oracle"] = NO_ORACLE
+    elif theirs["settings"] != own["settings"]:
+        why["relearning.oracle"] = "the oracle was relearned under other settings (audit.relearn_lr makes them equal)"
+    elif not theirs["accuracies"]:
+        why["relearning.oracle"] = str(theirs["why"])
+    else:
+        return relearn_time(theirs["accuracies"], target, cap)
+    return None
+
+
+def _distances(unlearned: Any, oracle: Any, measured: dict[str, Any]) -> dict[str, Any]:
+    """How far the unlearned model is from the oracle: in its predictions, in accuracy, in what an attacker finds."""
+    found: dict[str, Any] = {}
+    for name in SETS:
+        a, b = unlearned[0].get(f"{name}.logits"), oracle[0].get(f"{name}.logits")
+        if a is None or b is None or not a.shape[1]:
+            continue
+        p, q = membership.softmax(a), membership.softmax(b)
+        found[name] = {
+            "agreement": reference.agreement(p, q), "js_divergence": reference.js_divergence(p, q),
+            "activation_distance": reference.activation_distance(p, q),
+            "logit_difference": apart if math.isfinite(apart := reference.logit_difference(a, b)) else None,
+        }  # fmt: skip
+    u, r = measured["unlearned"], measured["oracle"]
+    keys = ("accuracy_erased", "accuracy_retained", "accuracy_retained_test")
+    pairs = [(u[k], r[k]) for k in keys]
+    whole = all(v is not None for pair in pairs for v in pair)
+    tug = reference.tug_of_war(*zip(*pairs, strict=True)) if whole else None
+    sides = [{"UA": 1 - m[keys[0]], "RA": m[keys[1]], "TA": m[keys[2]], "MIA": m["forget_efficacy"]} if whole else {}
+             for m in (u, r)]  # fmt: skip
+    complete = whole and all(v is not None for side in sides for v in side.values())
+    gaps = {k: abs(sides[0][k] - sides[1][k]) for k in sides[0]} if complete else None
+    return found | {"tug_of_war": tug, "gaps": gaps,
+                    "average_gap": reference.average_gap(*sides) if complete else None}  # fmt: skip
+
+
+def _summary(run: _Run, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row for the run: counts, the largest relapse and gap, the last request's closeness, times."""
+
+    def values(*path: str) -> list[float]:
+        found = []
+        for entry in entries:
+            value: Any = entry
+            for key in path:
+                value = None if value is None else value.get(key)
+            if value is not None:
+                found.append(float(value))
+        return found
+
+    seconds, theirs = values("seconds"), values("oracle_seconds")
+    gaps, relapses, tugs = (values("against_oracle", "average_gap"), values("metrics", "relapse"),
+                            values("against_oracle", "tug_of_war"))  # fmt: skip
+    return {
+        "requests_done": len(entries),
+        "requests_refused": sum(str(e.get("outcome")).startswith("refused") for e in run.ledger),
+        "requests_in_stream": sum(kind == "forget" for _, kind in run.experiences),
+        "training_samples_erased": sum(e["training_samples"] for e in entries),
+        "average_accuracy": (run.summary.get("metrics") or {}).get("average_accuracy"),
+        "largest_relapse": max(relapses, default=None),
+        "largest_average_gap": max(gaps, default=None),
+        "last_tug_of_war": tugs[-1] if tugs else None,
+        "request_seconds": sum(seconds) if seconds else None,
+        "median_request_seconds": float(np.median(seconds)) if seconds else None,
+        "p95_request_seconds": float(np.percentile(seconds, 95)) if seconds else None,
+        "oracle_seconds": sum(theirs) if theirs else None,
+    }
