@@ -169,6 +169,11 @@ class LoRA(nn.Module):
             parameter.requires_grad_(True)
         self._resting = []
 
+    def base_layers(self) -> dict[str, nn.Linear]:
+        """The adapted layers themselves, without what is beside them, by name."""
+        found = zip(self.layers, self._wrappers(), strict=True)
+        return {name: getattr(layer, "base_layer", layer) for name, layer in found}
+
     # --- the factors --------------------------------------------------------------------------------------------------
 
     def factors(self, adapter: str) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
@@ -213,7 +218,7 @@ class LoRA(nn.Module):
         """
         if not self.mergeable:
             raise ValueError("a layer to merge into was frozen by the user: keep the adapter in use instead")
-        bases = self._bases()
+        bases = self.base_layers()
         for name, change in self.delta(adapter).items():
             weight = bases[name].weight
             weight.copy_((_wide(weight) + change).to(weight.dtype))
@@ -279,9 +284,6 @@ class LoRA(nn.Module):
 
     def _wrappers(self) -> list[Any]:
         return [self.backbone.get_submodule(name) for name in self.layers]
-
-    def _bases(self) -> dict[str, nn.Linear]:
-        return {name: layer.base_layer for name, layer in zip(self.layers, self._wrappers(), strict=True)}
 
 
 def block_of(backbone: Backbone, layer: nn.Module) -> int | None:
