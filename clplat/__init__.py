@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from clplat.api import forget as forget
     from clplat.api import load as load
     from clplat.api import resume as resume
     from clplat.api import run as run
@@ -31,6 +32,7 @@ _HOME = {
     "RunRecord": "record",
     "Strategy": "strategy",
     "Stream": "stream",
+    "forget": "api",
     "load": "api",
     "require": "strategy",
     "resume": "api",

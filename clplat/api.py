@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,34 @@ def resume(run_dir: str | Path, *, quiet: bool = False) -> Result:
     if not path.is_file():
         raise UserError(f"resume: {run_dir} is no run directory (config.yaml is missing in it)")
     return launch(resolve(config=path), run_dir, quiet=quiet, resumed=True)
+
+
+def forget(run_dir: str | Path, request: str | Sequence[str], *, quiet: bool = True) -> Strategy:
+    """Ask the learner of a finished run to erase something more; gives the learner after it, as `load` does.
+
+    The request becomes a forget experience at the end of the run: evaluated, in ledger and summary, and in a new
+    checkpoint. Interrupted, it is gone on with by `resume`.
+
+    Args:
+        run_dir: of the run, whose data must be at hand.
+        request: ids of one kind: "class:7", "sample:1234", "experience:split_0", "user:5"; one, or several.
+        quiet: no progress on the screen.
+
+    Raises:
+        UserError: the run is not finished, its strategy can't erase, or the ledger refuses the request (unknown, never
+            learned, erased already, named twice, empty): nothing is changed.
+        Interrupted, MissingError: as `run` does.
+    """
+    from clplat import late
+
+    run_dir = Path(run_dir)
+    former = late.add(run_dir, [request] if isinstance(request, str) else list(request))
+    try:
+        resume(run_dir, quiet=quiet)
+    except UserError:
+        late.withdraw(run_dir, former)
+        raise
+    return load(run_dir)
 
 
 def load(run_dir: str | Path) -> Strategy:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clplat import checkpoint
+from clplat import checkpoint, late
 from clplat.record import RunRecord
 from clplat.stream import Stream
 
@@ -58,10 +58,12 @@ def restore(runner: Runner, state: dict[str, Any]) -> None:
         module.training = name not in evaluating
     for name, parameter in strategy.named_parameters():
         parameter.requires_grad_(name not in frozen)
+    known = runner.record.experiences
     runner.record.__dict__.update(RunRecord.from_dict(state["record"]).__dict__)
     for name in _PLAIN:
         setattr(runner, name, state[name])
     runner.resumed = state["resumed"]
+    late.measure(runner, known)
     checkpoint.set_rng_state(state["rng"][runner.rank])
 
 

@@ -43,6 +43,11 @@ class ACU(ACIL):
 
     kinds = frozenset({Kind.LEARN, Kind.FORGET})
     paper = "arXiv:2505.12239"
+    erasure = (
+        "exact: the head, and the sums that it comes from, are those of a learner that never saw the erased samples; "
+        "the backbone and the random expansion stay as they are"
+    )
+    data_access = "the samples to erase; with per_class none for whole classes"
 
     def __init__(
         self, *, width: int = 1024, gamma: float = 0.1, bits: int | None = 14, inverse: bool = True,

@@ -99,7 +99,7 @@ class Unlearning(Stream):
         seed = 0 if seed is None else seed
         self.base = _base(base, base_options, seed, data_root)
         learned = [e for e in self.base if e.kind is Kind.LEARN]
-        people = _users(learned, users, seed, _assignment(user_assignment, data_root))
+        self.users = people = _users(learned, users, seed, _assignment(user_assignment, data_root))
         events = _draw(self.base, people, seed, **drawn) if requests is None else _listed(self.base, requests)
         if order_seed is not None:
             _shuffle(events, order_seed)
