@@ -103,16 +103,17 @@ class Runner:
         while self.progress.experience < last:
             experience = self.stream[self.progress.experience]
             if not self.progress.trained:
-                if not self.progress.begun:
-                    self.ledger.open(self.progress.experience, self.record.ledger, self.log.ledger)
-                audit.before(self, experience)
                 self._train(experience)
                 self.save()
             self._finish(experience)
             self.save()
 
     def _train(self, experience: Experience) -> None:
-        p, seen, started = self.progress, experience.seen(), time.perf_counter()
+        p, seen = self.progress, experience.seen()
+        if not p.begun:
+            self.ledger.open(p.experience, self.record.ledger, self.log.ledger)  # refuses before anything is done
+        audit.before(self, experience)
+        started = time.perf_counter()
         if not p.begun:
             self.strategy.train()
             self.strategy.grow(seen)

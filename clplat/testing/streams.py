@@ -89,7 +89,7 @@ class _Source(Experience):
 class TinyStream(Stream):
     """A stream of the kinds that a strategy declares: learn, learn, forget, learn, forget, adapt, adapt, interact, less
     the kinds it lacks. Without learn there are two of each, for a model that has been trained on `source` before. The
-    first request names a class, the second some samples of another.
+    first request names a class, the second some samples that were learned last.
 
     Args:
         kinds: of the strategy.
@@ -158,10 +158,10 @@ class TinyStream(Stream):
 
     def _forget(self, index: int, number: int, learns: bool) -> Experience:
         if number:  # samples are told apart by their rows, so they lie in the tensors that they were learned from
-            data = self._learned[1] if learns else self._part("train", (2, 3))
-            data = data.subset((data.targets() == 2).nonzero()[:SAMPLES, 0])
+            data = self._learned[-1] if learns else self._part("train", (4, 5))
+            data = data.subset((data.targets() == 4).nonzero()[:SAMPLES, 0])
             request = tuple(f"sample:{r}" for r in data.row_ids().tolist())
-            return _Source(index, f"forget_{number}", Kind.FORGET, data, data, task=1, request=request)
+            return _Source(index, f"forget_{number}", Kind.FORGET, data, data, task=2, request=request)
         classes = (2 * number,)
         parts: dict[str, Any] = {"train": self._part("train", classes), "test": self._part("test", classes)}
         request = (f"class:{2 * number}",)
