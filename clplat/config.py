@@ -20,6 +20,7 @@ import yaml
 
 from clplat import discovery, syntax
 from clplat.errors import UserError
+from clplat.nested import check_nested
 from clplat.settings import AuditSettings, Config, FabricSettings, LoopSettings, Part, StartSettings, TrackingSettings
 from clplat.syntax import REQUIRED, Option
 from clplat.values import parse_value
@@ -219,6 +220,7 @@ def _resolve(layers: Iterable[Mapping[str, Any]], argv: list[str], name: str | N
             values[key] = parse_value(keys[key], value)
         except ValueError as error:
             faults.append(f"{key}: {error}")
+    check_nested(keys, values, faults)
     for key, option in keys.items():
         if option.default is REQUIRED and key not in given:
             faults.append(f"{key}: is required{' (' + option.help + ')' if option.help else ''}")

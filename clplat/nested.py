@@ -1,0 +1,57 @@
+"""Options of a stream within a stream: `stream.base` names it, `stream.base_options` holds them.
+
+Checked like any part's own options, from the syntax tree, before anything is imported: unknown keys with the nearest
+ones, types, what is required.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clplat import discovery
+from clplat.errors import UserError
+from clplat.syntax import REQUIRED, Option
+from clplat.values import parse_value
+
+NAME, OPTIONS = "stream.base", "stream.base_options"
+
+
+def check_nested(keys: Mapping[str, Option], values: dict[str, Any], faults: list[str]) -> None:
+    """Put the inner stream's options in `values` into their types; add a line to `faults` for each that is wrong.
+
+    Args:
+        keys: all options of the run, dotted; nothing is done where the stream takes no other.
+        values: those that are set; a name that is a path is made absolute, so that the configuration can move.
+    """
+    if NAME not in keys or OPTIONS not in keys:
+        return
+    name, given = values.get(NAME, keys[NAME].default), values.get(OPTIONS) or {}
+    if not isinstance(name, str) or not isinstance(given, Mapping):
+        return  # found wrong elsewhere, or a finished stream from Python
+    try:
+        entry = discovery.find("streams", name)
+        if entry.fault:
+            raise UserError(f"stream: '{name}' can't be used: {entry.fault}")
+        known = {o.name: o for o in discovery.options(entry)}
+    except UserError as error:
+        faults += [f.replace("stream:", f"{NAME}:", 1) for f in error.faults]
+        return
+    if ".py" in name and entry.qualname.startswith("/"):
+        values[NAME] = entry.qualname
+    known["seed"] = Option("seed", int | None, None, "of the base alone")
+    typed: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in known:
+            near = discovery.did_you_mean(str(key), known) or f" ({name} takes: {', '.join(known)})"
+            faults.append(f"{OPTIONS}.{key}: no such key{near}")
+            continue
+        try:
+            typed[key] = parse_value(known[key], value)
+        except ValueError as error:
+            faults.append(f"{OPTIONS}.{key}: {error}")
+    for key, option in known.items():
+        if option.default is REQUIRED and key not in given:
+            faults.append(f"{OPTIONS}.{key}: is required{' (' + option.help + ')' if option.help else ''}")
+    if OPTIONS in values:
+        values[OPTIONS] = typed
