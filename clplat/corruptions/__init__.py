@@ -25,6 +25,7 @@ from clplat.corruptions.draws import Draws
 from clplat.corruptions.jpeg import jpeg_compression
 from clplat.corruptions.motion import motion_blur
 from clplat.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
+from clplat.corruptions.spatter import spatter
 from clplat.corruptions.weather import fog, frost, snow
 from clplat.errors import UserError
 
@@ -35,7 +36,8 @@ FUNCTIONS: dict[str, Callable[[Tensor, Any, Draws], Tensor]] = {
     f.__name__: f
     for f in (
         gaussian_noise, shot_noise, impulse_noise, defocus_blur, glass_blur, motion_blur, zoom_blur, snow, frost, fog,
-        brightness, contrast, elastic_transform, pixelate, jpeg_compression, speckle_noise, gaussian_blur, saturate,
+        brightness, contrast, elastic_transform, pixelate, jpeg_compression, speckle_noise, gaussian_blur, spatter,
+        saturate,
     )
 }  # fmt: skip
 _COLOURED = ("snow", "frost", "brightness", "saturate", "spatter")  # defined for three channels

@@ -2,15 +2,13 @@
 
 Colour transform, halving of the chroma both ways (4:2:0), 8 × 8 cosine transform, quantisation with the tables of ITU-T
 T.81 annex K at a quality, and back, with libjpeg's roundings, its scaling of the tables and its triangle filter for the
-chroma. The entropy coding in between loses nothing, and so is left out. Differs from libjpeg where its integer cosine
-transform rounds an intermediate result the other way.
+chroma. The entropy coding in between loses nothing, and so is left out.
 
 Shapes: B images, C channels (1 or 3), H rows, W columns.
 """
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
@@ -42,8 +40,8 @@ def round_trip(pixels: Tensor, quality: int) -> Tensor:
         return _plane(pixels, quality, _LUMA)
     red, green, blue = pixels.split(1, dim=1)
     luma = ((19595 / 65536) * red + (38470 / 65536) * green + (7471 / 65536) * blue).add_(0.5).floor_()
-    cb = ((-11059 / 65536) * red - (21709 / 65536) * green + 0.5 * blue).add_(128.5 - 2**-17).floor_()
-    cr = (0.5 * red - (27439 / 65536) * green - (5329 / 65536) * blue).add_(128.5 - 2**-17).floor_()
+    cb = ((-11059 / 65536) * red - (21709 / 65536) * green + 0.5 * blue).add_(128.5 - 2**-16).floor_()
+    cr = (0.5 * red - (27439 / 65536) * green - (5329 / 65536) * blue).add_(128.5 - 2**-16).floor_()
     luma = _plane(luma, quality, _LUMA)
     chroma = _plane(_halve(torch.cat([cb, cr])), quality, _CHROMA)[..., : -(-width // 2)]
     chroma = _double(chroma)[..., :height, :width].sub_(128)
@@ -80,18 +78,48 @@ def _plane(planes: Tensor, quality: int, table: tuple[int, ...]) -> Tensor:
     padded = F.pad(planes, (0, -width % 8, 0, -height % 8), mode="replicate") - 128
     cosine, steps = _cosine(planes.device), _steps(quality, table, planes.device)
     blocks = padded.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-3, -2)  # (..., H/8, W/8, 8, 8)
-    eighths = (cosine @ (blocks @ cosine.T)).mul_(8).round_()  # libjpeg keeps eighths
-    levels = (eighths.abs() + 4 * steps).div_(8 * steps).floor_().mul_(eighths.sign())  # halves away from 0
-    pixels = (cosine.T @ (levels.mul_(steps) @ cosine)).add_(128.5).floor_().clamp_(0, 255)
-    return pixels.transpose(-3, -2).flatten(-4, -3).flatten(-2)[..., :height, :width]
+    # Rows, then columns; a first pass keeps two more bits, the second leaves eighths.
+    eighths = _shift(cosine @ _shift(blocks @ cosine.T, 11), 15)
+    levels = (eighths.abs() + 4 * steps).div_(8 * steps).floor_().mul_(eighths.sign_())  # halves away from 0
+    blocks = _shift(_shift(cosine.T @ levels.mul_(steps), 11) @ cosine, 18).add_(128).clamp_(0, 255)
+    return blocks.transpose(-3, -2).flatten(-4, -3).flatten(-2)[..., :height, :width]
+
+
+def _shift(values: Tensor, bits: int) -> Tensor:
+    """Divide by 2^bits and round, halves up, in place."""
+    return values.mul_(2.0**-bits).add_(0.5).floor_()
 
 
 @lru_cache(maxsize=4)
 def _cosine(device: torch.device) -> Tensor:
-    """(8, 8) float32, orthonormal: row k is the k-th cosine."""
-    at = torch.arange(8, dtype=torch.float64)
-    matrix = torch.cos(math.pi / 8 * (at + 0.5) * at[:, None]) / 2
-    matrix[0] /= math.sqrt(2)
+    """(8, 8) float32: √8 times the orthonormal cosine transform in units of 2⁻¹³, with libjpeg's roundings.
+
+    They come from the factorisation of Loeffler, Ligtenberg and Moschytz (ICASSP 1989), whose eleven constants are
+    rounded to whole units; the backward transform is the transpose.
+    """
+
+    def unit(constant: float) -> int:
+        return round(constant * 8192)
+
+    a, b, c = unit(0.541196100), unit(0.765366865), unit(1.847759065)
+    even = [[8192, 8192], [a + b, a], [8192, -8192], [a, a - c]]  # on x0 ± x3 and x1 ± x2 of the folded samples
+    shared = unit(1.175875602)
+    near, far = unit(0.899976223), unit(2.562915447)
+    inner, outer = unit(1.961570560), unit(0.390180644)
+    own = [unit(v) for v in (1.501321110, 3.072711026, 2.053119869, 0.298631336)]
+    odd = [  # rows 1, 3, 5, 7 on x0 − x7, x1 − x6, x2 − x5, x3 − x4
+        [own[0] - near - outer + shared, shared, shared - outer, shared - near],
+        [shared, own[1] - far - inner + shared, shared - far, shared - inner],
+        [shared - outer, shared - far, own[2] - far - outer + shared, shared],
+        [shared - near, shared - inner, shared, own[3] - near - inner + shared],
+    ]
+    matrix = torch.zeros(8, 8, dtype=torch.float64)
+    for k in range(4):
+        (first, second), sign = even[k], 1 if k % 2 == 0 else -1
+        half = torch.tensor([first, second, sign * second, sign * first], dtype=torch.float64)
+        matrix[2 * k] = torch.cat([half, half.flip(0)])
+        half = torch.tensor(odd[k], dtype=torch.float64)
+        matrix[2 * k + 1] = torch.cat([half, -half.flip(0)])
     return matrix.float().to(device)
 
 

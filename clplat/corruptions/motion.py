@@ -16,7 +16,7 @@ from clplat.corruptions.draws import Draws
 
 
 def motion_blur(pixels: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
-    """Along one line an image, its angle between −45° and 45°; rounded to grey levels."""
+    """Along one line an image, its angle between −45° and 45°; grey levels are rounded down."""
     angles = draws.uniform(1, low=-45.0, high=45.0).squeeze(1)
     return along(pixels, *constants, angles).div_(255)
 
@@ -47,4 +47,4 @@ def along(pixels: Tensor, radius: float, sigma: float, degrees: Tensor) -> Tenso
         for start, end in pairwise(bounds):
             i, j = int(y[start]), int(x[start])
             summed[start:end].add_(padded[start:end, :, i : i + height, j : j + width], alpha=weight)
-    return torch.empty_like(summed).index_copy_(0, order, summed).add_(0.5).floor_().clamp_(0, 255)
+    return torch.empty_like(summed).index_copy_(0, order, summed).add_(2**-10).floor_().clamp_(0, 255)
