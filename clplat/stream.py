@@ -66,8 +66,8 @@ class Data:
         """What an adapt experience mixes and is scored apart by (corruptions, say); empty: nothing."""
         return ()
 
-    def parts(self, positions: Tensor) -> Tensor:
-        """Which part each sample belongs to, (B,) int64 into `part_names`."""
+    def parts(self, rows: Tensor) -> Tensor:
+        """Which part each of `rows` (B,) belongs to, (B,) int64 into `part_names`."""
         raise NotImplementedError("these data have no parts")
 
     def unlabelled(self) -> Data:

@@ -57,10 +57,9 @@ class Corrupted(Data):
     def part_names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for name, _ in self.segments)) if len(self.segments) > 1 else ()
 
-    def parts(self, positions: Tensor) -> Tensor:
-        segment, _ = self._split(positions)
+    def parts(self, rows: Tensor) -> Tensor:
         numbers = [self.part_names().index(name) for name, _ in self.segments]
-        return torch.tensor(numbers, device=segment.device)[segment]
+        return torch.tensor(numbers, device=rows.device)[rows // len(self.inputs)]
 
     def _split(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Segment and image of the samples at `positions` (B,)."""

@@ -52,7 +52,7 @@ def test_unknown_attribute():
         importlib.import_module("clplat.metrics").summarise  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["matrix", "unlearning", "anytime", "adaptation", "representation", "cost"])
+@pytest.mark.parametrize("module", ["matrix", "unlearning", "anytime", "adaptation", "online", "representation", "cost"])
 def test_examples_in_docstrings(module):
     result = doctest.testmod(importlib.import_module(f"clplat.metrics.{module}"))
     assert result.attempted >= 2
