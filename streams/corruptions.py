@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,16 +12,16 @@ import torch
 from torch import Tensor
 
 from clplat.corruptions.constants import EXTRA, NAMES, ORDERS, STANDARD
-from clplat.corruptions.data import Corrupted
 from clplat.corruptions.order import Visit, sample_order, visits
+from clplat.corruptions.published import FOLDERS
+from clplat.corruptions.sources import Made, Published
 from clplat.datasets import find_root, load_images, stratified_split
-from clplat.errors import UserError
+from clplat.errors import MissingError, UserError
 from clplat.stream import Data, Experience, Kind, Stream
 from clplat.streams.digits import read_digits
 from clplat.streams.images import CLASS_NAMES, flip_crop
-from clplat.worlds import generator
 
-DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "notmnist", "svhn", "pacs32")
+DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "notmnist", "svhn", "pacs32", "imagenet")
 ORDER_NAMES = ("continual", "recurring", "gradual", "gradual_full", "correlated", "mixed", "mixed_correlated")
 SETS = {"standard": STANDARD, "extra": EXTRA, "all": NAMES}
 
@@ -60,6 +61,8 @@ class Corruptions(Stream):
         augment: of its batches; flip_crop mirrors them and moves them by up to 4 pixels.
         clean: clean test images scored after every experience, ≥ 0; null takes all. They are the test set of the first
             experience, so their accuracy before adaptation stands in the first rows of the accuracy matrix.
+        published: read the published files instead of making images: `<data root>/CIFAR-10-C`, `CIFAR-100-C`,
+            `ImageNet-C`. With ImageNet there is no training data, and clean images if `imagenet/val` has them.
 
     Raises:
         UserError: an option out of range.
@@ -74,7 +77,7 @@ class Corruptions(Stream):
         seed: int | None = None,
         data_root: str | None = None,
         dataset: Literal[
-            "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "notmnist", "svhn", "pacs32"
+            "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "notmnist", "svhn", "pacs32", "imagenet"
         ] = "digits",
         order: Literal[
             "continual", "recurring", "gradual", "gradual_full", "correlated", "mixed", "mixed_correlated"
@@ -90,61 +93,93 @@ class Corruptions(Stream):
         source: bool = True,
         augment: Literal["none", "flip_crop"] = "none",
         clean: int | None = None,
+        published: bool = False,
     ) -> None:
         options = dict(locals())
         faults = _faults(options)
         if faults:
             raise UserError(*faults)
-        seed, base = seed or 0, _base(dataset, data_root)
+        seed, root = seed or 0, find_root(data_root)
         names = SETS[corruptions] if isinstance(corruptions, str) else tuple(corruptions)
         if published_order is not None:
             names = ORDERS[published_order]
-        turns = rounds or (10 if order == "recurring" else 1)
-        plan = visits(order, names, severity, turns)
-        root = find_root(data_root)
-        frost = root / "frost" if root is not None and (root / "frost").is_dir() else None
-        data = Corrupted(
-            *base.test, seed=seed,
-            family=None if constants == "auto" else constants, frost_folder=None if frost is None else str(frost),
-        )  # fmt: skip
-        chosen = _chosen(len(base.test[0]), samples, seed)
-        strength = concentration if "correlated" in order else None
-        experiences = _adapted(data, plan, chosen, shuffle, strength, seed)
-        count = int(max(base.train[1].max(), base.test[1].max())) + 1
+        plan = visits(order, names, severity, rounds or (10 if order == "recurring" else 1))
+        base = _base(dataset, data_root, needed=not published or source)
+        images: Made | Published
+        if published:
+            images = Published(_folder(root, dataset), _segments(plan), samples, seed)
+        else:
+            assert base is not None
+            frost = root / "frost" if root is not None and (root / "frost").is_dir() else None
+            images = Made(base.test, samples, seed, None if constants == "auto" else constants, frost)
+        clean_test = _clean(base, images, root, clean)
+        count = _classes(images, base)
+        experiences = _adapted(images, plan, shuffle, concentration if "correlated" in order else None, seed)
+        sample, _ = images.visit(plan[0], np.arange(1)).batch(torch.arange(1))
         super().__init__(
-            _finished(experiences, base, count, source, clean),
+            _finished(experiences, base.train if base and source else None, count, clean_test),
             num_classes=count,
-            input_shape=tuple(base.test[0].shape[1:]),
-            class_names=base.class_names or [str(c) for c in range(count)],
+            input_shape=tuple(sample.shape[1:]),
+            class_names=base.class_names if base and base.class_names else [str(c) for c in range(count)],
             augment=flip_crop if augment == "flip_crop" else None,
         )
 
 
-def _chosen(count: int, samples: int | None, seed: int) -> np.ndarray:
-    """Images that are taken, in their order."""
-    if samples is None or samples >= count:
-        return np.arange(count)
-    return np.sort(generator(seed, "adapt_samples").permutation(count)[:samples])
+def _segments(plan: list[Visit]) -> list[tuple[str, int]]:
+    """Every (corruption, severity) that is visited, once."""
+    return list(dict.fromkeys(s for visit in plan for s in visit.segments))
+
+
+def _folder(root: Path | None, dataset: str) -> Path:
+    if root is None:
+        name = FOLDERS[dataset]
+        raise MissingError(
+            f"data_root: not set, and so there is no {name}: give --data_root DIR, or set CLPLAT_DATA, to the folder "
+            f"that holds {name}/"
+        )
+    return root / FOLDERS[dataset]
+
+
+def _classes(images: Made | Published, base: _Base | None) -> int:
+    """Classes of the data set, as far as its labels tell."""
+    if isinstance(images, Published) and images.classes:
+        return len(images.classes)
+    highest = [int(images.labels.max()), *([int(base.train[1].max()), int(base.test[1].max())] if base else [])]
+    return max(highest) + 1
+
+
+def _clean(base: _Base | None, images: Made | Published, root: Path | None, count: int | None) -> Data | None:
+    """The clean test set, or so many of it, evenly spaced."""
+    data = None if base is None else Data(*base.test)
+    if data is None and isinstance(images, Published) and images.classes and root is not None:
+        data = images.clean_files(root / "imagenet" / "val")
+    if data is None or count == 0:
+        return None
+    return data if count is None else data.subset(torch.linspace(0, len(data) - 1, min(count, len(data))).long())
 
 
 def _adapted(
-    data: Corrupted, plan: list[Visit], chosen: np.ndarray, shuffle: bool, strength: float | None, seed: int
+    images: Made | Published, plan: list[Visit], shuffle: bool, strength: float | None, seed: int
 ) -> list[Experience]:
-    """An experience for each visit; `data` holds the images."""
-    assert data.labels is not None
-    labels, found = data.labels[torch.from_numpy(chosen)].numpy(), []
+    """An experience for each visit."""
+    found = []
     for index, visit in enumerate(plan):
         several = len(visit.segments) > 1
-        order = sample_order(labels, len(visit.segments), shuffle=shuffle or several, concentration=strength, seed=seed,
-                             index=index)  # fmt: skip
-        rows = torch.from_numpy(order // len(chosen) * len(data.inputs) + chosen[order % len(chosen)])
+        order = sample_order(
+            images.labels,
+            len(visit.segments),
+            shuffle=shuffle or several,
+            concentration=strength,
+            seed=seed,
+            index=index,
+        )
         domain, severity = visit.segments[0]
         found.append(
             Experience(
                 index=index,
                 name=visit.name,
                 kind=Kind.ADAPT,
-                train=dataclasses.replace(data, rows=rows, segments=visit.segments),
+                train=images.visit(visit, order),
                 domain="" if several else domain,
                 severity=severity,
                 round=visit.round,
@@ -154,22 +189,27 @@ def _adapted(
 
 
 def _finished(
-    experiences: list[Experience], base: _Base, classes: int, source: bool, clean: int | None
+    experiences: list[Experience], train: tuple[Tensor, Tensor] | None, classes: int, clean: Data | None
 ) -> list[Experience]:
     """With all classes known from the start, the learn experience if asked for, and the clean test set on the first."""
-    rows = None if clean is None else torch.linspace(0, len(base.test[0]) - 1, min(clean, len(base.test[0]))).long()
-    held_out = None if clean == 0 else Data(*base.test, rows)
-    if source:
-        learn = Experience(index=0, name="source", kind=Kind.LEARN, train=Data(*base.train), classes=())
+    if train is not None:
+        learn = Experience(index=0, name="source", kind=Kind.LEARN, train=Data(*train))
         experiences = [learn, *(dataclasses.replace(e, index=e.index + 1) for e in experiences)]
-    every = tuple(range(classes))
-    experiences = [dataclasses.replace(e, classes=every) for e in experiences]
-    return [dataclasses.replace(experiences[0], test=held_out), *experiences[1:]]
+    experiences = [dataclasses.replace(e, classes=tuple(range(classes))) for e in experiences]
+    return [dataclasses.replace(experiences[0], test=clean), *experiences[1:]]
 
 
-def _base(dataset: str, data_root: str | None) -> _Base:
+def _base(dataset: str, data_root: str | None, needed: bool) -> _Base | None:
+    """The clean images; None where they are not there and not needed."""
+    if dataset == "imagenet":
+        return None
     if dataset != "digits":
-        train, test = load_images(dataset, data_root)
+        try:
+            train, test = load_images(dataset, data_root)
+        except MissingError:
+            if needed:
+                raise
+            return None
         names = tuple(CLASS_NAMES[dataset].split()) if dataset in CLASS_NAMES else ()
         return _Base((train.images, train.labels), (test.images, test.labels), names)
     table = read_digits()
@@ -201,6 +241,12 @@ def _faults(options: dict[str, Any]) -> list[str]:
     check("published_order", published is None or published in range(10), "0 to 9, or null")
     if published is not None and names != "standard":
         found.append("stream.published_order: it orders the standard corruptions (valid: stream.corruptions standard)")
+    if options["published"]:
+        check("dataset", options["dataset"] in FOLDERS, ", ".join(FOLDERS) + " with stream.published")
+    elif options["dataset"] == "imagenet":
+        found.append("stream.dataset: imagenet is read from published files (valid: with stream.published true)")
+    if options["dataset"] == "imagenet" and options["source"]:
+        found.append("stream.source: imagenet has no training data here (valid: false)")
     check("severity", options["severity"] in range(1, 6), "1 to 5")
     check("seed", options["seed"] is None or options["seed"] >= 0, "≥ 0")
     for key in ("rounds", "samples"):
