@@ -155,6 +155,9 @@ def new_record(
             task=e.task,
             return_bounds=e.return_bounds,
             erases=erased_samples(stream, e.index, evaluate_on),
+            domain=e.domain,
+            severity=e.severity,
+            round=e.round,
         )
         for e, data in zip(stream, held_out, strict=True)
     ]

@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clplat.backbones import _weights
 from clplat.backbones.base import Head, require
 from clplat.errors import UserError
 from clplat.stream import Experience
+
+_LAST = ("linear", "fc", "head", "classifier")  # names that files give a classifier's last layer
 
 
 def _rows(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,18 +31,33 @@ def _append(old: nn.Parameter, new: Tensor) -> nn.Parameter:
     return nn.Parameter(torch.cat([old.detach(), new]), requires_grad=old.requires_grad)
 
 
+def _last_layer(path: str) -> dict[str, Tensor]:
+    """Weight and bias of the classifier in the .safetensors file at `path`, by the usual names of that layer."""
+    state = _weights.read(path, key="head.weights")
+    found = [n for n in _LAST if f"{n}.weight" in state and f"{n}.bias" in state]
+    if not found:
+        raise UserError(f"head.weights: {path} has no last layer (valid: one named {', '.join(_LAST)})")
+    return {part: state[f"{found[0]}.{part}"] for part in ("weight", "bias")}
+
+
 def _seen(experience: Experience) -> int:
     """Rows that a head needs once `experience` has been met."""
     return max(experience.classes, default=-1) + 1
 
 
 class Linear(Head):
-    """One linear layer with a row for every class of the stream from the start."""
+    """One linear layer with a row for every class of the stream from the start.
 
-    def __init__(self, in_features: int, num_classes: int) -> None:
+    Args:
+        weights: "random", or the path of a .safetensors file of a whole classifier, whose last layer is taken.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, weights: str = "random") -> None:
         super().__init__(in_features, num_classes)
         layer = nn.Linear(in_features, num_classes)
         self.weight, self.bias = layer.weight, layer.bias
+        if weights != "random":
+            _weights.fit(layer, _last_layer(weights), weights, spare=lambda name: False, key="head.weights")
 
     def forward(self, features: Tensor, task: int | None = None) -> Tensor:
         return F.linear(features, self.weight, self.bias)  # (B, C)

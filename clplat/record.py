@@ -18,6 +18,7 @@ class ExperienceRecord:
     Args:
         erases: of a forget experience: (index of an earlier learn experience, how many of its test samples are in this
             one's test set) for each that shares any; see `clplat.metrics.erasure`.
+        domain, severity, round: as `clplat.stream.Experience` has them.
     """
 
     name: str
@@ -28,6 +29,9 @@ class ExperienceRecord:
     task: int = 0
     return_bounds: tuple[float, float] | None = None
     erases: tuple[tuple[int, int], ...] = ()
+    domain: str = ""
+    severity: int = 0
+    round: int = 0
 
 
 @dataclass
@@ -38,7 +42,8 @@ class RunRecord:
         experiences: of the whole stream, run or not.
         matrix: (E + 1) rows of E scores in [0, 1] or None where not measured; rows are added as the run goes.
         anytime: evaluations inside experiences: {"step", "experience", "scores": E scores or None}.
-        online: for each adapt experience run: {"experience", "correct", "seen"}, predictions before adaptation.
+        online: for each adapt experience run: {"experience", "correct", "seen"}, predictions before adaptation; where
+            it mixes several parts also {"correct/<part>", "seen/<part>"} of each.
         returns: for each interact experience run: {"experience", "before": return at entry or None,
             "evaluations": [[env_step, mean return], ...]}.
         representation: for each experience run: {"dormant_fraction", "effective_rank", "weight_norm",

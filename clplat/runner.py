@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clplat import audit, checkpoint, measurement
+from clplat import audit, checkpoint, measurement, online
 from clplat.batches import batches_per_epoch, epoch_order, local_slice
 from clplat.errors import DivergedError, Interrupted
 from clplat.evaluation import Evaluator, renew_means
@@ -211,8 +211,8 @@ class Runner:
             out = step(self.stream.prepare(raw, False))
             predictions, loss = out if isinstance(out, tuple) else (out, None)
             if labels is not None:
-                self.online["correct"] += float(self.stream.score(predictions.detach(), labels).sum())
-                self.online["seen"] += len(labels)
+                scores = self.stream.score(predictions.detach(), labels)
+                online.count(self.online, data, self.strategy.rows, scores)
             yield loss
 
     def hook(self, name: str) -> Callable[..., Any]:
@@ -315,7 +315,8 @@ class Runner:
         if p.total_steps == 1:
             self.record.cost.setdefault("first_step_seconds", self.log.age())
             self.log.start_tracking()
-        if len(self.losses) >= FLUSH_STEPS:
+        due = not self.losses and self.online["seen"] and p.steps % FLUSH_STEPS == 0
+        if len(self.losses) >= FLUSH_STEPS or due:
             self._flush(experience)
         if not self.boundary:
             return
@@ -336,7 +337,10 @@ class Runner:
 
     def _flush(self, experience: Experience) -> None:
         """Read losses from the device, refuse those that are not finite, log their mean."""
+        metrics = online.running_error(self.record.online, self.online)
         if not self.losses:
+            if metrics:
+                self.log.step(self.progress.total_steps, metrics)
             return
         values, self.losses = torch.stack(self.losses).float().cpu(), []
         finite = values.isfinite()
@@ -350,13 +354,11 @@ class Runner:
                 f"loss is {values[first].item()} in experience {experience.index} ({experience.name}) at step {step}; "
                 "the last good checkpoint is kept (try a smaller strategy.lr, or set loop.clip_norm)"
             )
-        metrics: dict[str, float] = {"train/loss": values.mean().item()}
+        metrics["train/loss"] = values.mean().item()
         if self.optimizer is not None:
             metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
         if self.gradient_norms:
             metrics["train/gradient_norm"] = self.gradient_norms[-1]
-        if self.online["seen"]:
-            metrics["adapt/online_error"] = 1 - self.online["correct"] / self.online["seen"]
         self.log.step(self.progress.total_steps, metrics)
 
     # --- measurements -------------------------------------------------------------------------------------------------

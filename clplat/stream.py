@@ -66,6 +66,14 @@ class Data:
             raise ValueError("these data carry no labels")
         return self.labels if self.rows is None else self.labels[self.rows]
 
+    def part_names(self) -> tuple[str, ...]:
+        """What an adapt experience mixes and is scored apart by (corruptions, say); empty: nothing."""
+        return ()
+
+    def parts(self, rows: Tensor) -> Tensor:
+        """Which part each of `rows` (B,) belongs to, (B,) int64 into `part_names`."""
+        raise NotImplementedError("these data have no parts")
+
     def unlabelled(self) -> Data:
         """The same rows without their labels."""
         return dataclasses.replace(self, labels=None)
@@ -116,6 +124,9 @@ class Experience:
         env_steps: steps to take in it.
         return_bounds: (random, expert) mean returns, which normalise the return; None leaves it raw.
         request: ids that a `forget` request names (classes, samples or experiences), for the record.
+        domain: what the inputs of an `adapt` experience come from (a corruption), for the record; "": several.
+        severity: how far that is from the source, from 1; 0: unsaid.
+        round: how often its domain came before in the stream.
     """
 
     index: int
@@ -130,6 +141,9 @@ class Experience:
     env_steps: int = 0
     return_bounds: tuple[float, float] | None = None
     request: tuple[str, ...] = ()
+    domain: str = ""
+    severity: int = 0
+    round: int = 0
 
     def seen(self) -> Experience:
         """What a strategy may see of it: no test data, no labels of data that are to be adapted to."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import clplat
 from clplat.files import to_json
-from clplat.metrics import summarize
+from clplat.metrics import online, summarize
 from clplat.record import RunRecord
 from clplat.settings import Config
 
@@ -27,6 +27,9 @@ def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
     for key, values in representation.items():
         if None in values:
             why_null[f"representation.{key}"] = "nothing to measure it on, or loop.representation is off"
+    adaptation = online.table(record)
+    if adaptation is None:
+        why_null["adaptation"] = "no adapt experience with data to score has finished"
     commit = git_commit()
     if commit is None:
         why_null["git_commit"] = "clplat does not run from a git checkout"
@@ -47,6 +50,7 @@ def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
         ],
         "accuracy_matrix": record.matrix,
         "metrics": metrics,
+        "adaptation": adaptation,
         "representation": representation,
         "cost": cost,
         "why_null": why_null,

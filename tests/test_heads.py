@@ -3,11 +3,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from clplat import heads
 from clplat.backbones.base import Head
-from clplat.errors import UserError
+from clplat.errors import MissingError, UserError
 from clplat.stream import Experience, Kind
 
 D, C = 6, 5
@@ -225,3 +226,18 @@ def test_ncm_is_exact_far_from_the_origin():
     head.grow(experience((0, 1)))
     head.update(1000 + torch.tensor([[0.0] * D, [0.5] * D]), torch.tensor([0, 1]))
     assert head.predict(torch.full((1, D), 1000.0)).tolist() == [[0.0, pytest.approx(-0.25 * D)]]
+
+
+def test_linear_takes_the_last_layer_of_a_file(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file({"fc.weight": torch.ones(C, D), "fc.bias": torch.zeros(C), "conv.weight": torch.zeros(2)}, path)
+    head = heads.Linear(D, C, weights=str(path))
+    assert torch.equal(head.weight, torch.ones(C, D))
+    assert head.weight.requires_grad
+    with pytest.raises(UserError, match=r"head\.weights: .* does not fit"):
+        heads.Linear(D + 1, C, weights=str(path))
+    save_file({"conv.weight": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match=r"head\.weights: .* has no last layer"):
+        heads.Linear(D, C, weights=str(path))
+    with pytest.raises(MissingError, match=r"head\.weights: no file"):
+        heads.Linear(D, C, weights=str(tmp_path / "none.safetensors"))

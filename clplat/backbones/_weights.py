@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from clplat.errors import MissingError, UserError
 
 
-def read(path: str) -> dict[str, Tensor]:
-    """Tensors of the .safetensors file at `path`, on the CPU.
+def read(path: str, key: str = "backbone.weights") -> dict[str, Tensor]:
+    """Tensors of the .safetensors file at `path`, on the CPU; `key` is what asked for it, for the message.
 
     Raises:
         MissingError: there is no such file.
@@ -22,13 +22,13 @@ def read(path: str) -> dict[str, Tensor]:
 
     file = Path(path).expanduser()
     if file.suffix != ".safetensors":
-        raise UserError(f"backbone.weights: {path!r} is no .safetensors file (other formats can run code when read)")
+        raise UserError(f"{key}: {path!r} is no .safetensors file (other formats can run code when read)")
     if not file.is_file():
-        raise MissingError(f"backbone.weights: no file at {file}; put the weights there, as .safetensors")
+        raise MissingError(f"{key}: no file at {file}; put the weights there, as .safetensors")
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise UserError(f"backbone.weights: {file} is damaged ({error}); copy it again") from error
+        raise UserError(f"{key}: {file} is damaged ({error}); copy it again") from error
 
 
 def fit(

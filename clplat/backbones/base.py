@@ -7,20 +7,42 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
+import torch
 from torch import Tensor, nn
 
 from clplat.errors import UserError
 from clplat.stream import Experience
 
 Role = Literal["attention", "ffn"]
+Normalize = Literal["none", "imagenet", "half"]
+
+# Mean and standard deviation of the channels of images in [0, 1] that pretrained weights were trained with.
+_CHANNELS = {"imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), "half": ([0.5], [0.5])}
 
 
 class Backbone(nn.Module, ABC):
     """Inputs to features. A subclass sets `embed_dim` and writes `features` and `blocks`."""
 
     embed_dim: int
+    input_mean: Tensor | None
+    input_std: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("input_mean", None, persistent=False)
+        self.register_buffer("input_std", None, persistent=False)
+
+    def normalizing(self, how: Normalize, channels: int) -> Self:
+        """Itself, which from now on normalises inputs (B, channels, H, W) in [0, 1] first: "imagenet" or by a half."""
+        require("normalize", how, how in get_args(Normalize), ", ".join(get_args(Normalize)))
+        require("normalize", how, how != "imagenet" or channels == 3, "none or half for images without three channels")
+        if how != "none":
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in _CHANNELS[how])
+            self.register_buffer("input_mean", mean, persistent=False)
+            self.register_buffer("input_std", std, persistent=False)
+        return self
 
     @abstractmethod
     def features(self, inputs: Tensor) -> Tensor:
@@ -50,6 +72,8 @@ class Backbone(nn.Module, ABC):
         return {name: layer for name, layer in plain if self.role(name) == role}
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if self.input_mean is not None:
+            inputs = (inputs - self.input_mean) / self.input_std
         return self.features(inputs)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clplat.backbones import _weights
-from clplat.backbones.base import Backbone, Role, image_shape, require
+from clplat.backbones.base import Backbone, Normalize, Role, image_shape, require
 from clplat.errors import MissingError, UserError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def vit(
     image_size: int | None = None,
     patch_size: int | None = None,
     depth: int | None = None,
+    normalize: Normalize = "none",
 ) -> Backbone:
     """Any vision transformer of timm, by name.
 
@@ -72,6 +73,7 @@ def vit(
         image_size: side in pixels that inputs are resized to; null leaves them as the stream has them.
         patch_size: side of a patch in pixels, a divisor of the image's; null takes the model's own.
         depth: number of blocks, > 0; null takes all, a smaller number the first ones.
+        normalize: images in [0, 1] first, by the mean and deviation of imagenet, or by a half, as the weights need.
 
     Raises:
         UserError: an unknown name, sizes that do not fit, a file that does not.
@@ -92,7 +94,7 @@ def vit(
     net: Any = create_model(arch, num_classes=0, in_chans=channels, img_size=size, patch_size=patch, **options)
     if weights != "random":
         _load(net, path, channels)
-    return ViT(net, None if size == (height, width) else size)
+    return ViT(net, None if size == (height, width) else size).normalizing(normalize, channels)
 
 
 def vit_tiny(

@@ -115,6 +115,24 @@ METRICS: dict[str, MetricInfo] = {
         "metrics", "error of predictions made as unlabelled data arrive, mean over experiences",
         "mean over adapt experiences of 1 − correct / seen", "Wang et al., CVPR 2022, arXiv:2203.13591",
         0, 1, False, _ADAPT),
+    "last_round_error": MetricInfo(
+        "metrics", "online error in the last round of a stream that comes back to what it had",
+        "e_R = mean over adapt experiences of round R of 1 − correct / seen",
+        "Wang et al., CVPR 2022, arXiv:2203.13591", 0, 1, False, _ADAPT),
+    "round_drift": MetricInfo(
+        "metrics", "online error of the last round minus that of the first: above 0 adaptation does lasting harm",
+        "e_R − e_1", f"rounds: Wang et al., CVPR 2022, arXiv:2203.13591; number: {_OWN}", -1, 1, False, _ADAPT),
+    "hardest_error": MetricInfo(
+        "metrics", "online error where the severity is highest",
+        "mean over adapt experiences of the highest severity of 1 − correct / seen",
+        "Döbler et al., CVPR 2023, arXiv:2211.13081", 0, 1, False, _ADAPT),
+    "source_accuracy": MetricInfo(
+        "metrics", "accuracy on clean test data after adapting",
+        "mean over the clean test sets j of R[n, j]", "Niu et al., ICML 2022, arXiv:2204.02610", 0, 1, True, _ADAPT),
+    "source_drop": MetricInfo(
+        "metrics", "accuracy on clean test data before adapting minus after",
+        "mean over the clean test sets j of R[f, j] − R[n, j], f the row before the first adapt experience",
+        "Niu et al., ICML 2022, arXiv:2204.02610", -1, 1, False, _ADAPT),
     "normalized_return": MetricInfo(
         "metrics", "last return between the random policy's (0) and the expert's (1), not clipped",
         "S = (G − G_random) / (G_expert − G_random)", "Fu et al., 2020, arXiv:2004.07219", None, None, True, _INTERACT),

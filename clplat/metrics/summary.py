@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from clplat.metrics import adaptation, anytime, matrix, unlearning
+from clplat.metrics import adaptation, anytime, matrix, online, unlearning
 from clplat.metrics.adaptation import ReturnCurve
 from clplat.metrics.anytime import Evaluation
 from clplat.metrics.catalogue import METRICS
@@ -31,7 +31,7 @@ def summarize(record: RunRecord) -> tuple[dict[str, float | None], dict[str, str
     """
     run = _Run(record)
     table: dict[str, Callable[[], float | str]] = {}
-    for part in (_learning, _references, _anytime, _erasure, _adaptation):
+    for part in (_learning, _references, _anytime, _erasure, _online, _adaptation):
         table |= part(run)
     values: dict[str, float | None] = {}
     why: dict[str, str] = {}
@@ -48,13 +48,15 @@ def per_experience(record: RunRecord) -> dict[str, float]:
     """What to log after an experience: every metric that has a value by now, under the summary's names.
 
     Besides: `accuracy/<experience name>` for each test set measured in the last row, and the last experience's
-    `representation/<name>` values.
+    `representation/<name>` values and `online_error/<domain>` of what was adapted to in it.
     """
     values, _ = summarize(record)
     logged = {name: value for name, value in values.items() if value is not None}
     last = record.matrix[-1] if record.matrix else []
     logged |= {f"accuracy/{e.name}": float(a) for e, a in zip(record.experiences, last, strict=False) if a is not None}
     latest = record.representation[-1] if record.representation else {}
+    newest = [s for s in online.segments_of(record) if s.experience == record.online[-1]["experience"]]
+    logged |= {f"online_error/{s.domain}": s.error for s in newest if s.experience == len(record.matrix) - 2}
     return logged | {f"representation/{k}": float(v) for k, v in latest.items() if v is not None}
 
 
@@ -230,10 +232,34 @@ def _left(q: Request, requests: list[Request], sizes: dict[int, int]) -> int:
     return sum(n for j, n in sizes.items() if j < q.index) - erased
 
 
+def _online(run: _Run) -> dict[str, Callable[[], float | str]]:
+    """Metrics of adapt experiences."""
+    entries = [r for r in run.record.online if r["seen"] > 0]
+    segments = online.segments_of(run.record)
+    fault = None if segments else run.lacking(Kind.ADAPT)
+    single = None if len({s.round for s in segments}) > 1 else "no second round has finished"
+    unsaid = None if any(s.severity for s in segments) else "the stream states no severity"
+    adapts = [i for i, e in enumerate(run.record.experiences) if e.kind is Kind.ADAPT]
+    before = adapts[0] if adapts else 0
+    clean = [j for j, e in enumerate(run.record.experiences)
+             if e.test_samples > 0 and (e.kind is Kind.ADAPT or (e.kind is Kind.LEARN and j < before))]  # fmt: skip
+    unscored = None if clean else "no clean test set is scored"
+    after = run.scores[-1, clean] if len(run.scores) else np.array([])
+    return {
+        "online_error": lambda: (
+            fault or adaptation.online_error([r["correct"] for r in entries], [r["seen"] for r in entries])
+        ),
+        "last_round_error": lambda: fault or single or online.last_round_error(segments),
+        "round_drift": lambda: fault or single or online.round_drift(segments),
+        "hardest_error": lambda: fault or unsaid or online.hardest_error(segments),
+        "source_accuracy": lambda: fault or unscored or float(after.mean()),
+        "source_drop": lambda: fault or unscored or float((run.scores[before, clean] - after).mean()),
+    }
+
+
 def _adaptation(run: _Run) -> dict[str, Callable[[], float | str]]:
-    """Metrics of adapt and interact experiences."""
+    """Metrics of interact experiences."""
     record = run.record
-    online = [r for r in record.online if r["seen"] > 0]
     curves: list[ReturnCurve] = []
     fault = run.lacking(Kind.INTERACT)
     for entry in record.returns:
@@ -247,11 +273,6 @@ def _adaptation(run: _Run) -> dict[str, Callable[[], float | str]]:
         curves.append(ReturnCurve(bounds[0], bounds[1], entry["before"], steps, returns))
     entry_fault = None if all(c.before is not None for c in curves) else "the return on entry was not measured"
     return {
-        "online_error": lambda: (
-            adaptation.online_error([r["correct"] for r in online], [r["seen"] for r in online])
-            if online
-            else run.lacking(Kind.ADAPT)
-        ),
         "normalized_return": lambda: adaptation.normalized_return(curves) if curves else fault,
         "initial_dip": lambda: entry_fault or adaptation.initial_dip(curves) if curves else fault,
         "recovery_fraction": lambda: entry_fault or adaptation.recovery_fraction(curves) if curves else fault,

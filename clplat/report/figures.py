@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clplat.compare import Group
+from clplat.report import adaptation
 from clplat.report.data import Log, average_curve, list_curve, longest_experiences, mean_matrix, series, step_curve
 from clplat.report.numbers import show, show_estimate, unit_of
 from clplat.report.spec import Bar, Bars, Figure, Heat, Lines, Panel, Point, Scatter, Series
@@ -29,7 +30,8 @@ _COSTS = {
     "stored_bytes": "Stored by the strategy",
     "trainable_parameters": "Trainable parameters",
 }
-_STEP_CURVES = ("anytime/accuracy", "train/loss", "adapt/online_error", "interact/return", "train/gradient_norm")
+_STEP_CURVES = ("anytime/accuracy", "train/loss", "adapt/online_error", "adapt/running_error",
+                "interact/return", "train/gradient_norm")
 
 
 def build_figures(groups: list[Group], logs: dict[Group, list[Log]]) -> list[Figure]:
@@ -40,6 +42,7 @@ def build_figures(groups: list[Group], logs: dict[Group, list[Log]]) -> list[Fig
         _averages(groups, logs),
         *(_trade_off(groups, *names) for names in _TRADE_OFFS),
         _per_experience(groups, experiences),
+        *adaptation.figures(groups),
         _over_steps(groups, logs),
         _anytime_per_experience(groups, experiences, logs),
         _representation(groups),

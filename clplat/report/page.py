@@ -199,7 +199,7 @@ def _figure(figure: Figure, groups: int) -> str:
     for panel in figure.panels:
         said = len(figure.panels) == 1 and (isinstance(panel, Heat) or panel.title == figure.title)
         title = "" if said else f"<h4>{escape(panel.title)}</h4>"
-        own = f' data-g="{panel.group}"' if isinstance(panel, Heat) and groups > 1 else ""
+        own = f' data-g="{panel.group}"' if isinstance(panel, Heat) and panel.group is not None and groups > 1 else ""
         panels.append(f'<div class="panel"{own}>{title}{render(panel, f"{panel.title}. {figure.alt}", width)}</div>')
     return (f'<figure class="card {size}"><h3>{escape(figure.title)}</h3><div class="panels">{"".join(panels)}</div>'
             f"<figcaption>{escape(figure.caption)}</figcaption></figure>")  # fmt: skip

@@ -45,13 +45,19 @@ class Lines:
 
 @dataclass(frozen=True)
 class Heat:
-    """Scores in [0, 1] as a grid; `values[row][column]`, None where not measured."""
+    """Scores in [0, 1] as a grid; `values[row][column]`, None where not measured.
+
+    Args:
+        group: that it is of; None: of all.
+        accuracy: an accuracy matrix, whose rows are times and whose columns are test sets; else errors.
+    """
 
     title: str
-    group: int
+    group: int | None
     rows: Sequence[str]
     columns: Sequence[str]
     values: Sequence[Sequence[Estimate]]
+    accuracy: bool = True
 
 
 @dataclass(frozen=True)

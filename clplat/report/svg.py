@@ -251,8 +251,10 @@ def _heat(panel: Heat, whole: float) -> tuple[list[str], float]:
 
 def _cell(panel: Heat, i: int, j: int, cell: Estimate, left: float, top: float, width: float, height: float) -> str:
     shape = f'x="{left + 0.75:.2f}" y="{top + 0.75:.2f}" width="{width - 1.5:.2f}" height="{height - 1.5:.2f}" rx="2"'
-    row = f"after {panel.rows[i]}" if i else "before training"
-    tip = escape(f"{row}, test set {panel.columns[j]}: {_value(cell.mean, cell.low, cell.high, 'fraction')}")
+    row = panel.rows[i]
+    if panel.accuracy:
+        row = (f"after {row}" if i else "before training") + ", test set"
+    tip = escape(f"{row} {panel.columns[j]}: {_value(cell.mean, cell.low, cell.high, 'fraction')}")
     if cell.mean is None:
         return f'<g><rect class="void" {shape}/><title>{tip} (not measured)</title></g>'
     shade = min(max(cell.mean, 0.0), 1.0)
@@ -262,7 +264,7 @@ def _cell(panel: Heat, i: int, j: int, cell: Estimate, left: float, top: float, 
         css = f"t v l{int(shade > 0.69)} n{int(shade > 0.52)}"
         body += _text(left + width / 2, top + height / 2 + 4, f"{cell.mean:.2f}".removeprefix("0"), css=css)
     trained = f'<path class="own" d="M{left + 2:.1f} {top + height - 1:.1f}h{width - 4:.1f}"/>'
-    return f"<g>{body}{trained if i == j + 1 else ''}<title>{tip}</title></g>"
+    return f"<g>{body}{trained if panel.accuracy and i == j + 1 else ''}<title>{tip}</title></g>"
 
 
 def _bars(panel: Bars, width: float) -> list[str]:

@@ -115,3 +115,33 @@ def test_pretrained_accuracy_is_the_published_one(make, name, published):
         found = torch.cat([classifier(net(part)).argmax(1) for part in x.split(250)])
     accuracy = (found == torch.from_numpy(labels).long()).float().mean().item()
     assert accuracy == pytest.approx(published, abs=0.02)
+
+
+def test_normalising_inside_is_normalising_outside(tmp_path):
+    torch.manual_seed(0)
+    inside = resnet20((3, 32, 32), normalize="imagenet").eval()
+    torch.manual_seed(0)
+    plain = resnet20((3, 32, 32)).eval()
+    x = torch.rand(2, 3, 32, 32)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    assert torch.equal(inside(x), plain((x - mean) / std))
+    assert inside.state_dict().keys() == plain.state_dict().keys()  # weights load as before
+    assert torch.equal(resnet20((1, 8, 8), normalize="half").input_mean, torch.full((1, 1, 1), 0.5))
+    for shape, how in (((3, 32, 32), "zero"), ((1, 28, 28), "imagenet")):
+        with pytest.raises(UserError, match=r"backbone\.normalize"):
+            resnet20(shape, normalize=how)
+
+
+@pytest.mark.skipif("CLPLAT_DATA" not in os.environ, reason="needs a data root")
+def test_pretrained_resnet20_with_its_head_knows_cifar10():
+    from clplat.backbones.base import Classifier
+    from clplat.datasets import load_images
+    from clplat.heads import Linear
+
+    root = os.environ["CLPLAT_DATA"]
+    path = str(Path(root) / "weights" / "cifar10_resnet20" / "model.safetensors")
+    model = Classifier(resnet20((3, 32, 32), path, "imagenet"), Linear(64, 10, path)).eval()
+    test = load_images("cifar10", root)[1]
+    with torch.no_grad():
+        right = (model(test.images[:500].float() / 255).argmax(1) == test.labels[:500]).float().mean()
+    assert right > 0.88  # 91.72 % of the whole test set

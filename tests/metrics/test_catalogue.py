@@ -52,8 +52,8 @@ def test_unknown_attribute():
         importlib.import_module("clplat.metrics").summarise  # noqa: B018
 
 
-MODULES = ["matrix", "unlearning", "membership", "reference", "relearning", "anytime", "adaptation", "representation",
-           "cost"]  # fmt: skip
+MODULES = ["matrix", "unlearning", "membership", "reference", "relearning", "anytime", "adaptation", "online",
+           "representation", "cost"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODULES)
