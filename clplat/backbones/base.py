@@ -38,14 +38,16 @@ class Backbone(nn.Module, ABC):
     def layers(self, role: Role) -> dict[str, nn.Linear]:
         """Adaptable linear layers of one role, keyed by their dotted names within the backbone, in order.
 
-        Empty where the family has no such role.
+        Empty where the family has no such role. A layer that carries an adapter is under the name it had before, and
+        the adapter's factors are none of them.
 
         Raises:
             UserError: `role` is neither "attention" nor "ffn".
         """
         require("role", role, role in get_args(Role), f"one of {', '.join(get_args(Role))}")
-        named = ((n, m) for n, m in self.named_modules() if isinstance(m, nn.Linear))
-        return {name: layer for name, layer in named if self.role(name) == role}
+        named = ((n, m) for n, m in self.named_modules() if isinstance(m, nn.Linear) and ".lora_" not in n)
+        plain = ((name.removesuffix(".base_layer"), layer) for name, layer in named)
+        return {name: layer for name, layer in plain if self.role(name) == role}
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.features(inputs)

@@ -1,0 +1,485 @@
+import copy
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clplat.adapters import LoRA, plain_state
+from clplat.backbones.base import Backbone
+from clplat.backbones.cnn import slim_resnet18
+from clplat.backbones.mlp import mlp
+from clplat.backbones.vit import vit_micro, vit_tiny
+from clplat.errors import UserError
+
+
+def tiny_vit():
+    torch.manual_seed(0)
+    return vit_micro((3, 8, 8), patch_size=4, dim=16, depth=2, heads=2)
+
+
+def make(where="ffn", backbone=None, **options):
+    backbone = tiny_vit() if backbone is None else backbone
+    return backbone, LoRA(backbone, where, **{"rank": 2, "alpha": 3.0, **options})
+
+
+def stirred(lora, *adapters, seed=1):
+    """Give adapters factors that change something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for adapter in adapters:
+            for p in lora.parameters_of(adapter):
+                p.copy_(torch.randn(p.shape, generator=generator))
+
+
+def changed_by_hand(lora, names, scale):
+    """A copy of the plain backbone, in float64, with Σ s B A added to the weights."""
+    plain = tiny_vit().double()
+    with torch.no_grad():
+        for adapter in names:
+            for name, (a, b) in lora.factors(adapter).items():
+                plain.get_submodule(name).weight += scale * b.double() @ a.double()
+    return plain
+
+
+X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+# --- which layers -----------------------------------------------------------------------------------------------------
+
+
+def test_layers_are_those_of_the_role_in_order():
+    assert make("ffn")[1].layers == tuple(f"net.blocks.{i}.mlp.{fc}" for i in range(2) for fc in ("fc1", "fc2"))
+    assert make("attention")[1].layers == tuple(f"net.blocks.{i}.attn.{n}" for i in range(2) for n in ("qkv", "proj"))
+    both = make("both")[1].layers
+    assert both[:4] == tuple(f"net.blocks.0.{n}" for n in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"))
+    assert len(both) == 8
+
+
+def test_a_backbone_without_such_layers_is_refused():
+    with pytest.raises(UserError, match="no linear layers of role attention"):
+        LoRA(mlp((5,), [4]), "attention")
+    with pytest.raises(UserError, match="no linear layers of role attention or ffn"):
+        LoRA(slim_resnet18((3, 8, 8), width=2), "both")
+
+
+def test_a_layer_that_is_used_past_its_module_is_refused():
+    class Torch(Backbone):
+        embed_dim = 4
+
+        def __init__(self):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(4, 2)
+
+        blocks = property(lambda self: [self.attn])
+
+        def role(self, name):
+            return "attention"
+
+        def features(self, inputs):
+            return self.attn(inputs, inputs, inputs)[0]
+
+    with pytest.raises(UserError, match="MultiheadAttention"):
+        LoRA(Torch(), "attention")
+
+
+@pytest.mark.parametrize(
+    "bad", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"where": "convolution"}], ids=lambda b: next(iter(b))
+)
+def test_options_out_of_range_are_refused(bad):
+    with pytest.raises(UserError, match=next(iter(bad))):
+        make(**bad)
+
+
+def test_layers_keep_their_names_for_others():
+    backbone, lora = make("both")
+    before = {role: list(backbone.layers(role)) for role in ("attention", "ffn")}
+    weights = {name: layer.weight for role in before for name, layer in backbone.layers(role).items()}
+    lora.add("a")
+    lora.add("b")
+    assert {role: list(backbone.layers(role)) for role in before} == before
+    for role in before:
+        assert all(layer.weight is weights[name] for name, layer in backbone.layers(role).items())
+
+
+# --- the change -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["attention", "ffn", "both"])
+def test_a_new_adapter_changes_nothing(where):
+    backbone, lora = make(where)
+    expected = backbone(X)
+    lora.add("a")
+    lora.use("a", train="a")
+    assert torch.equal(backbone(X), expected)
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [(3.0, 1.5), (1.0, 0.5), (None, 1.0)])
+def test_outputs_are_those_of_the_changed_weights(alpha, scale):
+    backbone, lora = make("ffn", alpha=alpha)
+    for adapter in ("a", "b", "c"):
+        lora.add(adapter)
+    stirred(lora, "a", "b", "c")
+    assert lora.scale("a") == scale
+    lora.use("a", "b")
+    expected = changed_by_hand(lora, ("a", "b"), scale)(X.double())
+    torch.testing.assert_close(backbone(X).double(), expected, rtol=1e-5, atol=1e-5)
+    lora.use()
+    torch.testing.assert_close(backbone(X), tiny_vit()(X))
+    for name, change in lora.delta("c").items():
+        a, b = lora.factors("c")[name]
+        torch.testing.assert_close(change.double(), scale * b.double() @ a.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_reach_both_factors_and_agree_with_autograd_by_hand():
+    backbone, lora = make("ffn", alpha=3.0)
+    lora.add("a")
+    stirred(lora, "a")
+    lora.use("a", train="a")
+    backbone(X).square().sum().backward()
+    reference = tiny_vit().double()
+    leaves = {n: (a.detach().double().requires_grad_(), b.detach().double().requires_grad_())
+              for n, (a, b) in lora.factors("a").items()}  # fmt: skip
+    weights = {f"{n}.weight": reference.get_submodule(n).weight.detach() + 1.5 * b @ a for n, (a, b) in leaves.items()}
+    torch.func.functional_call(reference, weights, (X.double(),)).square().sum().backward()
+    for name, pair in lora.factors("a").items():
+        for mine, theirs in zip(pair, leaves[name], strict=True):
+            assert mine.grad.abs().max() > 0
+            torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_mixed_precision_trains_the_factors_in_float32():
+    backbone, lora = make("both")
+    lora.add("a")
+    stirred(lora, "a")
+    lora.use("a", train="a")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = backbone(X)
+    out.float().square().sum().backward()
+    exact = changed_by_hand(lora, (), 1.5)
+    for p in lora.parameters_of("a"):
+        assert p.dtype == torch.float32
+        assert p.grad is not None
+        assert p.grad.abs().max() > 0
+    assert out.isfinite().all()
+    assert exact(X.double()).shape == out.shape
+
+
+def test_dropout_acts_on_the_way_to_the_change_only():
+    backbone, lora = make("ffn", dropout=0.5)
+    lora.add("a")
+    lora.use("a")
+    backbone.train()
+    assert torch.equal(backbone(X), backbone(X))  # the base is not dropped: B is zero
+    stirred(lora, "a")
+    assert not torch.equal(backbone(X), backbone(X))
+    backbone.eval()
+    assert torch.equal(backbone(X), backbone(X))
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_named_is_trained_and_the_rest_of_the_backbone_is_left_as_it_was():
+    backbone, lora = make("ffn")
+    frozen = backbone.net.pos_embed.requires_grad_(False)
+    for adapter in ("old", "new"):
+        lora.add(adapter)
+    factors = {id(p) for a in ("old", "new") for p in lora.parameters_of(a)}
+    assert all(p.requires_grad == (p is not frozen) for p in backbone.parameters() if id(p) not in factors)
+    lora.use("old", "new", train="new")
+    assert all(p.requires_grad for p in lora.parameters_of("new"))
+    assert not any(p.requires_grad for p in lora.parameters_of("old"))  # in use, and frozen
+    lora.add("third")
+    assert lora.active == ("old", "new")
+    assert all(p.requires_grad for p in lora.parameters_of("new"))
+    assert not any(p.requires_grad for a in ("old", "third") for p in lora.parameters_of(a))
+
+
+def test_an_adapter_that_gets_no_gradient_can_not_be_trained():
+    _, lora = make()
+    lora.add("a")
+    lora.add("b")
+    with pytest.raises(ValueError, match="'b' can't be trained"):
+        lora.use("a", train="b")
+    with pytest.raises(ValueError, match="no adapter 'c'"):
+        lora.use("c")
+
+
+def test_training_moves_the_trained_factors_and_nothing_else():
+    backbone, lora = make("both")
+    lora.add("old")
+    lora.add("new")
+    stirred(lora, "old")
+    lora.use("old", "new", train="new")
+    lora.rest(backbone)
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in backbone.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        backbone(X).square().sum().backward()
+        optimizer.step()
+    moved = {k for k, v in backbone.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {k for k in before if ".new." in k}
+
+
+def test_rest_and_wake_leave_what_the_user_froze():
+    backbone, lora = make("ffn")
+    frozen = backbone.net.pos_embed.requires_grad_(False)
+    lora.add("a")
+    lora.use("a", train="a")
+    lora.rest(backbone)
+    lora.rest(backbone)
+    assert {id(p) for p in backbone.parameters() if p.requires_grad} == {id(p) for p in lora.parameters_of("a")}
+    lora.wake()
+    assert all(p.requires_grad == (p is not frozen) for p in backbone.parameters())
+
+
+def test_using_is_undone():
+    backbone, lora = make("ffn")
+    lora.add("fast")
+    lora.add("slow")
+    stirred(lora, "fast", "slow")
+    lora.use("fast", train="fast")
+    fast = backbone(X)
+    with lora.using("slow"), torch.no_grad():
+        slow = backbone(X)
+    torch.testing.assert_close(slow.double(), changed_by_hand(lora, ("slow",), 1.5)(X.double()), rtol=1e-5, atol=1e-5)
+    assert torch.equal(backbone(X), fast)
+    assert lora.trained == ("fast",)
+    assert all(p.requires_grad for p in lora.parameters_of("fast"))
+    assert not any(p.requires_grad for p in lora.parameters_of("slow"))
+
+
+# --- merging ----------------------------------------------------------------------------------------------------------
+
+
+def test_merging_keeps_the_outputs_and_the_scale_and_empties_the_adapter():
+    backbone, lora = make("ffn", alpha=3.0)
+    lora.add("a")
+    stirred(lora, "a")
+    lora.use("a", train="a")
+    expected, by_hand = backbone(X), changed_by_hand(lora, ("a",), 1.5)
+    lora.merge("a")
+    torch.testing.assert_close(backbone(X), expected, rtol=1e-5, atol=1e-5)
+    for name, layer in backbone.layers("ffn").items():
+        torch.testing.assert_close(layer.weight.double(), by_hand.get_submodule(name).weight, rtol=1e-6, atol=1e-6)
+    assert not any(b.any() for _, b in lora.factors("a").values())
+    lora.use()  # the change is in the base now: taking the adapter out loses nothing
+    torch.testing.assert_close(backbone(X), expected, rtol=1e-5, atol=1e-5)
+    lora.merge("a")  # once more adds nothing
+    torch.testing.assert_close(backbone(X), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_merging_and_removing_one_of_several_keeps_the_sum():
+    backbone, lora = make("ffn")
+    lora.add("a")
+    lora.add("b")
+    stirred(lora, "a", "b")
+    lora.use("a", "b")
+    expected = backbone(X)
+    lora.merge("a")
+    lora.remove("a")
+    assert list(lora.adapters) == ["b"]
+    assert not any(".a." in name for name in backbone.state_dict())
+    torch.testing.assert_close(backbone(X), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_change_is_not_merged_into_what_the_user_froze():
+    backbone = tiny_vit()
+    backbone.requires_grad_(False)
+    _, lora = make("ffn", backbone)
+    lora.add("a")
+    assert not lora.mergeable
+    with pytest.raises(ValueError, match="frozen by the user"):
+        lora.merge("a")
+
+
+def test_reset_draws_in_the_bounds_and_drops_the_change():
+    backbone, lora = make("ffn", rank=8)
+    lora.add("a")
+    for slope, bound in ((math.sqrt(5), 1.0), (math.sqrt(50), math.sqrt(6 / 51))):
+        stirred(lora, "a")
+        lora.reset("a", slope)
+        for a, b in lora.factors("a").values():
+            limit = bound / math.sqrt(a.shape[1])
+            assert 0.8 * limit < a.abs().max() <= limit
+            assert not b.any()
+    lora.use("a")
+    assert torch.equal(backbone(X), tiny_vit()(X))
+
+
+def test_copy_gives_the_same_change():
+    _, lora = make("ffn")
+    lora.add("a")
+    lora.add("b")
+    stirred(lora, "a")
+    lora.copy("a", "b")
+    assert all(torch.equal(p, q) for p, q in zip(lora.parameters_of("a"), lora.parameters_of("b"), strict=True))
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_groups_by_block_pair_and_matrix():
+    _, lora = make("ffn")
+    lora.add("a")
+    pairs = lora.factors("a")
+    one, two = ([p for fc in ("fc1", "fc2") for p in pairs[f"net.blocks.{i}.mlp.{fc}"]] for i in range(2))
+    by_block = lora.groups("a")
+    assert [[id(p) for p in g] for g in by_block] == [[id(p) for p in g] for g in (one, two)]
+    assert [len(g) for g in lora.groups("a", "lora")] == [2] * 4
+    assert [len(g) for g in lora.groups("a", "matrix")] == [1] * 8
+    assert sum(p.numel() for g in by_block for p in g) == 2 * 2 * 2 * (16 + 64)  # blocks · Σ r (d + h)
+    with pytest.raises(UserError, match="grouping"):
+        lora.groups("a", "model")
+
+
+def test_groups_on_an_mlp_are_its_layers():
+    _, lora = make("ffn", mlp((5,), [4, 3]))
+    lora.add("a")
+    assert [len(g) for g in lora.groups("a")] == [2, 2]
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+class Holder(nn.Module):
+    """As a strategy holds them: the model first."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.backbone, _ = tiny_vit(), None
+        self.lora = LoRA(self.backbone, "ffn", **{"rank": 2, "alpha": 3.0, **options})
+
+    def grow(self, *adapters):
+        for adapter in adapters:
+            self.lora.add(adapter)
+        self.lora.use(*adapters, train=adapters[-1:])
+
+
+def test_state_comes_back_into_a_learner_that_was_grown_alike():
+    first, second = Holder(), Holder()
+    first.grow("a", "b")
+    stirred(first.lora, "a", "b")
+    first.lora.use("b", train="b")
+    torch.manual_seed(99)
+    second.grow("a", "b")
+    assert first.state_dict().keys() == second.state_dict().keys()
+    keys = second.load_state_dict(first.state_dict(), strict=True)
+    assert not keys.missing_keys
+    assert torch.equal(second.backbone(X), first.backbone(X))  # "a" is out of use here too
+    assert second.lora.active == second.lora.trained == ("b",)
+
+
+def test_names_in_the_state_are_stable():
+    holder = Holder()
+    holder.grow("a")
+    stem = "backbone.net.blocks.0.mlp.fc1"
+    names = {
+        f"{stem}.base_layer.weight",
+        f"{stem}.base_layer.bias",
+        f"{stem}.lora_A.a.weight",
+        f"{stem}.lora_B.a.weight",
+    }
+    assert {n for n in holder.state_dict() if n.startswith(stem)} == names
+    assert {n for n in holder.state_dict() if n.startswith("lora.")} == {"lora._extra_state"}  # no tensor twice
+
+
+def test_a_state_of_another_structure_is_refused():
+    first, second = Holder(), Holder()
+    first.grow("a", "b")
+    second.grow("a")
+    with pytest.raises((UserError, RuntimeError)):
+        second.load_state_dict(first.state_dict(), strict=True)
+    with pytest.raises(UserError, match="grown to"):
+        second.lora.set_extra_state(first.lora.get_extra_state())
+
+
+def test_a_merged_state_with_factors_that_are_not_zero_is_refused():
+    first, second = Holder(), Holder()
+    first.grow("a")
+    stirred(first.lora, "a")
+    factors = {k: v.clone() for k, v in first.state_dict().items() if ".lora_" in k}
+    first.lora.merge("a")
+    good = first.state_dict()
+    second.grow("a")
+    second.load_state_dict(good)
+    torch.testing.assert_close(second.backbone(X), first.backbone(X))
+    with pytest.raises(UserError, match="count twice"):
+        second.load_state_dict({**good, **factors})
+
+
+def test_a_merge_of_pefts_own_can_not_be_saved():
+    holder = Holder()
+    holder.grow("a")
+    stirred(holder.lora, "a")
+    holder.backbone.net.blocks[0].mlp.fc1.merge()
+    with pytest.raises(RuntimeError, match="merged past"):
+        holder.state_dict()
+
+
+def test_an_adapter_trained_again_after_a_merge_is_no_longer_empty():
+    first, second = Holder(), Holder()
+    for holder in (first, second):
+        holder.grow("a")
+    stirred(first.lora, "a")
+    first.lora.merge("a")
+    assert not any(p.requires_grad for p in first.lora.parameters_of("a"))
+    first.lora.use("a", train="a")
+    stirred(first.lora, "a")
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.backbone(X), first.backbone(X))
+
+
+def test_a_copy_has_adapters_of_its_own():
+    holder = Holder()
+    holder.grow("a")
+    other = copy.deepcopy(holder)
+    stirred(other.lora, "a")
+    assert torch.equal(holder.backbone(X), tiny_vit()(X))
+    assert other.lora.backbone is other.backbone
+    assert not torch.equal(other.backbone(X), holder.backbone(X))
+
+
+def test_plain_state_is_that_of_a_backbone_without_adapters():
+    backbone, lora = make("both")
+    for adapter in ("a", "b"):
+        lora.add(adapter)
+    stirred(lora, "a", "b")
+    lora.use("a")
+    plain = tiny_vit()
+    plain.load_state_dict(plain_state(backbone), strict=True)
+    torch.testing.assert_close(plain(X), backbone(X), rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_of_the_reference_network():
+    """DeiT-tiny, r = 8, FFN: Σ over 12 blocks of 2 r (192 + 768)."""
+    _, lora = make("ffn", vit_tiny((3, 32, 32)), rank=8, alpha=1.0)
+    lora.add("a")
+    assert sum(p.numel() for p in lora.parameters_of("a")) == 12 * 2 * 8 * (192 + 768)
+
+
+def test_training_reduces_a_loss():
+    backbone, lora = make("both", rank=4)
+    lora.add("a")
+    lora.use("a", train="a")
+    lora.rest(backbone)
+    target = torch.randn(3, 16, generator=torch.Generator().manual_seed(3))
+    optimizer = torch.optim.Adam([p for p in backbone.parameters() if p.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = F.mse_loss(backbone(X), target)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_importing_does_not_import_peft():
+    code = "import sys, clplat.adapters; sys.exit('peft' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
