@@ -13,7 +13,7 @@ import torch
 
 from clplat import discovery
 from clplat.backbones.base import Classifier
-from clplat.config import PARTS
+from clplat.config import DEFAULTS, PARTS
 from clplat.errors import MissingError, UserError
 from clplat.ledger import stream_faults
 from clplat.metrics.erasure import erased_samples
@@ -21,7 +21,7 @@ from clplat.record import ExperienceRecord, RunRecord
 from clplat.settings import Config, Part
 from clplat.start import start_from
 from clplat.strategy import Strategy, check_hooks, check_kinds
-from clplat.stream import Kind, Stream
+from clplat.stream import Answers, Kind, Stream
 
 
 def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
@@ -42,11 +42,18 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     make_backbone = discovery.load("backbones", config.backbone.name)
     backbone = trial.part("backbone", lambda options: make_backbone(shape, **options), whole=stream is not None)
     width = 1 if backbone is None else backbone.embed_dim
-    make_head = discovery.load("heads", config.head.name)
-    head = trial.part("head", lambda options: make_head(width, classes, **options), whole=stream is not None)
+    head = None
+    if backbone is None or backbone.needs_head:
+        make_head = discovery.load("heads", config.head.name)
+        head = trial.part("head", lambda options: make_head(width, classes, **options), whole=stream is not None)
+    else:
+        trial.faults += _idle_head(config)
     cls = discovery.load("strategies", config.strategy.name)
     trial.faults += [f"strategy: {f}" for f in check_hooks(cls)]
-    model: Any = Classifier(backbone, head) if backbone is not None and head is not None else torch.nn.Linear(1, 1)
+    model: Any = torch.nn.Linear(1, 1)
+    if backbone is not None and (head is not None or not backbone.needs_head):
+        answers = None if stream is None else stream.answers
+        model = trial.part("backbone", lambda _: backbone.assemble(head, answers)) or model
     if start is not None and isinstance(model, Classifier):
         trial.faults += start_from(model, start, head=config.start.head)
     whole = isinstance(model, Classifier) and not trial.faults
@@ -114,13 +121,25 @@ def build_stream(config: Config, options: dict[str, Any] | None = None) -> Strea
     )
 
 
-def build_strategy(config: Config, input_shape: tuple[int, ...], num_classes: int, *, seed: int) -> Strategy:
+def build_strategy(
+    config: Config, input_shape: tuple[int, ...], num_classes: int, *, seed: int, answers: Answers | None = None
+) -> Strategy:
     """Backbone, head and strategy without a stream, initialised from `seed`."""
     seed_everything(seed)
     backbone = discovery.load("backbones", config.backbone.name)(input_shape, **config.backbone.options)
-    head = discovery.load("heads", config.head.name)(backbone.embed_dim, num_classes, **config.head.options)
+    head = None
+    if backbone.needs_head:
+        make_head = discovery.load("heads", config.head.name)
+        head = make_head(backbone.embed_dim, num_classes, **config.head.options)
     cls = discovery.load("strategies", config.strategy.name)
-    return cls(model=Classifier(backbone, head), **config.strategy.options)
+    return cls(model=backbone.assemble(head, answers), **config.strategy.options)
+
+
+def _idle_head(config: Config) -> list[str]:
+    """The fault of choosing a head for a backbone that makes its logits itself."""
+    if config.head.name == DEFAULTS["head"] and not config.head.options:
+        return []
+    return [f"head: {config.head.name!r} has no meaning here (backbone {config.backbone.name} makes its own logits)"]
 
 
 def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[str]:

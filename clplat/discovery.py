@@ -48,6 +48,7 @@ class Entry:
         kinds: kinds of experience a strategy handles, or a stream holds where it says so.
         paper: of a strategy or stream; empty where it names none.
         fault: why it can't be used (a syntax error, say), or empty.
+        aliases: further names of a strategy, under which `find` knows it too.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Entry:
     kinds: tuple[str, ...] = ()
     paper: str = ""
     fault: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 def entries(group: str) -> dict[str, Entry]:
@@ -86,6 +88,9 @@ def find(group: str, name: str) -> Entry:
     if ".py" in name:
         return _from_path(group, name)
     known = entries(group)
+    for entry in known.values() if name not in known else ():
+        if name in entry.aliases:
+            return entry
     if name not in known:
         near = did_you_mean(name, known)
         raise UserError(f"{key}: unknown name '{name}'" + (near or f" (known: {', '.join(known) or 'none'})"))
@@ -175,6 +180,7 @@ def _class_entry(group: str, name: str, file: Path, module_name: str, attribute:
         syntax.summary(doc),
         _kinds(syntax.class_value(cls, "kinds")),
         paper.value if isinstance(paper, ast.Constant) and isinstance(paper.value, str) else "",
+        aliases=_texts(syntax.class_value(cls, "aliases")),
     )
 
 
@@ -198,6 +204,12 @@ def _kinds(node: ast.AST | None) -> tuple[str, ...]:
         return KINDS
     named = {n.attr.lower() for n in ast.walk(node) if isinstance(n, ast.Attribute)}
     return tuple(k for k in KINDS if k in named)
+
+
+def _texts(node: ast.AST | None) -> tuple[str, ...]:
+    """Texts written in a tuple or list."""
+    items = node.elts if isinstance(node, ast.Tuple | ast.List) else ()
+    return tuple(n.value for n in items if isinstance(n, ast.Constant) and isinstance(n.value, str))
 
 
 def _backbones() -> dict[str, Entry]:

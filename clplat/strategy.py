@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clplat.errors import UserError
 from clplat.lightning import LightningModule
+from clplat.losses import losses
 from clplat.stream import Data, Experience, Kind
 
 # The hooks a subclass writes for each kind; the loop calls them, and refuses a kind whose hook is missing.
@@ -162,6 +163,14 @@ class Strategy(LightningModule):
         """Stored inputs (as in `self.raw`, or a memory) to model inputs, augmented as the stream says in training."""
         augmented = self.training and not self.frozen_features
         return raw if self._prepare is None else self._prepare(raw, augmented)
+
+    def losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Loss (B,) of each sample of prepared inputs (B, ...), as the model defines it (see `clplat.losses`).
+
+        Cross-entropy for a classifier, the answer's tokens for a language model. Labels are opaque rows: (B,) class
+        ids, or (B, A) token ids where answers are free text.
+        """
+        return losses(self.model, inputs, labels)
 
     def mean(self, losses: Tensor) -> Tensor:
         """Mean of per-sample losses (b,) over the samples of all processes.

@@ -98,6 +98,24 @@ class Data:
         return dataclasses.replace(self, inputs=inputs, labels=move(self.labels), rows=move(self.rows))
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a stream of text tells a language model.
+
+    Args:
+        classes: (C, A) int64 token ids of the answer that each class stands for, its end token included, padded with
+            -1; (0, 0) where answers are free text.
+        end: id of the token that ends an answer.
+        vocabulary: token ids lie below this.
+        new_tokens: tokens to generate at most in evaluation; 0 scores the answers of the classes instead.
+    """
+
+    classes: Tensor
+    end: int
+    vocabulary: int
+    new_tokens: int = 0
+
+
 class Environment(Protocol):
     """What an `interact` experience acts in; Gymnasium's environments fit as they are."""
 
@@ -171,6 +189,8 @@ class Stream(Sequence[Experience]):
         normalize: (mean, std) per channel of images in [0, 1]; None leaves inputs in [0, 1].
         augment: maps a prepared training batch to its augmentation; draws from torch's generator only.
     """
+
+    answers: Answers | None = None  # of a stream of text, set by its constructor
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ Source   the usual "cumulative" baseline, as in Maltoni, Lomonaco, "Continuous L
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Data, Experience, Kind, Strategy
@@ -39,4 +38,4 @@ class Cumulative(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        return self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+        return self.mean(self.losses(x, y))

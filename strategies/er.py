@@ -8,7 +8,6 @@ Differs  replayed samples are drawn with replacement; the draw comes before the 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Kind, Strategy, require
@@ -38,6 +37,6 @@ class ER(Strategy):
         if self.replay_batch and len(self.memory):
             mx, my = self.memory.sample(self.replay_batch)  # (M, ...), (M,)
             x, y = torch.cat([x, self.prepare(mx)]), torch.cat([y, my])
-        loss = self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+        loss = self.mean(self.losses(x, y))
         self.memory.add(self.raw, new)
         return loss

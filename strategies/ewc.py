@@ -16,12 +16,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clplat import Experience, Kind, Strategy, require
+from clplat.losses import Losses
 from clplat.per_parameter import PerParameter, trainable
 
 VALUES_AT_ONCE = 2**25  # gradient values held at a time while the Fisher information is summed
@@ -37,10 +37,12 @@ def quadratic(parameters: list[Tensor], importance: list[Tensor], centre: list[T
 def fisher(model: nn.Module, inputs: Tensor, labels: Tensor, group: int, task: int = 0) -> dict[str, Tensor]:
     """Mean over groups of `group` consecutive samples (the last may be smaller) of the squared gradient of their mean
     cross-entropy, by parameter name. Inputs (n, ...) prepared, labels (n,)."""
+    scored = Losses(model)
     parameters = {name: p.detach() for name, p in trainable(model).items()}
 
     def loss(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(model, values, (x, task)), y)
+        named = {f"model.{name}": value for name, value in values.items()}
+        return functional_call(scored, named, (x, y, task)).mean()
 
     gradients = vmap(grad(loss), in_dims=(None, 0, 0))
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -98,7 +100,7 @@ class EWC(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        loss = self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+        loss = self.mean(self.losses(x, y))
         if self._past and self.penalty:
             names = trainable(self.model)
             held = quadratic(list(names.values()), self.importance.of(names), self.centre.of(names))

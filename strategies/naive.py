@@ -6,7 +6,6 @@ Source   as "fine-tuning" in McCloskey, Cohen, "Catastrophic Interference in Con
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Kind, Strategy
@@ -20,4 +19,4 @@ class Naive(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        return self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+        return self.mean(self.losses(x, y))

@@ -12,7 +12,6 @@ Differs  g is the whole gradient less the penalty's, 2 c Ω (θ − θ̃), which
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Experience, Kind, Strategy, require
@@ -50,7 +49,7 @@ class SI(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        loss = self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+        loss = self.mean(self.losses(x, y))
         if self.penalty:
             loss = loss + self.penalty * sum((o * (p - a).square()).sum() for p, o, a, _ in self._each())
         return loss

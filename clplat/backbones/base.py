@@ -7,25 +7,53 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, Self, get_args
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from clplat.errors import UserError
-from clplat.stream import Experience
+from clplat.stream import Answers, Experience
 
 Role = Literal["attention", "ffn"]
 Normalize = Literal["none", "imagenet", "half"]
+Projection = Literal["query", "key", "value", "qkv", "output"]
 
 # Mean and standard deviation of the channels of images in [0, 1] that pretrained weights were trained with.
 _CHANNELS = {"imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), "half": ([0.5], [0.5])}
+
+# What the linear layers of an attention are called, over the families of timm and transformers.
+_PROJECTIONS: dict[str, Projection] = {
+    **dict.fromkeys(("q", "q_proj", "query", "q_lin", "wq"), "query"),
+    **dict.fromkeys(("k", "k_proj", "key", "k_lin", "wk"), "key"),
+    **dict.fromkeys(("v", "v_proj", "value", "v_lin", "wv"), "value"),
+    **dict.fromkeys(("qkv", "qkv_proj", "query_key_value", "c_attn", "Wqkv"), "qkv"),
+    **dict.fromkeys(("o", "o_proj", "out_proj", "proj", "dense", "c_proj", "out_lin", "wo"), "output"),
+}
+
+
+@dataclass
+class States:
+    """What the blocks put out in the last forward pass within `Backbone.recorded`.
+
+    Args:
+        outputs: one a block, in order: (B, P, D) tokens of a transformer, (B, ...) otherwise.
+        valid: one a block, (B, P) bool: which positions are tokens and which padding; None where there is none.
+    """
+
+    outputs: list[Tensor]
+    valid: list[Tensor] | None = None
 
 
 class Backbone(nn.Module, ABC):
     """Inputs to features. A subclass sets `embed_dim` and writes `features` and `blocks`."""
 
     embed_dim: int
+    needs_head: ClassVar[bool] = True  # whether logits come from a head of clplat.heads
     input_mean: Tensor | None
     input_std: Tensor | None
 
@@ -51,7 +79,8 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """The repeated parts in the order they are run, each with one activation tensor as its output."""
+        """The repeated parts in the order they are run; each puts out an activation tensor, or a tuple it comes first
+        in."""
 
     def role(self, name: str) -> Role | None:
         """What the linear layer at dotted `name` does, or None where it is not meant to be adapted."""
@@ -70,6 +99,48 @@ class Backbone(nn.Module, ABC):
         named = ((n, m) for n, m in self.named_modules() if isinstance(m, nn.Linear) and ".lora_" not in n)
         plain = ((name.removesuffix(".base_layer"), layer) for name, layer in named)
         return {name: layer for name, layer in plain if self.role(name) == role}
+
+    def projection(self, name: str) -> Projection | None:
+        """Which projection of an attention the linear layer at dotted `name` is; None for any other layer."""
+        return _PROJECTIONS.get(name.rpartition(".")[2]) if self.role(name) == "attention" else None
+
+    @contextmanager
+    def recorded(self) -> Iterator[States]:
+        """Outputs of the blocks, with their gradients, in the last forward pass made while this is entered.
+
+        Works for a pass by `torch.func.functional_call` too. There is nothing in it before such a pass.
+        """
+        states, found = States([]), dict[int, Tensor]()
+
+        def note(number: int, _module: nn.Module, _inputs: object, output: Any) -> None:
+            found[number] = output[0] if isinstance(output, tuple) else output
+            if number == len(blocks) - 1:
+                states.outputs, states.valid = [found[i] for i in range(len(blocks))], self.positions()
+
+        blocks = self.blocks
+        handles = [block.register_forward_hook(partial(note, i)) for i, block in enumerate(blocks)]
+        try:
+            yield states
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def positions(self) -> list[Tensor] | None:
+        """`States.valid` of the last forward pass; None where inputs are not padded."""
+        return None
+
+    def assemble(self, head: Head | None, answers: Answers | None) -> Classifier:
+        """The model that strategies hold.
+
+        Args:
+            head: None where `needs_head` is False.
+            answers: what a stream of text tells of its answers; None where it has none, or none is at hand.
+
+        Raises:
+            UserError: it does not fit what the stream tells.
+        """
+        assert head is not None
+        return Classifier(self, head)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.input_mean is not None:

@@ -5,8 +5,10 @@ from torch import nn
 
 from clplat.backbones.base import Classifier
 from clplat.backbones.mlp import mlp
+from clplat.backbones.vit import vit_micro
 from clplat.errors import UserError
 from clplat.heads import Growing, Linear
+from clplat.losses import Losses, losses
 from clplat.stream import Experience, Kind
 
 
@@ -41,3 +43,44 @@ def test_classifier_grows_its_head_and_gives_features():
 def test_role_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="attention, ffn"):
         mlp((5,)).layers("convolution")  # type: ignore[arg-type]
+
+
+def test_blocks_outputs_are_recorded():
+    net = vit_micro((1, 8, 8), dim=8, depth=3, heads=2)
+    first, last = torch.randn(2, 1, 8, 8), torch.randn(5, 1, 8, 8)
+    expected = []
+    handles = [b.register_forward_hook(lambda m, i, o: expected.append(o)) for b in net.blocks]
+    with net.recorded() as states:
+        net(first)
+        expected.clear()
+        net(last)
+    assert states.valid is None
+    assert len(states.outputs) == 3
+    assert all(torch.equal(a, b) for a, b in zip(states.outputs, expected, strict=True))
+    for handle in handles:
+        handle.remove()
+    net(first)
+    assert [len(o) for o in states.outputs] == [5, 5, 5]  # nothing is noted any more
+    values = {name: p.detach() for name, p in net.named_parameters()}
+    with net.recorded() as states:
+        torch.func.functional_call(net, values, (first,))
+    assert [len(o) for o in states.outputs] == [2, 2, 2]
+
+
+def test_projections_of_an_attention():
+    net = vit_micro((1, 8, 8), dim=8, depth=1, heads=2)
+    assert [net.projection(n) for n in net.layers("attention")] == ["qkv", "output"]
+    assert [net.projection(n) for n in net.layers("ffn")] == [None, None]
+
+
+def test_the_loss_of_a_task_is_the_models_own_or_cross_entropy():
+    class Own(nn.Linear):
+        def losses(self, inputs, labels):
+            return self(inputs).sum(1) * labels
+
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    plain, own = nn.Linear(3, 2), Own(3, 2)
+    assert torch.equal(losses(plain, x, y), F.cross_entropy(plain(x), y, reduction="none"))
+    assert torch.equal(losses(own, x, y), own(x).sum(1) * y)
+    assert torch.equal(Losses(own)(x, y), losses(own, x, y))
+    assert [n for n, _ in Losses(own).named_parameters()] == ["model.weight", "model.bias"]

@@ -1,0 +1,368 @@
+"""Language models of transformers: decoders (Llama, GPT, ...) and encoder-decoders (T5, ...).
+
+Source   Wolf et al., "Transformers: State-of-the-Art Natural Language Processing", EMNLP 2020 (demonstrations); the
+         small ones are of the kinds of Touvron et al., arXiv:2302.13971, and Raffel et al., arXiv:1910.10683.
+
+Prompts come as (B, 2, L) integers (see `streams/text.py`): row 0 token ids, row 1 classes to choose from, both filled
+with -1 at the end. A decoder gets prompt and answer with the padding behind them, where no token sees it, so that what
+is computed does not depend on it and needs no mask.
+
+Shapes: B samples of a batch, L tokens of the longest prompt, A of the longest answer, K answers scored, V ids of the
+vocabulary, D features.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from clplat.answering import Answerer, trimmed
+from clplat.backbones import _llama2c, _weights
+from clplat.backbones.base import Backbone, Head, Role, require
+from clplat.errors import MissingError, UserError
+from clplat.stream import Answers
+from clplat.tokens import HUB_FILES, find_folder, read_json
+
+FILES = (*HUB_FILES, "*.safetensors", "*.safetensors.index.json")
+
+
+class LanguageModel(Backbone):
+    """A causal or encoder-decoder model of transformers, its vocabulary's logits included.
+
+    Features are the last prompt token's for a decoder, the mean over the prompt's tokens for an encoder-decoder. The
+    blocks are the decoder's, or the encoder's and then the decoder's.
+
+    Args:
+        net: as transformers makes it.
+        length: L of the stream, tokens of its longest prompt.
+    """
+
+    needs_head = False
+
+    def __init__(self, net: Any, length: int) -> None:
+        super().__init__()
+        self.net, self.length = net, length
+        self.embed_dim: int = net.config.hidden_size
+        self.vocabulary: int = net.config.vocab_size
+        self.seq2seq: bool = net.config.is_encoder_decoder
+        inside = {id(block) for block in self.blocks}
+        self._stems = tuple(f"{name}." for name, module in self.named_modules() if id(module) in inside)
+        self._real: list[Tensor] | None = None
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        if self.seq2seq:
+            return [block for part in (self.net.get_encoder(), self.net.get_decoder()) for block in _repeated(part)]
+        return _repeated(self.net.base_model)
+
+    def role(self, name: str) -> Role | None:
+        stem = next((s for s in self._stems if name.startswith(s)), None)
+        if stem is None:
+            return None
+        inside = name.removeprefix(stem).lower()
+        return "attention" if "attn" in inside or "attention" in inside else "ffn"
+
+    def positions(self) -> list[Tensor] | None:
+        return self._real
+
+    def assemble(self, head: Head | None, answers: Answers | None) -> Answerer:
+        if answers is not None:
+            self._check(answers)
+        return Answerer(self, answers)
+
+    def _check(self, answers: Answers) -> None:
+        if answers.vocabulary > self.vocabulary:
+            raise UserError(
+                f"stream.tokenizer: gives {answers.vocabulary} ids, but the model knows {self.vocabulary} (valid: the "
+                f"model's own, or for weights random backbone.vocabulary ≥ {answers.vocabulary})"
+            )
+        context = getattr(self.net.config, "max_position_embeddings", None)
+        longest = max(answers.classes.shape[1], answers.new_tokens)
+        if context is not None and not self.seq2seq and self.length + longest > context:
+            raise UserError(
+                f"stream.max_length: prompts of {self.length} tokens and answers of {longest} do not fit into the "
+                f"model's context of {context} (valid: ≤ {context - longest})"
+            )
+
+    # --- passes -------------------------------------------------------------------------------------------------------
+
+    def features(self, inputs: Tensor) -> Tensor:
+        ids = trimmed(inputs[:, 0])  # (B, L)
+        real = ids >= 0
+        if self.seq2seq:
+            hidden = self._encode(ids)  # (B, L, D)
+            return (hidden * real.unsqueeze(2)).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+        last = (real.sum(1) - 1).clamp(min=0)
+        return _at(self._hidden(ids.clamp(min=0), real), last.unsqueeze(1)).squeeze(1)
+
+    def answer_logits(self, prompts: Tensor, answers: Tensor) -> Tensor:
+        """Logits (B, A, V) of each token of answers (B, A) given prompts (B, L) and the tokens before it."""
+        if self.seq2seq:
+            real = prompts >= 0
+            self._note(real, answers >= 0)
+            return self.net(
+                input_ids=prompts.clamp(min=0), attention_mask=real.long(), decoder_input_ids=self._shifted(answers)
+            ).logits
+        length, width = (prompts >= 0).sum(1, keepdim=True), answers.shape[1]  # (B, 1)
+        place = torch.arange(prompts.shape[1] + width, device=prompts.device) - length  # (B, L + A): of the answer
+        behind = answers.gather(1, place.clamp(0, width - 1)).masked_fill(place >= width, -1)
+        before = nn.functional.pad(prompts, (0, width), value=-1)
+        ids = torch.where(place < 0, before, behind)
+        hidden = self._hidden(ids.clamp(min=0), ids >= 0)
+        return self._logits(_at(hidden, length - 1 + torch.arange(width, device=ids.device)))
+
+    def answer_scores(self, prompts: Tensor, answers: Tensor) -> Tensor:
+        """Log-likelihood (B, K) of each of answers (B, K, A), padded with -1, given prompts (B, L): one pass for all.
+
+        A decoder reads the prompt once, with all answers behind it, each of which sees the prompt and itself.
+        """
+        rows, count, width = answers.shape
+        if self.seq2seq:
+            real = prompts >= 0
+            self._note(real, answers.flatten(0, 1) >= 0)
+            states = self._encode(prompts).repeat_interleave(count, 0)
+            logits = self.net(
+                encoder_outputs=(states,),
+                attention_mask=real.repeat_interleave(count, 0).long(),
+                decoder_input_ids=self._shifted(answers.flatten(0, 1)),
+            ).logits
+            return _likelihood(logits.unflatten(0, (rows, count)), answers)
+        length, longest = (prompts >= 0).sum(1, keepdim=True), prompts.shape[1]
+        fed = answers[:, :, :-1]  # a last token predicts nothing
+        ids = torch.cat([prompts, fed.flatten(1)], 1)
+        step = torch.arange(width - 1, device=ids.device).repeat(count)  # (K · (A − 1),) place within its answer
+        before = torch.arange(longest, device=ids.device)
+        places = torch.cat([before.expand(rows, -1), length + step], 1)
+        mask = _tree_mask(length, longest, count, width - 1)
+        hidden = self._hidden(ids.clamp(min=0), ids >= 0, attention_mask=mask, position_ids=places)
+        first = self._logits(_at(hidden, length - 1)).unsqueeze(1).expand(-1, count, -1, -1)  # (B, K, 1, V)
+        later = self._logits(hidden[:, longest:].unflatten(1, (count, width - 1))) if width > 1 else first[:, :, :0]
+        return _likelihood(first, answers[:, :, :1]) + _likelihood(later, answers[:, :, 1:])
+
+    @torch.no_grad()
+    def generate(self, prompts: Tensor, tokens: int, end: int) -> Tensor:
+        """Greedy answers (B, tokens) to prompts (B, L), filled with -1 from the end token on."""
+        from transformers import GenerationConfig
+
+        real, width = prompts >= 0, prompts.shape[1]
+        if not self.seq2seq:  # transformers wants the padding in front
+            place = torch.arange(width, device=prompts.device) - (width - real.sum(1, keepdim=True))
+            prompts = prompts.gather(1, place.clamp(min=0)).masked_fill(place < 0, -1)
+            real = place >= 0
+        how = GenerationConfig(
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
+            decoder_start_token_id=getattr(self.net.config, "decoder_start_token_id", None),
+        )
+        found = self.net.generate(
+            input_ids=prompts.clamp(min=0).long(), attention_mask=real.long(), generation_config=how
+        )
+        found = found[:, 1 if self.seq2seq else width :]
+        found = found.masked_fill((found == end).long().cumsum(1) > 0, -1)
+        return nn.functional.pad(found, (0, tokens - found.shape[1]), value=-1)
+
+    def _hidden(self, ids: Tensor, real: Tensor, **more: Tensor) -> Tensor:
+        """Last hidden states (B, P, D) of a decoder."""
+        self._note(real)
+        mask = more.get("attention_mask")
+        if mask is not None:
+            seen = torch.zeros(mask.shape, dtype=self.net.dtype, device=mask.device)
+            more["attention_mask"] = seen.masked_fill(~mask, torch.finfo(seen.dtype).min)
+        return self.net.base_model(input_ids=ids.long(), use_cache=False, **more).last_hidden_state
+
+    def _encode(self, prompts: Tensor) -> Tensor:
+        """Hidden states (B, L, D) of an encoder."""
+        found = self.net.get_encoder()(input_ids=prompts.clamp(min=0), attention_mask=(prompts >= 0).long())
+        return found.last_hidden_state
+
+    def _shifted(self, answers: Tensor) -> Tensor:
+        """What a decoder is fed to put out answers (b, A)."""
+        start = answers.new_full((len(answers), 1), self.net.config.decoder_start_token_id)
+        return torch.cat([start, answers[:, :-1].clamp(min=0)], 1)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D), scaled as the families do that scale."""
+        config, logits = self.net.config, self.net.get_output_embeddings()(hidden)
+        logits = (
+            logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        )
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _note(self, *real: Tensor) -> None:
+        """Remember, for `positions`, which tokens are real in the encoder and the decoder, or in the decoder."""
+        counts = [len(self.blocks)]
+        if self.seq2seq:
+            counts = [len(_repeated(part)) for part in (self.net.get_encoder(), self.net.get_decoder())]
+        self._real = [mask for mask, count in zip(real, counts, strict=True) for _ in range(count)]
+
+
+def language_model(
+    input_shape: tuple[int, ...],
+    weights: str = "random",
+    config: str | None = None,
+    family: Literal["llama", "t5"] = "llama",
+    dim: int = 64,
+    depth: int = 2,
+    heads: int = 4,
+    vocabulary: int = 512,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Backbone:
+    """Any causal or encoder-decoder language model of transformers; or a small one from nothing.
+
+    Args:
+        input_shape: (2, tokens of the longest prompt), as streams of text have it.
+        weights: "random"; or a folder with config.json and .safetensors files, as transformers or llama2.c lay it out,
+            a name below $CLPLAT_DATA/weights, or a name on the hub (its cache first).
+        config: folder or hub name whose config.json gives the structure of random weights; null: the six below.
+        family: of a small model: llama is a decoder, t5 an encoder-decoder.
+        dim: features, > 0 and a multiple of 2 · heads.
+        depth: number of blocks (t5: of the encoder and of the decoder), > 0.
+        heads: of attention, > 0.
+        vocabulary: token ids, > 0.
+        dtype: of the weights; bfloat16 for large frozen ones.
+
+    Raises:
+        UserError: options out of range, an unknown structure, weights that are damaged or do not fit.
+        MissingError: the weights are neither here nor reachable; says which file to put where.
+    """
+    if len(input_shape) != 2 or input_shape[0] != 2:
+        raise UserError(f"backbone: language_model takes text (2, tokens), but the stream's inputs are {input_shape}")
+    kind = getattr(torch, dtype)
+    if weights != "random":
+        return LanguageModel(_pretrained(find_folder(weights, "backbone.weights", FILES), kind), input_shape[1])
+    if config is not None:
+        return LanguageModel(_from_config(_config(find_folder(config, "backbone.config", FILES)), kind), input_shape[1])
+    require("heads", heads, heads > 0, "> 0")
+    require("dim", dim, dim > 0 and dim % (2 * heads) == 0, f"> 0 and a multiple of 2 · heads = {2 * heads}")
+    require("depth", depth, depth > 0, "> 0")
+    require("vocabulary", vocabulary, vocabulary > 0, "> 0")
+    return LanguageModel(_from_config(_small(family, dim, depth, heads, vocabulary), kind), input_shape[1])
+
+
+def _small(family: str, dim: int, depth: int, heads: int, vocabulary: int) -> Any:
+    import transformers
+
+    if family == "llama":
+        return transformers.LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=dim,
+            intermediate_size=4 * dim,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            tie_word_embeddings=True,
+        )
+    require("family", family, family == "t5", "llama or t5")
+    return transformers.T5Config(
+        vocab_size=vocabulary,
+        d_model=dim,
+        d_kv=dim // heads,
+        d_ff=4 * dim,
+        num_layers=depth,
+        num_heads=heads,
+        decoder_start_token_id=0,
+    )
+
+
+def _config(folder: Path) -> Any:
+    """transformers' configuration of a folder."""
+    plain = read_json(folder / "config.json")
+    if _llama2c.is_ours(plain):
+        return _llama2c.to_config(plain)
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"backbone.weights: {folder / 'config.json'} is of no known kind ({error})") from error
+
+
+def _auto(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _from_config(config: Any, dtype: torch.dtype) -> Any:
+    try:
+        return _auto(config).from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise UserError(f"backbone.config: {config.model_type} is no language model of transformers") from error
+
+
+def _pretrained(folder: Path, dtype: torch.dtype) -> Any:
+    """The model in a folder; every tensor of it must be there."""
+    from safetensors import SafetensorError, safe_open
+    from transformers.utils import logging
+
+    config = _config(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise MissingError(f"backbone.weights: no .safetensors file in {folder}; put model.safetensors there")
+    for file in files:
+        try:
+            safe_open(file, "pt").__exit__(None, None, None)  # reads the head, and compares sizes
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"backbone.weights: {file} is damaged ({error}); copy it again") from error
+    plain = read_json(folder / "config.json")
+    if _llama2c.is_ours(plain):
+        net, file = _from_config(config, dtype), folder / "model.safetensors"
+        _weights.fit(net, _llama2c.to_state(_weights.read(str(file)), plain), str(file), lambda _: False)
+        return net
+    bars, loudness = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)  # what is wrong is told below
+    try:
+        net, report = _auto(config).from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"backbone.weights: {folder} can't be read ({str(error).splitlines()[0]})") from error
+    finally:
+        logging.set_verbosity(loudness)
+        if bars:
+            logging.enable_progress_bar()
+    if absent := sorted(report["missing_keys"]):
+        raise UserError(f"backbone.weights: {folder} does not fit: lacks {absent[0]} (of {len(absent)} tensors)")
+    return net
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def _at(hidden: Tensor, places: Tensor) -> Tensor:
+    """hidden (B, P, D) at places (B, n): (B, n, D)."""
+    return hidden.gather(1, places.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
+
+
+def _likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-likelihood (...) of tokens (..., n), -1 where there is none, under logits (..., n, V)."""
+    chosen = logits.float().log_softmax(-1).gather(-1, tokens.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return chosen.masked_fill(tokens < 0, 0.0).sum(-1)
+
+
+def _tree_mask(length: Tensor, longest: int, count: int, width: int) -> Tensor:
+    """What each token sees: (B, 1, P, P) bool, P = longest + count · width.
+
+    Args:
+        length: (B, 1) tokens of each prompt, of which the longest has `longest`.
+        count: answers behind each prompt, of `width` tokens.
+    """
+    device = length.device
+    place = torch.arange(longest + count * width, device=device)
+    answer = torch.where(place < longest, -1, (place - longest) // max(width, 1))  # (P,) -1: the prompt
+    earlier = place.unsqueeze(1) >= place  # (P, P)
+    own = earlier & (answer.unsqueeze(1) == answer)
+    prompt = (place < length).unsqueeze(1)  # (B, 1, P)
+    return (own | ((answer >= 0).unsqueeze(1) & prompt)).unsqueeze(1)
+
+
+def _repeated(part: nn.Module) -> list[nn.Module]:
+    """The blocks of a stack: the members of its outermost list of modules."""
+    return list(next((m for m in part.modules() if isinstance(m, nn.ModuleList)), []))

@@ -1,0 +1,223 @@
+"""Text to token ids, once: what was tokenised is kept on disk under the tokenizer's and the text's hash.
+
+A tokenizer is named like a model's weights: a folder, a name below $CLPLAT_DATA/weights, or a name on the hub; or it is
+`bytes`, which needs no file: one token a byte of UTF-8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from clplat.errors import MissingError, UserError
+from clplat.files import write_atomic
+
+HUB_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+class Tokenizer(Protocol):
+    """What a stream of text needs of a tokenizer.
+
+    Args:
+        size: token ids lie below this.
+        begin: id that starts a prompt; None where the model has none.
+        end: id that ends an answer.
+        fingerprint: equal for tokenizers that give the same ids.
+    """
+
+    size: int
+    begin: int | None
+    end: int
+    fingerprint: str
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without begin and end."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without begin, end and other marks."""
+        ...
+
+
+class Bytes:
+    """One token a byte: byte b is id b + 3; 0 fills, 1 begins, 2 ends."""
+
+    size, begin, end, fingerprint = 259, 1, 2, "bytes"
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Bytes of each text, plus 3."""
+        return [[byte + 3 for byte in text.encode()] for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of bytes plus 3; what is no UTF-8 becomes a replacement mark."""
+        return bytes(i - 3 for i in ids if 3 <= i < 259).decode(errors="replace")
+
+
+class _Library:
+    """A tokenizer of the `tokenizers` library."""
+
+    def __init__(self, inner: Any, begin: int | None, end: int) -> None:
+        self.inner, self.begin, self.end, self.size = inner, begin, end, inner.get_vocab_size()
+        self.fingerprint = hashlib.sha256(f"{inner.to_str()}{begin}{end}".encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """As the library splits them, all texts at once."""
+        return [found.ids for found in self.inner.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """As the library joins them."""
+        return self.inner.decode([i for i in ids if i not in (self.begin, self.end)])
+
+
+def load_tokenizer(name: str | None) -> Tokenizer:
+    """The tokenizer called `name`; None is `bytes`.
+
+    Raises:
+        MissingError: no such folder or hub name, or no tokenizer in it; says what to put where.
+        UserError: it has no token that ends an answer.
+    """
+    if name in (None, "bytes", "random"):
+        return Bytes()
+    from clplat.backbones import _llama2c
+
+    folder = find_folder(name, "stream.tokenizer", HUB_FILES)
+    config = read_json(folder / "config.json")
+    if _llama2c.is_ours(config):
+        files = sorted(folder.glob("tok*.json"))
+        if not files:
+            raise MissingError(f"stream.tokenizer: no tok*.json in {folder}; put the model's tokenizer there")
+        return _Library(_llama2c.tokenizer(files[0]), config.get("bos_token_id", 1), config.get("eos_token_id", 2))
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise MissingError(
+            f"stream.tokenizer: no tokenizer in {folder} ({str(error).splitlines()[0]}); put its tokenizer.json there"
+        ) from error
+    if not found.is_fast:
+        raise UserError(f"stream.tokenizer: {name!r} has no tokenizer.json (valid: one that has)")
+    if found.eos_token_id is None:
+        raise UserError(f"stream.tokenizer: {name!r} has no end-of-text token (valid: one that has)")
+    return _Library(found.backend_tokenizer, found.bos_token_id, found.eos_token_id)
+
+
+def find_folder(name: str, key: str, files: Sequence[str]) -> Path:
+    """Folder of a model: a path, `name` below $CLPLAT_DATA/weights, the hub's cache, or the hub.
+
+    Args:
+        name: as the user wrote it.
+        key: of the configuration, for the message.
+        files: patterns to fetch from the hub.
+
+    Raises:
+        MissingError: nowhere to be found; says what to put where.
+    """
+    root = os.environ.get("CLPLAT_DATA")
+    places = [Path(name).expanduser(), *([Path(root).expanduser() / "weights" / name] if root else [])]
+    for place in places:
+        if place.is_dir():
+            return place
+    wanted = ", ".join(files)
+    if len(Path(name).parts) > 2 or name.startswith((".", "/", "~")):
+        raise MissingError(f"{key}: no folder {name}; put the model's files there ({wanted})")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(files), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass
+    try:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        # One request first: without a network the download itself would try again for half a minute.
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=10)
+        return Path(snapshot_download(name, allow_patterns=list(files)))
+    except (HTTPError, HFValidationError, OSError) as error:
+        raise MissingError(
+            f"{key}: {name!r} is no folder here nor below $CLPLAT_DATA/weights, not in the hub's cache, and can't be "
+            f"fetched ({type(error).__name__}); fetch {wanted} of https://huggingface.co/{name} where there is a "
+            f"network, put them in {places[-1]} and name that folder"
+        ) from error
+
+
+def read_json(file: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        MissingError: it is not there, or not whole.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingError(f"{file} is missing: put it there") from None
+    except (OSError, ValueError) as error:
+        raise MissingError(f"{file} can't be read ({error}): replace it by a whole file") from error
+
+
+def encode_cached(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """Ids of each text, each (n,) int32; from the cache where these texts were tokenised before.
+
+    The file is whole or absent; a cache that can't be written or read is done without.
+    """
+    file = cache_folder() / f"tokens-{_key(tokenizer, texts)}.safetensors"
+    flat = _read(file, len(texts))
+    if flat is None:
+        ids = tokenizer.encode(texts)
+        ends = np.cumsum([len(i) for i in ids], dtype=np.int64)
+        flat = np.fromiter((i for row in ids for i in row), np.int32, int(ends[-1]) if len(ends) else 0), ends
+        _write(file, *flat)
+    return np.split(flat[0], flat[1][:-1]) if len(texts) else []
+
+
+def cache_folder() -> Path:
+    """$CLPLAT_CACHE, or clplat/ in $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("CLPLAT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clplat"
+
+
+def _key(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
+    digest = hashlib.sha256(tokenizer.fingerprint.encode())
+    for text in texts:
+        content = text.encode()
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()[:32]
+
+
+def _read(file: Path, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        found = load_file(file)
+        ids, ends = found["ids"], found["ends"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return (ids, ends) if len(ends) == count and (not count or ends[-1] == len(ids)) else None
+
+
+def _write(file: Path, ids: np.ndarray, ends: np.ndarray) -> None:
+    from contextlib import suppress
+
+    from safetensors.numpy import save
+
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, save({"ids": ids, "ends": ends}))
+
+
+def padded(rows: Sequence[np.ndarray], length: int | None = None) -> torch.Tensor:
+    """(N, L) int32 of rows of ids, filled with -1 at the end; L is the longest row's unless given."""
+    width = max((len(r) for r in rows), default=0) if length is None else length
+    table = np.full((len(rows), width), -1, np.int32)
+    for number, row in enumerate(rows):
+        table[number, : len(row)] = row
+    return torch.from_numpy(table)

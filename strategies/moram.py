@@ -1,0 +1,187 @@
+"""MoRAM: each task adds rank-one experts to every layer, and a token's own projections choose which of them answer.
+
+Source   Lu et al., "Little By Little: Continual Learning via Incremental Mixture of Rank-1 Associative Memory Experts",
+         ICML 2026, arXiv:2506.21035; MoRA in its first two versions.
+Checked  against Artificer-AI-Lab/MoRAM XTAIL/loralib/moram.py (Apache-2.0), whose layer gives the same outputs and
+         gradients.
+    an atom i of a layer is a key a_i (d,) and a value b_i (o,); R = r t of them after task t, of which r are trained
+    p = A x,   s = p / ‖p‖,   w = softmax of the k largest s / τ, 0 elsewhere
+    in evaluation also  w_i = 0 where s_i < δ, and the rest stays as it is
+    y = W x + B (w ∘ p)
+    loss = CE(f(x; θ), y) over the classes of this experience only
+Differs  values that the text leaves open are those of the authors' script for CLIP, and so is the scale of 1: their
+         code for language models halves what a task has learned when it stores it. Evaluation comes before atoms for
+         the next task are added, which changes outputs although their values are 0. A new optimizer for each task. k is
+         cut to R. A head without prompts has no text loss.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clplat import Experience, Kind, Strategy, require
+from clplat.backbones.base import Role
+from clplat.errors import UserError
+
+
+def activations(p: Tensor, top: int, temperature: float, threshold: float) -> Tensor:
+    """w ∘ p of projections p (..., R): signed, so that a key opposed to the input is never chosen.
+
+    Args:
+        top: k, atoms that are active at most, ≥ 1.
+        temperature: τ > 0.
+        threshold: δ, least s of an active atom; -1 for none, as in training.
+    """
+    s = F.normalize(p, dim=-1)
+    if top >= p.shape[-1]:
+        best, raw = s, p
+    else:
+        best, chosen = s.topk(top, dim=-1)
+        raw = p.gather(-1, chosen)
+    out = (best / temperature).softmax(-1) * raw  # (..., k): by the raw p, which keeps the input's magnitude
+    if threshold > -1:
+        out = out.masked_fill(best < threshold, 0.0)
+    return out if top >= p.shape[-1] else torch.zeros_like(p).scatter(-1, chosen, out)
+
+
+def across_batch(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each class over the samples of a batch: logits (B, C), labels (B,); mean over all C classes."""
+    return -logits.log_softmax(0).gather(1, labels[:, None]).sum() / logits.shape[1]
+
+
+class AtomLinear(nn.Linear):
+    """A frozen linear layer of d inputs and o outputs with a bank of rank-one experts.
+
+    Keys (R, d) and values (o, R) are those of past tasks, `new_keys` (r, d) and `new_values` (o, r) the present one's.
+
+    Args:
+        base: the layer whose parameters it takes.
+        top: k ≥ 1.
+        temperature: τ > 0.
+        threshold: δ of evaluation.
+        dropout: share of the inputs that is dropped on the way to the keys in training, in [0, 1).
+    """
+
+    def __init__(self, base: nn.Linear, top: int, temperature: float, threshold: float, dropout: float) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.top, self.temperature, self.threshold, self.dropout = top, temperature, threshold, dropout
+        like = base.weight.new_zeros(0, dtype=torch.promote_types(base.weight.dtype, torch.float32))
+        self.keys = nn.Parameter(like.new_zeros(0, self.in_features), requires_grad=False)
+        self.values = nn.Parameter(like.new_zeros(self.out_features, 0), requires_grad=False)
+        self.new_keys, self.new_values = nn.Parameter(self.keys.clone()), nn.Parameter(self.values.clone())
+
+    def forward(self, input: Tensor) -> Tensor:
+        out = F.linear(input, self.weight, self.bias)  # (..., o)
+        if not len(self.new_keys):
+            return out
+        with torch.autocast(input.device.type, enabled=False):  # τ = 0.01 makes rounding in bfloat16 100 times larger
+            x = F.dropout(input.to(self.new_keys.dtype), self.dropout, self.training)
+            p = F.linear(x, torch.cat([self.keys, self.new_keys]))  # (..., R)
+            p = activations(p, self.top, self.temperature, -1.0 if self.training else self.threshold)
+            change = F.linear(p, torch.cat([self.values, self.new_values], 1))
+        return out + change.to(out.dtype)
+
+    @torch.no_grad()
+    def append(self, rank: int) -> None:
+        """Freeze the atoms that are there; `rank` new ones with random keys and values of 0."""
+        self.keys = nn.Parameter(torch.cat([self.keys, self.new_keys]), requires_grad=False)
+        self.values = nn.Parameter(torch.cat([self.values, self.new_values], 1), requires_grad=False)
+        self.new_keys = nn.Parameter(self.keys.new_empty(rank, self.in_features))
+        nn.init.kaiming_uniform_(self.new_keys, a=math.sqrt(5))
+        self.new_values = nn.Parameter(self.values.new_zeros(self.out_features, rank))
+
+
+class MoRAM(Strategy):
+    """Mixture of rank-one experts, without router, replay or task identity. The backbone is frozen.
+
+    Args:
+        rank: r ≥ 1, atoms that each experience adds to each layer.
+        top: k, atoms of a layer that a token may activate, ≥ 2.
+        temperature: τ > 0, of the scores, which lie in [-1, 1].
+        threshold: δ, least score of an active atom in evaluation; -1 lets all pass, above 1 gives the backbone back.
+        dropout: share of a layer's inputs that is dropped on the way to its keys in training, in [0, 1).
+        roles: of the layers that get atoms.
+        own_classes: let only the classes of this experience compete in the loss. In a language model none compete.
+        text_loss: add each class's cross-entropy over the samples of a process's batch, which CLIP's loss has: for
+            heads whose rows are embedded prompts.
+        optimizer: sgd, adam or adamw; made anew for each experience.
+        lr: learning rate, > 0.
+        beta2: decay of the squared gradients of adam and adamw, in [0, 1).
+        schedule: of the learning rate within an experience; cosine ends at 0.
+    """
+
+    kinds = frozenset({Kind.LEARN})
+    paper = "arXiv:2506.21035"
+    aliases = ("mora",)
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        rank: int = 16,
+        top: int = 16,
+        temperature: float = 0.01,
+        threshold: float = 0.2,
+        dropout: float = 0.0,
+        roles: list[Role] = ["attention", "ffn"],  # noqa: B006
+        own_classes: bool = True,
+        text_loss: bool = False,
+        optimizer: str = "adamw",
+        lr: float = 5e-4,
+        beta2: float = 0.9999,
+        schedule: str = "cosine",
+        **base,
+    ):
+        super().__init__(model=model, optimizer=optimizer, lr=lr, schedule=schedule, **base)
+        require("rank", rank, rank >= 1, "≥ 1")
+        require("top", top, top >= 2, "≥ 2")
+        require("temperature", temperature, temperature > 0, "> 0")
+        require("threshold", threshold, threshold >= -1, "≥ -1")
+        require("dropout", dropout, 0 <= dropout < 1, "in [0, 1)")
+        require("beta2", beta2, 0 <= beta2 < 1, "in [0, 1)")
+        self.added, self.beta2, self.own_classes, self.text_loss = rank, beta2, own_classes, text_loss
+        self._met: set[int] = set()  # this and `_others` follow from the experiences met
+        self._others: list[int] = []  # classes met before, and not in this experience
+        backbone = self.model.backbone.requires_grad_(False)
+        named = {name: layer for role in roles for name, layer in backbone.layers(role).items()}
+        require("roles", roles, bool(named), "roles of which the backbone has layers")
+        self._layers = list[AtomLinear]()
+        for name, layer in named.items():
+            if type(layer) is not nn.Linear:  # some are read by the module above them, past their own forward pass
+                raise UserError(f"strategy.roles: {name} is a {type(layer).__name__}; only plain linear layers serve")
+            path, _, leaf = name.rpartition(".")
+            self._layers.append(AtomLinear(layer, top, temperature, threshold, dropout))
+            setattr(backbone.get_submodule(path), leaf, self._layers[-1])
+
+    def grow(self, experience: Experience) -> None:
+        super().grow(experience)
+        self._others = sorted(self._met - set(experience.classes))
+        self._met |= set(experience.classes)
+        for layer in self._layers:
+            layer.append(self.added)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = super().configure_optimizers()
+        for group in optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = (group["betas"][0], self.beta2)
+        return optimizer
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch  # (B, ...), (B,)
+        if hasattr(self.model, "losses") or not (self.text_loss or (self.own_classes and self._others)):
+            return self.mean(self.losses(x, y))
+        logits = own = self.model(x)  # (B, C)
+        if self.own_classes and self._others:
+            own = logits.index_fill(1, torch.tensor(self._others, device=logits.device), -torch.inf)
+        loss = self.mean(F.cross_entropy(own, y, reduction="none"))
+        return loss + across_batch(logits, y) if self.text_loss else loss
+
+    def measurements(self) -> dict[str, float]:
+        return {"atoms": float(len(self._layers[0].keys) + len(self._layers[0].new_keys))}
