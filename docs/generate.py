@@ -34,6 +34,7 @@ BENCHMARKS = ROOT / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "images" / "demo.svg"
 KEPT = ("strategy", "stream", "backbone", "head", "name", "seed", "status", "git_commit", "experiences",
         "accuracy_matrix", "metrics", "cost")  # fmt: skip
+_KINDS = ("learn", "forget", "adapt", "interact")
 _PART = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
 
 
@@ -41,11 +42,14 @@ _PART = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end: \2 -->)", re.DOT
 
 
 def strategies_table() -> str:
-    """Name, kinds, backbones, paper and experiment of every strategy."""
+    """Name, kinds, backbones, paper and folders of experiments of every strategy, by kinds."""
     rows = []
-    for name, entry in discovery.entries("strategies").items():
+    for name, entry in sorted(
+        discovery.entries("strategies").items(), key=lambda item: (_KINDS.index(item[1].kinds[-1]), item[0])
+    ):
         about = f"[`{name}`](strategies/{name}.py)"
-        shown = ", ".join(f"[{e}](experiments/{e}.yaml)" for e in experiments_of(name)) or "—"
+        folders = dict.fromkeys(e.partition("/")[0] for e in experiments_of(name))
+        shown = ", ".join(f"[{f}](experiments/{f})" for f in folders) or "—"
         rows.append([about, ", ".join(entry.kinds), backbones_of(entry), paper_link(entry.paper), shown])
     return table(["strategy", "kinds", "backbones", "paper", "experiment"], rows)
 
@@ -62,10 +66,14 @@ def _strategies_run() -> dict[str, set[str]]:
 
 
 def backbones_of(entry: discovery.Entry) -> str:
-    """Any, unless its source asks a backbone for its adaptable layers or its blocks."""
-    tree = ast.walk(syntax.read(entry.file).tree)
-    asked = {n.attr for n in tree if isinstance(n, ast.Attribute)} & {"layers", "blocks"}
-    return f"those with {' and '.join(sorted(asked))}" if asked else "any"
+    """Any, unless its source asks a backbone for its blocks, or for adaptable layers, itself or through adapters."""
+    nodes = list(ast.walk(syntax.read(entry.file).tree))
+    asked = {n.attr for n in nodes if isinstance(n, ast.Attribute)} & {"layers", "blocks"}
+    through = {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
+    if any("adapters" in module or module.endswith("lora") for module in through):
+        asked.add("layers")
+    words = {"layers": "attention or FFN layers", "blocks": "blocks"}
+    return f"those with {' and '.join(words[a] for a in sorted(asked, reverse=True))}" if asked else "any"
 
 
 def paper_link(paper: str) -> str:
