@@ -87,7 +87,7 @@ def _facts(found: Mapping[str, Any]) -> str:
     run, oracle = found["run"], found["oracle"]
     facts = {
         "Run": f"{run['name']}, {run['run_dir']}", "Method": run["strategy"], "Stream": run["stream"],
-        "Backbone": run["backbone"], "Seed": run["seed"], "Written": str(found["written"]).replace("+00:00", " UTC"),
+        "Backbone": run["backbone"], "Seed": run["seed"], "Written": found["written"][:19].replace("T", " ") + " UTC",
         "Reference": "none" if oracle is None else f"{oracle['strategy']}, seed {oracle['seed']}, {oracle['run_dir']}",
         "Configuration": str(run["config_sha256"])[:12],
         "Commit": str(run["git_commit"])[:10] if run["git_commit"] else None,
