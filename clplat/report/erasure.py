@@ -68,7 +68,7 @@ def write_erasure(run_dir: Path | str, oracle_dir: Path | str | None = None) -> 
 def build_erasure_page(found: Mapping[str, Any]) -> str:
     """The document, from what `evidence` gives."""
     run, entries = found["run"], found["requests"]
-    figures = [f for f in (_over_run(entries), _attacks(entries), _relearning(entries)) if f is not None]
+    figures = [f for f in (_over_run(entries), _relearning(entries), _attacks(entries)) if f is not None]
     main = "\n".join([
         findings(found),
         _guarantee(found),

@@ -69,8 +69,8 @@ def _sentences(entries: Sequence[Entry], reference: bool) -> list[str]:
     again = [e["relearning"] for e in entries if (e["relearning"] or {}).get("unlearned")]
     if again:
         theirs = f" (retrained: {_steps(again[-1]['oracle'])})" if again[-1]["oracle"] else ""
-        said.append(f"It learns what the last such request erased again in {_steps(again[-1]['unlearned'])} "
-                    f"gradient steps{theirs}.")  # fmt: skip
+        said.append(f"Gradient steps until it has learned again what the last request erased: "
+                    f"<b>{_steps(again[-1]['unlearned'])}</b>{theirs}.")  # fmt: skip
     elif hopeless := [w for e in entries if (w := e["why_null"].get("relearning.unlearned"))]:
         said.append(f"Gradient steps can't teach it the erased samples again: {escape(hopeless[-1])}.")
     back = [v for e in entries if (v := e["metrics"].get("relapse")) is not None]
