@@ -1,7 +1,7 @@
 """`python -m benchmarks`: all figures, printed as a table and written to benchmarks/results/.
 
 Options: --quick takes one short round of each and asserts nothing on times; --only NAME... takes some of the parts
-(steps, evaluation, startup, memory, peers, hnet); --table puts the newest results into README.md, prints them,
+(steps, evaluation, startup, memory, peers, hnet, acu); --table puts the newest results into README.md, prints them,
 and measures nothing.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS, README = Path(__file__).parent / "results", Path(__file__).parent / "README.md"
-PARTS = ("steps", "evaluation", "startup", "memory", "peers", "hnet")
+PARTS = ("steps", "evaluation", "startup", "memory", "peers", "hnet", "acu")
 VERSIONS = ("clplat", "torch", "lightning", "timm", "mlflow", "avalanche-lib")
 
 
@@ -88,7 +88,7 @@ def table(results: dict[str, Any]) -> str:
     ]
     for r in results["rows"]:
         unit, ratio = r["unit"], r["how"] == "ratio"
-        median, low, high = (f"{r[k]:.2f} ×" if ratio else f"{r[k]:+.1f} {unit}" for k in ("median", "min", "max"))
+        median, low, high = (_ratio(r[k]) if ratio else f"{r[k]:+.1f} {unit}" for k in ("median", "min", "max"))
         limit = "" if r["limit"] is None else f"≤ {r['limit']:g} ×" if ratio else f"≤ {r['limit']:+g} {unit}"
         passed = {None: "", True: "kept", False: "**not kept**"}[r["passed"]]
         precision = ".0f" if unit == "MB" else ".3g"
@@ -97,6 +97,11 @@ def table(results: dict[str, Any]) -> str:
         spread = f"{median} ({low} to {high}; {r['rounds']} pairs)"
         lines.append(f"| {r['name']}{note} | {sides} | {spread} | {limit} | {passed} |")
     return "\n".join(lines)
+
+
+def _ratio(value: float) -> str:
+    """Two decimals, or two digits where those would be zeros."""
+    return f"{value:.2f} ×" if value >= 0.1 else f"{value:.2g} ×"
 
 
 def _processor() -> str:

@@ -122,7 +122,7 @@ class AuditSettings:
         relearn_lr: learning rate of these steps, > 0; null is the strategy's.
         tolerance: they count as relearned at 1 − tolerance of the accuracy before the requests, in [0, 1).
         oracle: folder of a finished run on the same stream to compare with, one of `retrain`, say; null has no
-            reference (`clplat report --oracle` compares later).
+            reference (`clplat report RUN_DIR --oracle RUN_DIR` compares later).
     """
 
     enabled: bool = True

@@ -205,6 +205,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "loop": section_part("loop"),
     "fabric": section_part("fabric"),
     "start": section_part("start"),
+    "audit": section_part("audit"),
     "tracking": section_part("tracking"),
 }
 

@@ -68,7 +68,7 @@ def write_erasure(run_dir: Path | str, oracle_dir: Path | str | None = None) -> 
 def build_erasure_page(found: Mapping[str, Any]) -> str:
     """The document, from what `evidence` gives."""
     run, entries = found["run"], found["requests"]
-    figures = [f for f in (_over_run(entries), _attacks(entries), _relearning(entries)) if f is not None]
+    figures = [f for f in (_over_run(entries), _relearning(entries), _attacks(entries)) if f is not None]
     main = "\n".join([
         findings(found),
         _guarantee(found),
@@ -87,7 +87,7 @@ def _facts(found: Mapping[str, Any]) -> str:
     run, oracle = found["run"], found["oracle"]
     facts = {
         "Run": f"{run['name']}, {run['run_dir']}", "Method": run["strategy"], "Stream": run["stream"],
-        "Backbone": run["backbone"], "Seed": run["seed"], "Written": str(found["written"]).replace("+00:00", " UTC"),
+        "Backbone": run["backbone"], "Seed": run["seed"], "Written": found["written"][:19].replace("T", " ") + " UTC",
         "Reference": "none" if oracle is None else f"{oracle['strategy']}, seed {oracle['seed']}, {oracle['run_dir']}",
         "Configuration": str(run["config_sha256"])[:12],
         "Commit": str(run["git_commit"])[:10] if run["git_commit"] else None,

@@ -43,7 +43,7 @@ def findings(found: Entry) -> str:
         "Time for a request": show(whole["median_request_seconds"], "seconds"),
     }
     if whole["oracle_seconds"] and whole["request_seconds"]:
-        tiles["Retraining takes"] = f"{show(whole['oracle_seconds'] / whole['request_seconds'], 'number')} ×"
+        tiles["Retraining, relative"] = f"{show(whole['oracle_seconds'] / whole['request_seconds'], 'number')} ×"
     cells = "".join(f"<div><dt>{k}</dt><dd>{escape(v)}</dd></div>" for k, v in tiles.items())
     said = "".join(f"<li>{s}</li>" for s in _sentences(entries, found["oracle"] is not None))
     body = f'<dl class="tiles">{cells}</dl><ul class="found">{said}</ul>'
@@ -52,7 +52,7 @@ def findings(found: Entry) -> str:
 
 def _sentences(entries: Sequence[Entry], reference: bool) -> list[str]:
     """What the measurements say, in plain words; over several requests the mean, and the last."""
-    held_out = any(_values(entries, "unlearned", "accuracy_erased_test"))
+    held_out = len(_values(entries, "unlearned", "accuracy_erased_test")) > 0
     key = "accuracy_erased_test" if held_out else "accuracy_erased"
     what = "held-out samples of what was erased" if held_out else "erased samples"
     lines = [
@@ -60,8 +60,8 @@ def _sentences(entries: Sequence[Entry], reference: bool) -> list[str]:
               "{unlearned} after{oracle}."),
         ("accuracy_retained_test", "Of the held-out samples of what was kept, it named {original} right before and "
                                    "{unlearned} after{oracle}."),
-        ("loss_auc", "Erased samples can be told from unseen ones with a chance of {original} before and {unlearned} "
-                     "after{oracle}; 0.5 is guessing."),
+        ("loss_auc", "An outsider who compares losses tells an erased sample from an unseen one in {original} of cases "
+                     "before and {unlearned} after{oracle}; 50 % is guessing."),
         ("probe_accuracy", "A new classifier on the model's features still names {unlearned} of the erased held-out "
                            "samples right (before: {original}{oracle})."),
     ]  # fmt: skip
@@ -69,18 +69,34 @@ def _sentences(entries: Sequence[Entry], reference: bool) -> list[str]:
     again = [e["relearning"] for e in entries if (e["relearning"] or {}).get("unlearned")]
     if again:
         theirs = f" (retrained: {_steps(again[-1]['oracle'])})" if again[-1]["oracle"] else ""
-        said.append(f"It learns what the last such request erased again in {_steps(again[-1]['unlearned'])} "
-                    f"gradient steps{theirs}.")  # fmt: skip
+        said.append(f"Gradient steps until it has learned again what the last request erased: "
+                    f"<b>{_steps(again[-1]['unlearned'])}</b>{theirs}.")  # fmt: skip
+    elif hopeless := [w for e in entries if (w := e["why_null"].get("relearning.unlearned"))]:
+        said.append(f"Gradient steps can't teach it the erased samples again: {escape(hopeless[-1])}.")
+    back = [v for e in entries if (v := e["metrics"].get("relapse")) is not None]
+    if back:
+        said.append(f"Later experiences gave back at most <b>{percent(max(0.0, *back))}</b> of accuracy on what a "
+                    "request had erased, without teaching it again.")  # fmt: skip
     close = [e["against_oracle"] for e in entries if e["against_oracle"]]
     if close and close[-1].get("retained_test"):
         last = close[-1]
         sets = [s for s in ("erased", "retained_test") if s in last]
-        parts = [f"{show(last[s]['agreement'])} of the samples {_SETS[s]}" for s in sets]
+        parts = [f"{percent(last[s]['agreement'])} of the samples {_SETS[s]}" for s in sets]
         said.append(f"After the last request it predicts what the retrained model does for {' and '.join(parts)}.")
     elif not reference:
         said.append("<b>No reference run was given</b>, so what a model without the erased data would do is not known. "
                     "<code>clplat report RUN --oracle REFERENCE_RUN</code> adds it.")  # fmt: skip
     return said
+
+
+def percent(share: float) -> str:
+    """A share in per cent with one decimal; 0 and 100 only where they are true."""
+    text = f"{100 * share:.1f}"
+    if share in (0, 1):
+        text = f"{100 * share:.0f}"
+    elif text in ("0.0", "100.0"):
+        text = "&lt; 0.1" if share < 0.5 else "&gt; 99.9"
+    return f"{text}\N{NO-BREAK SPACE}%"
 
 
 def _values(entries: Sequence[Entry], model: str, key: str) -> list[float]:
@@ -95,9 +111,9 @@ def _filled(form: str, entries: Sequence[Entry], key: str, reference: bool) -> s
         values = _values(entries, model, key)
         text = ""
         if values:
-            text = f"<b>{show(sum(values) / len(values))}</b>"
+            text = f"<b>{percent(sum(values) / len(values))}</b>"
             if len(values) > 1 and model == "unlearned":
-                text += f" (last request: {show(values[-1])})"
+                text += f" (last request: {percent(values[-1])})"
         texts[model] = text
     if not texts["original"] or not texts["unlearned"]:
         return None
@@ -142,7 +158,9 @@ def requests_table(entries: Sequence[Entry], reference: bool) -> str:
         row += [show(e["oracle_seconds"], "seconds")] if reference else []
         rows.append([*row, _arrow(e, key), _arrow(e, "loss_auc"), _arrow(e, "accuracy_retained_test")])
     caption = "Before → after. Accuracy is over held-out samples; of a request for single samples, over these"
-    return f'<section class="card"><h2>What was asked and done</h2>{table(caption, head, rows, words=2)}</section>'
+    return (
+        f'<section class="card asked"><h2>What was asked and done</h2>{table(caption, head, rows, words=2)}</section>'
+    )
 
 
 def refused_table(events: Sequence[Entry]) -> str:
@@ -153,7 +171,7 @@ def refused_table(events: Sequence[Entry]) -> str:
              escape(str(e["outcome"]).partition(":")[2].strip())] for e in events]  # fmt: skip
     head = ["Request", "What was asked", "When (UTC)", "Why it was refused"]
     body = table("Nothing was changed by these", head, rows, words=4)
-    return f'<section class="card"><h2>Refused requests</h2>{body}</section>'
+    return f'<section class="card asked"><h2>Refused requests</h2>{body}</section>'
 
 
 def evidence_tables(entries: Sequence[Entry]) -> str:
@@ -208,8 +226,10 @@ def _relearn_rows(found: Entry | None) -> list[list[str]]:
 
 
 def _distance_table(found: Entry) -> str:
-    sets = [s for s in _SETS if s in found]
-    rows = [[escape(label), *(show(found[s][key], "number") for s in sets)] for key, label in _DISTANCES]
+    sets, rows = [s for s in _SETS if s in found], []
+    for key, label in _DISTANCES:
+        unit = "fraction" if key == "agreement" else "number"
+        rows.append([escape(label), *(show(found[s][key], unit) for s in sets)])
     body = table("From the retrained model, by set", ["Measure", *(_SETS[s] for s in sets)], rows)
     whole = {"Tug-of-war (1 is best)": found["tug_of_war"], "Average gap (0 is best)": found["average_gap"]}
     whole |= {f"Gap in {k}": v for k, v in (found["gaps"] or {}).items()}
@@ -232,7 +252,7 @@ def ledger_table(events: Sequence[Entry]) -> str:
     head = ["Experience", "Kind", "Request, or classes", "Started (UTC)", "Finished (UTC)", "Rows (SHA-256)", "Outcome",
             "samples", "took"]  # fmt: skip
     body = table("In order; digests are of the sorted row numbers, whole in erasure.json", head, rows, words=7)
-    return f'<section class="card"><h2>Ledger</h2>{body}</section>'
+    return f'<section class="card asked"><h2>Ledger</h2>{body}</section>'
 
 
 def _classes(classes: Sequence[int]) -> str:

@@ -6,8 +6,11 @@ import shutil
 import subprocess
 
 import pytest
+from mixed import mixed_config
 
+import clplat
 from clplat.report import write_report
+from clplat.report.erasure import write_erasure
 
 pytestmark = pytest.mark.browser
 
@@ -92,3 +95,48 @@ def test_it_works_in_a_sandboxed_frame(chromium, page, tmp_path):
 
     pixels = imread(shot)
     assert len({tuple(p) for p in (pixels[::7, ::7, :3] * 255).astype(int).reshape(-1, 3)}) > 10
+
+
+@pytest.fixture
+def erasure(tmp_path):
+    """The erasure report of a small run, compared with itself."""
+    config = mixed_config(tmp_path / "runs")
+    config["loop"] |= {"stop_after": 3}
+    run_dir = clplat.run(config, quiet=True).run_dir
+    return write_erasure(run_dir, run_dir)
+
+
+def test_the_erasure_report_draws_without_errors_or_requests(chromium, erasure):
+    dom, console, urls = chromium(erasure, "--dump-dom")
+    assert console == []
+    assert urls == set()
+    assert dom.count("<polyline") >= 2
+    assert "data-tip=" in dom
+    assert dom.count('class="tip off"') == 1
+
+
+@pytest.mark.parametrize("width", [500, 1280])
+def test_nothing_of_the_erasure_report_sticks_out(chromium, erasure, tmp_path, width):
+    """The page itself does not scroll sideways: wide tables scroll in their frames. 500: no window is narrower."""
+    measured = tmp_path / "measured.html"
+    script = "document.title = document.documentElement.scrollWidth + ' in ' + innerWidth"
+    content = erasure.read_text().replace("http-equiv", "data-was")
+    measured.write_text(f"{content}<script>{script}</script>")
+    dom, console, _ = chromium(measured, "--dump-dom", f"--window-size={width},900")
+    assert console == []
+    inner, outer = map(int, re.search(r"<title>(\d+) in (\d+)</title>", dom).groups())
+    assert outer == width
+    assert inner <= outer
+
+
+def test_the_erasure_report_prints_all_it_holds(chromium, erasure, tmp_path):
+    """Closed parts too."""
+    content = erasure.read_text()
+    closed = tmp_path / "closed.html"
+    closed.write_text(content.replace("<details open>", "<details>"))
+    pages = []
+    for name, page in (("open", erasure), ("closed", closed)):
+        file = tmp_path / f"{name}.pdf"
+        chromium(page, f"--print-to-pdf={file}", "--no-pdf-header-footer")
+        pages.append(len(re.findall(rb"/Type\s*/Page\b", file.read_bytes())))
+    assert pages[0] == pages[1] > 1

@@ -63,6 +63,38 @@ def _drive(strategy, experiences, *, batch=8, epochs=2, accumulate=1, clip=None,
     return strategy
 
 
+def _answer(strategy, request, *, batch=8, epochs=5, each_step=None):
+    """What the runner does to a strategy that is asked to forget; `each_step(x, y, loss)` is called for each batch."""
+    torch.manual_seed(100 + request.index)
+    strategy.train()
+    strategy.grow(request)
+    strategy.begin(request)
+    data, optimizer = strategy.training_data(request), strategy.configure_optimizers()
+    for epoch in range(epochs):
+        order = epoch_order(len(data), 0, request.index, epoch, torch.device("cpu"))
+        for k, positions in enumerate(order.split(batch) if len(order) else ()):
+            raw, labels = data.batch(positions)
+            strategy.raw, strategy.rows, strategy.global_batch = raw, data.row_ids()[positions], len(raw)
+            loss = strategy.forget_step((strategy.prepare(raw), labels), k)
+            if each_step:
+                each_step(raw, labels, loss)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            strategy.after_step()
+    strategy.end(request)
+    return strategy
+
+
+def _request(index, learned, classes=(), rows=None):
+    """A request for all of `classes`, or for `rows`, of the experience `learned`."""
+    data = learned.train
+    kept = torch.isin(data.targets(), torch.tensor(classes)) if rows is None else torch.isin(data.row_ids(), rows)
+    ids = [f"class:{c}" for c in classes] or [f"sample:{r}" for r in rows.tolist()]
+    part = data.subset(kept.nonzero()[:, 0])
+    return Experience(index, f"forget-{index}", Kind.FORGET, part, classes=tuple(classes), request=tuple(ids))
+
+
 def _equal(a, b):
     """Whether two modules hold the same values, bit for bit."""
     mine, theirs = a.state_dict(), b.state_dict()
@@ -105,6 +137,16 @@ def model():
 @pytest.fixture
 def drive():
     return _drive
+
+
+@pytest.fixture
+def answer():
+    return _answer
+
+
+@pytest.fixture
+def request_for():
+    return _request
 
 
 @pytest.fixture
