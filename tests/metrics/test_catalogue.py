@@ -52,7 +52,10 @@ def test_unknown_attribute():
         importlib.import_module("clplat.metrics").summarise  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["matrix", "unlearning", "anytime", "adaptation", "online", "representation", "cost"])
+MODULES = ("matrix", "unlearning", "anytime", "adaptation", "online", "representation", "cost")
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_examples_in_docstrings(module):
     result = doctest.testmod(importlib.import_module(f"clplat.metrics.{module}"))
     assert result.attempted >= 2
