@@ -86,12 +86,12 @@ def test_a_finished_run_that_reports_numbers_from_a_strategy_silently_doing_naiv
     assert check_hooks(clplat.Strategy)
 
 
-def _spied(tmp_path: Path) -> list[Any]:
+def _spied(tmp_path: Path, **overrides: Any) -> list[Any]:
     import sys
 
     file = tmp_path / "spy.py"
     file.write_text(SPY)
-    clplat.run(mixed_config(tmp_path), strategy=f"{file}:Spy", quiet=True)
+    clplat.run(mixed_config(tmp_path), strategy=f"{file}:Spy", quiet=True, **overrides)
     modules = [m for m in sys.modules.values() if getattr(m, "__file__", None) == str(file)]
     assert len(modules) == 1
     return modules[0].SEEN
@@ -105,6 +105,19 @@ def test_test_labels_or_future_experiences_reaching_training_or_hyper_parameter_
     adapted = [s for s in seen if s.kind is Kind.ADAPT]
     assert adapted
     assert all(s.train is not None and s.train.labels is None for s in adapted)
+
+
+def test_test_labels_reaching_a_learner_that_adapts_to_corrupted_images(tmp_path: Path) -> None:
+    """Their effect on its weights, which is none: tests/test_adapting.py."""
+    options = {"samples": 20, "corruptions": ["fog", "snow"], "order": "mixed"}
+    shown = _spied(tmp_path, stream="corruptions", **{f"stream.{k}": v for k, v in options.items()})
+    adapted = [s for s in shown if isinstance(s, clplat.Experience) and s.kind is Kind.ADAPT]
+    assert len(adapted) == 3  # grow, begin, end
+    for experience in adapted:
+        assert experience.train is not None
+        assert experience.train.labels is None
+        assert experience.train.batch(torch.arange(5))[1] is None
+        assert experience.test is None
 
 
 def test_hyper_parameters_are_never_chosen_by_test_labels(tmp_path: Path) -> None:

@@ -83,8 +83,8 @@ def corrupt(
     draws = Draws(indices, seed, name, severity)
     if pixels.shape[1] == 1 and name in _COLOURED:
         coloured = FUNCTIONS[name](pixels.expand(-1, 3, -1, -1), constants, draws)
-        return _bytes(coloured.clamp(0, 1).mean(1, keepdim=True))
-    return _bytes(FUNCTIONS[name](pixels, constants, draws))
+        return as_bytes(coloured.clamp(0, 1).mean(1, keepdim=True))
+    return as_bytes(FUNCTIONS[name](pixels, constants, draws))
 
 
 def family_for(shape: torch.Size | tuple[int, ...]) -> Family:
@@ -99,6 +99,6 @@ def to_bytes(images: Tensor) -> Tensor:
     )
 
 
-def _bytes(image: Tensor) -> Tensor:
+def as_bytes(image: Tensor) -> Tensor:
     """Grey levels, rounded down as in the reference; the summand makes up for the rounding of float32."""
     return image if image.dtype == torch.uint8 else image.clamp_(0, 1).mul_(255).add_(2**-9).to(torch.uint8)

@@ -132,24 +132,23 @@ def _array(path: Path) -> np.ndarray:
         raise MissingError(f"{path} can't be read ({error}): replace it by a whole .npy file") from error
 
 
-def imagenet_names(folder: Path, segment: Segment) -> list[str]:
-    """<class>/<file> of every image, in the order of the list of ids where there is one, else sorted.
+def imagenet_names(folder: Path, segment: Segment) -> tuple[list[str], list[str]]:
+    """<class>/<file> of every image, in the order of the list of ids where there is one, else sorted; and the classes.
 
     Raises:
         MissingError: the folder of a corruption is missing or empty.
     """
     listed, place = folder / IDS, folder / segment[0] / str(segment[1])
-    if listed.is_file():
-        return ["/".join(line.split("/")[-2:]) for line in listed.read_text().split()]
-    names = sorted(
-        f"{p.parent.name}/{p.name}" for p in place.glob("*/*") if p.suffix.lower() in (".jpeg", ".jpg", ".png")
-    )
-    if not names:
+    found = sorted(p for p in place.glob("*/*") if p.suffix.lower() in (".jpeg", ".jpg", ".png"))
+    if not found:
         raise MissingError(
             f"stream.published: {place} is missing or empty: put <class>/<file>.JPEG there, as Zenodo 2235448 "
             "(ImageNet-C) has it"
         )
-    return names
+    names = [f"{p.parent.name}/{p.name}" for p in found]
+    if listed.is_file():
+        names = ["/".join(line.split("/")[-2:]) for line in listed.read_text().split()]
+    return names, sorted({p.parent.name for p in found})
 
 
 def imagenet_files(

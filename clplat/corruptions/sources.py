@@ -93,12 +93,9 @@ class Published(Images):
             inputs, labels = read_cifar(folder, segments, chosen)
             self._whole = Blocks(inputs, labels, size=len(chosen))
         else:
-            names = imagenet_names(folder, segments[0])
+            names, self.classes = imagenet_names(folder, segments[0])
             chosen = chosen_images(len(names), samples, seed)
             self.names = [names[i] for i in chosen]
-            self.classes = sorted(
-                p.name for p in (folder / segments[0][0] / str(segments[0][1])).iterdir() if p.is_dir()
-            )
             paths, labels = imagenet_files(folder, segments, self.names, self.classes)
             self._whole = ImageFiles(torch.arange(len(paths)), labels, size=len(chosen), paths=paths)
         self.labels = labels[: len(chosen)].numpy()

@@ -2,10 +2,10 @@
 
     python tests/corruptions/make_reference.py FOLDER [OUT.npz]
 
-FOLDER holds make_cifar_c.py, make_imagenet_c.py and frost1.png ... frost6.jpg of hendrycks/robustness (Apache-2.0,
-ImageNet-C/create_c). Wants numpy < 2, scipy, scikit-image, opencv-python-headless, Pillow, Wand with ImageMagick 6; no
-torch. What changed in these packages since 2019 is bridged below; no line of a corruption is changed, but the side of
-the ImageNet generator is 64 instead of 224, to keep the file small.
+FOLDER holds make_cifar_c.py and make_imagenet_c.py of hendrycks/robustness (Apache-2.0, ImageNet-C/create_c). Wants
+numpy < 2, scipy, scikit-image, opencv-python-headless, Pillow, Wand with ImageMagick 6; no torch. What changed in these
+packages since 2019 is bridged below; no line of a corruption is changed, but the side of the ImageNet generator is 64
+instead of 224, to keep the file small.
 
 Written with numpy 1.26.4, scipy 1.17.1, scikit-image 0.26.0, opencv 4.11.0, Pillow 13.0.0, Wand 0.7.2, ImageMagick
 6.9.11-60.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -25,6 +26,7 @@ SEVERITIES = {"cifar": (1, 3, 5), "imagenet": (2, 5)}
 SIDES = {"cifar": 32, "imagenet": 64}
 FILES = {"cifar": "make_cifar_c.py", "imagenet": "make_imagenet_c.py"}
 SEED = 2026
+FROST, FROST_SIDE = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg"), 400
 
 
 def picture(side: int, number: int) -> np.ndarray:
@@ -39,6 +41,14 @@ def picture(side: int, number: int) -> np.ndarray:
     image[: side // 8, : side // 4] = 0
     image[: side // 8, side // 4 : side // 2] = 1
     return (image.clip(0, 1) * 255).astype(np.uint8)
+
+
+def write_frost(folder: Path) -> None:
+    """Five stand-ins for the pictures of frost, under their names; what is in a file counts, not its name."""
+    from PIL import Image
+
+    for number, name in enumerate(FROST, 1):
+        Image.fromarray(picture(FROST_SIDE, number)[: FROST_SIDE - 10 * number]).save(folder / name, format="PNG")
 
 
 def load(folder: Path, family: str, side: int) -> dict[str, object]:
@@ -73,18 +83,21 @@ def load(folder: Path, family: str, side: int) -> dict[str, object]:
 def main() -> None:
     from PIL import Image
 
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else Path(__file__).with_name("reference.npz"))
-    os.chdir(folder)
+    folder = Path(sys.argv[1]).resolve()
+    out = Path(sys.argv[2] if len(sys.argv) > 2 else Path(__file__).with_name("reference.npz")).resolve()
     found = {}
+    frost = tempfile.TemporaryDirectory()
+    write_frost(Path(frost.name))
+    os.chdir(frost.name)  # where the generators look for it
     for family, side in SIDES.items():
         space = load(folder, family, side)
         names = re.findall(r"^d\['.*'\] = (\w+)", (folder / FILES[family]).read_text(), re.MULTILINE)
         for name in names:
             for severity in SEVERITIES[family]:
-                np.random.seed(SEED)
+                np.random.seed(SEED)  # noqa: NPY002 - what the generators draw from
                 image = Image.fromarray(picture(side, 0))
                 found[f"{family}/{name}/{severity}"] = np.uint8(np.asarray(space[name](image, severity)))
-    np.savez_compressed(out.resolve(), **found)
+    np.savez_compressed(out, **found)
     print(f"{len(found)} pictures, {out.stat().st_size} bytes")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from make_reference import SEED
+from corruptions.make_reference import SEED
 from torch import Tensor
 
 

@@ -1,0 +1,174 @@
+"""The adapt loop over streams of corruptions: predict first, no labels, exact resume, errors by part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import clplat
+from clplat import checkpoint
+from clplat.errors import Interrupted
+from clplat.snapshot import restore
+
+FILE = Path(__file__).with_name("adapting.py")
+
+
+def configuration(output: Path, **stream: Any) -> dict[str, Any]:
+    return {
+        "name": "adapting",
+        "strategy": {"name": f"{FILE}:Adapting", "lr": 0.02},
+        "stream": {"name": f"{FILE}:Permuted", **stream},
+        "backbone": {"name": "mlp", "hidden": [16]},
+        "loop": {"max_epochs": 3, "batch_size": 32, "checkpoint_seconds": None},
+        "tracking": {"enabled": False},
+        "output": str(output),
+        "seed": 1,
+    }
+
+
+@pytest.fixture
+def make_adapting() -> Iterator[Callable[..., Any]]:
+    """Makes runners over the stream; closes their logs."""
+    from clplat.build import build_strategy, build_stream, new_record
+    from clplat.config import resolve
+    from clplat.launch import make_fabric
+    from clplat.runlog import RunLog
+    from clplat.runner import Runner
+
+    logs = []
+
+    def make(run_dir: Path | None, offset: int = 0, **overrides: Any) -> Runner:
+        config = resolve(config=configuration(Path("unused")), **overrides)
+        stream = build_stream(config)
+        strategy = build_strategy(config, stream.input_shape, stream.num_classes, seed=config.seed)
+        fabric = make_fabric(config.fabric)
+        fabric.launch()
+        logs.append(RunLog(run_dir, 0.0, offset=offset))
+        return Runner(strategy, stream, config.loop, fabric, config.seed, logs[-1], new_record(stream, None))
+
+    yield make
+    for log in logs:
+        log.close()
+
+
+def run(output: Path, overrides: dict[str, Any] | None = None, **stream: Any) -> Any:
+    return clplat.run(configuration(output, **stream), quiet=True, **(overrides or {}))
+
+
+def weights(result: Any) -> dict[str, torch.Tensor]:
+    state, _ = checkpoint.load_newest(Path(result.run_dir) / "checkpoints")
+    return {k: v for k, v in state["strategy"].items() if isinstance(v, torch.Tensor)}
+
+
+def summary(result: Any) -> dict[str, Any]:
+    return json.loads((Path(result.run_dir) / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("order", ["continual", "mixed"])
+def test_permuted_labels_change_metrics_only(order, tmp_path):
+    """Labels of data that are adapted to never reach the learner."""
+    plain, permuted = run(tmp_path / "a", order=order), run(tmp_path / "b", order=order, by=5)
+    first, second = weights(plain), weights(permuted)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert permuted.metrics["online_error"] > plain.metrics["online_error"] + 0.1
+    assert permuted.metrics["source_accuracy"] == plain.metrics["source_accuracy"]
+    still = run(tmp_path / "c", {"strategy.lr": 0.05}, order=order)  # what does reach it changes it
+    assert any(not torch.equal(first[k], weights(still)[k]) for k in first)
+
+
+def test_a_batch_is_predicted_and_scored_before_the_learner_adapts_to_it(tmp_path, make_adapting):
+    """A step so large that it would show: the error of each batch is that of the weights before it."""
+    runner = make_adapting(None, **{"strategy.lr": 5.0})
+    hook, expected = runner.hook, []
+
+    def watched(name: str) -> Any:
+        step = hook(name)
+        if name != "adapt_step":
+            return step
+
+        def before(inputs: torch.Tensor) -> Any:
+            with torch.no_grad():
+                expected.append(runner.strategy.model(inputs).argmax(1))
+            return step(inputs)
+
+        return before
+
+    runner.hook = watched
+    runner.run()
+    start = 0
+    for entry in runner.record.online:
+        data = runner.stream[entry["experience"]].train
+        batches = expected[start : start + -(-len(data) // 32)]
+        start += len(batches)
+        assert entry["correct"] == (torch.cat(batches) == data.targets()).sum()
+        assert entry["seen"] == 90
+
+
+def outcome(runner: Any) -> dict[str, Any]:
+    state = {k: v.clone() for k, v in runner.strategy.state_dict().items() if isinstance(v, torch.Tensor)}
+    return {"state": state, "online": runner.record.online, "matrix": runner.record.matrix}
+
+
+@pytest.mark.parametrize("order", ["continual", "mixed"])
+def test_resume_in_the_middle_of_a_stream_is_exact(order, tmp_path, make_adapting):
+    """Stopped within an adapt experience, after a few of its batches."""
+    straight = make_adapting(None, **{"stream.order": order, "stream.rounds": 2})
+    straight.run()
+    learning, total = 3 * 45, straight.progress.total_steps
+    for stop_at in (learning + 2, (learning + total) // 2, total - 1):
+        folder = tmp_path / f"{order}{stop_at}"
+        folder.mkdir()
+        first = make_adapting(folder, **{"stream.order": order, "stream.rounds": 2})
+        update = first._update
+
+        def stopping(loss: Any, first: Any = first, update: Any = update, stop_at: int = stop_at) -> None:
+            update(loss)
+            first.stop_requested = first.stop_requested or first.progress.total_steps >= stop_at
+
+        first._update = stopping
+        with pytest.raises(Interrupted):
+            first.run()
+        assert first.progress.batch > 0  # within an experience
+        state, _ = checkpoint.load_newest(folder / "checkpoints")
+        second = make_adapting(folder, state["metrics_offset"], **{"stream.order": order, "stream.rounds": 2})
+        restore(second, state)
+        torch.manual_seed(99)
+        second.run()
+        expected, found = outcome(straight), outcome(second)
+        assert found["online"] == expected["online"]
+        assert found["matrix"] == expected["matrix"]
+        assert all(torch.equal(found["state"][k], expected["state"][k]) for k in expected["state"])
+
+
+def test_errors_by_corruption_and_round_reach_summary_log_and_matrix(tmp_path):
+    result = run(tmp_path, rounds=2)
+    whole = summary(result)
+    found = whole["adaptation"]
+    assert list(found["error_by_domain"]) == ["fog", "shot_noise", "glass_blur"]
+    assert len(found["error_by_round"]) == 2
+    errors = [s["error"] for s in found["segments"]]
+    assert result.metrics["online_error"] == pytest.approx(sum(errors) / 6)
+    assert result.metrics["round_drift"] == pytest.approx(sum(errors[3:]) / 3 - sum(errors[:3]) / 3)
+    assert result.metrics["source_drop"] == pytest.approx(
+        whole["accuracy_matrix"][1][0] - whole["accuracy_matrix"][-1][0]
+    )
+    lines = [json.loads(line) for line in (Path(result.run_dir) / "metrics.jsonl").read_text().splitlines()]
+    by_domain = [v for x in lines for k, v in x["metrics"].items() if k.startswith("online_error/")]
+    assert by_domain == pytest.approx(errors)
+    running = [x["metrics"]["adapt/running_error"] for x in lines if "adapt/running_error" in x["metrics"]]
+    assert running[-1] == pytest.approx(sum(errors) / 6)
+
+
+def test_a_mixed_stream_is_scored_by_corruption(tmp_path):
+    result = run(tmp_path, order="mixed")
+    found = summary(result)["adaptation"]
+    assert {s["domain"]: s["samples"] for s in found["segments"]} == {"fog": 90, "shot_noise": 90, "glass_blur": 90}
+    errors = [s["error"] for s in found["segments"]]
+    assert result.metrics["online_error"] == pytest.approx(sum(errors) / 3)
+    assert len(set(errors)) > 1
