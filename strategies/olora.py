@@ -95,7 +95,7 @@ class OLoRA(Adapted):
             groups.setdefault(a.shape[1], []).append(name)
         found = []
         for names in groups.values():
-            rows = torch.stack([torch.cat([factors[name][0].detach() for factors in past]) for name in names])
+            rows = torch.stack([torch.cat([factors[name][0] for factors in past]) for name in names])
             if not rows.any(dim=2).all():
                 raise RuntimeError("an adapter of a past task is empty: what it learned has been lost")
             found.append((rows, [now[name][0] for name in names]))
