@@ -32,6 +32,7 @@ class Adapted(Strategy):
     """
 
     kinds = frozenset({Kind.LEARN})
+    model: Classifier
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clplat import Experience, require
 from clplat.strategies._lora import Adapted
@@ -55,7 +55,7 @@ class OLoRA(Adapted):
         require("penalty", penalty, penalty in ("abs", "squared"), "abs or squared")
         self.orthogonality, self.shrinkage, self.penalty = orthogonality, shrinkage, penalty
         # Past and new A of layers with the same number of inputs, stacked; made when a step first asks for them.
-        self._pairs: list[tuple[Tensor, list[Tensor]]] | None = None
+        self._pairs: list[tuple[Tensor, list[nn.Parameter]]] | None = None
 
     def grow(self, experience: Experience) -> None:
         super().grow(experience)
@@ -86,7 +86,7 @@ class OLoRA(Adapted):
         parts = [overlap(past, torch.stack(new), self.penalty) for past, new in self._pairs]
         return torch.stack(parts).sum() if parts else torch.zeros((), device=self._new()[0].device)
 
-    def _stacked(self) -> list[tuple[Tensor, list[Tensor]]]:
+    def _stacked(self) -> list[tuple[Tensor, list[nn.Parameter]]]:
         *past, now = (self.adapters.factors(name) for name in self.adapters.adapters)
         if not past:
             return []

@@ -341,6 +341,16 @@ def test_memory_per_task(model):
     assert added == 3 * (7 + 5) + 3 * (6 + 7)
 
 
+def test_layers_that_are_not_called_are_refused(model):
+    class Bypassed(nn.Linear):
+        pass
+
+    net = model()
+    net.backbone.net[0][0] = Bypassed(5, 7)
+    with pytest.raises(UserError, match="strategy.roles: net.0.0 is a Bypassed; only plain linear layers serve"):
+        strategy_of(net)
+
+
 def test_alias():
     assert discovery.find("strategies", "mora").name == "moram"
     assert "mora" not in discovery.entries("strategies")
