@@ -347,7 +347,7 @@ def test_layers_that_are_not_called_are_refused(model):
 
     net = model()
     net.backbone.net[0][0] = Bypassed(5, 7)
-    with pytest.raises(UserError, match="strategy.roles: net.0.0 is a Bypassed; only plain linear layers serve"):
+    with pytest.raises(UserError, match=r"strategy.roles: net.0.0 is a Bypassed; only plain linear layers serve"):
         strategy_of(net)
 
 
