@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import clplat
+from clplat.backbones.language_model import language_model
 from clplat.build import build
 from clplat.config import resolve
 from clplat.errors import Interrupted, MissingError, UserError
@@ -358,6 +359,30 @@ def test_a_resumed_run_is_the_run(stop, sets, tmp_path, monkeypatch):
     assert resumed.accuracy_matrix == straight.accuracy_matrix
     one, two = (clplat.load(r.run_dir).state_dict() for r in (straight, resumed))
     assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_two_processes_equal_one_with_the_doubled_batch(family, sets, tmp_path):
+    config = _config(sets, tmp_path, loop={"batch_size": 8, "max_epochs": 2, "checkpoint_seconds": None})
+    config["strategy"] = {"name": "er", "memory": 6, "replay_batch": 4, "lr": 0.1}
+    config["stream"] |= {"tasks": ["color", "free"], "evaluate": "generate", "max_answer": 8}
+    config["backbone"]["family"] = family
+    if family == "t5":  # its dropout is drawn by each process for itself
+        folder = tmp_path / "plain"
+        backbone = language_model((2, 9), family="t5", dim=16, depth=1, heads=2, vocabulary=259)
+        backbone.net.config.dropout_rate = 0.0
+        backbone.net.config.save_pretrained(folder)
+        config["backbone"] = {"name": "language_model", "config": str(folder)}
+        config["stream"]["tokenizer"] = "bytes"
+    one = clplat.run(config, quiet=True)
+    halved = {"loop.batch_size": 4, "strategy.replay_batch": 2, "fabric.devices": 2}
+    two = clplat.run({**config, "output": str(tmp_path / "two")}, quiet=True, **halved)
+    expected, found = (clplat.load(r.run_dir).state_dict() for r in (one, two))
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0)
+    assert two.accuracy_matrix == one.accuracy_matrix
 
 
 def test_a_head_is_refused_and_the_tokenizer_must_fit(sets, tmp_path):
