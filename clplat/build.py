@@ -116,6 +116,9 @@ def build_stream(config: Config, options: dict[str, Any] | None = None) -> Strea
     options = dict(config.stream.options if options is None else options)
     seed = options.pop("seed", None)
     root = config.data_root or os.environ.get("CLPLAT_DATA")
+    if "tokenizer" in options and options["tokenizer"] is None:  # a stream of text speaks the model's language
+        given = config.backbone.options
+        options["tokenizer"] = given.get("config") if given.get("weights") == "random" else given.get("weights")
     return discovery.load("streams", config.stream.name)(
         seed=config.seed if seed is None else seed, data_root=root, **options
     )

@@ -123,6 +123,17 @@ class _Bounded(Stored):
         slots = self._slots(drawn).to(self.stored["labels"].device)
         return tuple(t.index_select(0, slots) for t in self.stored.values())
 
+    def sample_distinct(self, total: int) -> tuple[Tensor, ...]:
+        """As `sample`, but without replacement, and `total` over all processes: each gets its part of one draw.
+
+        Fewer where fewer are held.
+        """
+        drawn = torch.randperm(len(self), generator=self.generator)[:total]
+        if (world := _world_size()) > 1:
+            drawn = drawn[torch.distributed.get_rank() :: world]
+        slots = self._slots(drawn).to(self.stored["labels"].device)
+        return tuple(t.index_select(0, slots) for t in self.stored.values())
+
     def _state(self) -> dict[str, Tensor]:
         return {"generator": self.generator.get_state(), **super()._state()}
 

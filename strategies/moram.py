@@ -18,13 +18,14 @@ Differs  values that the text leaves open are those of the authors' script for C
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clplat import Experience, Kind, Strategy, require
-from clplat.backbones.base import Role
+from clplat.backbones.base import Classifier, Role
 from clplat.errors import UserError
 
 
@@ -119,11 +120,12 @@ class MoRAM(Strategy):
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2506.21035"
     aliases = ("mora",)
+    model: Classifier
 
     def __init__(
         self,
         *,
-        model: nn.Module,
+        model: Classifier,
         rank: int = 16,
         top: int = 16,
         temperature: float = 0.01,
@@ -132,10 +134,10 @@ class MoRAM(Strategy):
         roles: list[Role] = ["attention", "ffn"],  # noqa: B006
         own_classes: bool = True,
         text_loss: bool = False,
-        optimizer: str = "adamw",
+        optimizer: Literal["sgd", "adam", "adamw"] = "adamw",
         lr: float = 5e-4,
         beta2: float = 0.9999,
-        schedule: str = "cosine",
+        schedule: Literal["constant", "cosine"] = "cosine",
         **base,
     ):
         super().__init__(model=model, optimizer=optimizer, lr=lr, schedule=schedule, **base)
@@ -148,7 +150,8 @@ class MoRAM(Strategy):
         self.added, self.beta2, self.own_classes, self.text_loss = rank, beta2, own_classes, text_loss
         self._met: set[int] = set()  # this and `_others` follow from the experiences met
         self._others: list[int] = []  # classes met before, and not in this experience
-        backbone = self.model.backbone.requires_grad_(False)
+        backbone = self.model.backbone
+        backbone.requires_grad_(False)
         named = {name: layer for role in roles for name, layer in backbone.layers(role).items()}
         require("roles", roles, bool(named), "roles of which the backbone has layers")
         self._layers = list[AtomLinear]()

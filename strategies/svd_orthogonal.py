@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clplat import Experience, Kind, Strategy, require
-from clplat.backbones.base import Role
+from clplat.backbones.base import Classifier, Role
 from clplat.errors import UserError
 from clplat.evaluation import evaluating
 
@@ -63,6 +63,12 @@ class SplitLinear(nn.Linear):
     """
 
     # U_h (o, k) and V_h (d, k), or U_l and V_l as they were, where these are fewer and span the complement; S_h (k,).
+    left: nn.Parameter
+    scale: nn.Parameter
+    right: nn.Parameter
+    left_basis: nn.Parameter
+    right_basis: nn.Parameter
+    high: nn.Parameter
     _PARTS = ("left", "scale", "right", "left_basis", "right_basis", "high")
 
     def __init__(self, base: nn.Linear, block: Block) -> None:
@@ -96,13 +102,15 @@ class SplitLinear(nn.Linear):
         u, s, vt = torch.linalg.svd(weight, full_matrices=False)  # (o, r), (r,), (r, d)
         k, r = kept, len(s)
         if self.block == "paper":
-            self._hold("left_basis", u[:, :k]), self._hold("right_basis", vt[:k].T), self._hold("high", s[:k])
+            parts = {"left_basis": u[:, :k], "right_basis": vt[:k].T, "high": s[:k]}
         else:
+            parts = {"left": u[:, k:], "scale": s[k:], "right": vt[k:]}
             for side, basis in (("left_basis", u), ("right_basis", vt.T)):
-                self._hold(side, basis[:, k:] if self._by_complement(len(basis), k) else basis[:, :k])
+                parts[side] = basis[:, k:] if self._by_complement(len(basis), k) else basis[:, :k]
             low = (u[:, k:] * s[k:]) @ vt[k:]
             self.weight.copy_(weight - low)
-            self._hold("left", u[:, k:], True), self._hold("scale", s[k:], True), self._hold("right", vt[k:], True)
+        for part, value in parts.items():
+            self._hold(part, value, part in ("left", "scale", "right"))
         self.weight.requires_grad_(self.block == "paper" and k < r)
         return float((s[k - 1] - s[k]) / s[0]) if 0 < k < r and s[0] else 1.0
 
@@ -185,11 +193,12 @@ class SVDOrthogonal(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2504.07097"
+    model: Classifier
 
     def __init__(
         self,
         *,
-        model: nn.Module,
+        model: Classifier,
         block: Block = "factored",
         ranks: Literal["adaptive", "constant", "linear"] = "adaptive",
         least_retention: float = 0.1,

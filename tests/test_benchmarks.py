@@ -49,6 +49,17 @@ def test_quick_rows_and_their_table(steps: Any) -> None:
     assert table({**facts, "rows": rows}).count("\n| step, mlp") == 2
 
 
+@pytest.mark.slow
+def test_what_a_task_adds_to_the_state_is_what_the_formulas_say(steps: Any) -> None:
+    from benchmarks import adapters
+
+    assert {row.name: row.median for row in adapters.sizes()} == {
+        f"size, {name}": 1.0 for name in ("lora", "olora", "moram", "ilora", "svd_orthogonal")
+    }
+    adapters.milliseconds(adapters.by_hand("attention", 2, replay=True), 1)
+    adapters.milliseconds(adapters.stepping(adapters.learner("ilora", 2, memory=adapters.BATCH)), 1)
+
+
 def test_a_figure_is_the_median_of_its_pairs(steps: Any) -> None:
     from benchmarks.timing import paired
 

@@ -122,6 +122,22 @@ def test_a_restored_memory_goes_on_bit_for_bit(cls):
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in memory.state_dict().items())
 
 
+@pytest.mark.parametrize("cls", [Reservoir, ClassBalanced])
+def test_a_draw_without_replacement_is_uniform_and_holds_no_sample_twice(cls):
+    memory = cls(12, seed=3)
+    memory.add(torch.arange(40.0)[:, None], torch.arange(40) % 3)
+    held = {float(v) for v in memory.sample_distinct(100)[0]}
+    assert len(held) == len(memory) == 12  # all, where more are asked for
+    counts = dict.fromkeys(held, 0)
+    for _ in range(3000):
+        inputs, labels = memory.sample_distinct(4)
+        assert len(inputs.unique()) == 4
+        assert torch.equal(labels, inputs[:, 0].long() % 3)
+        for v in inputs[:, 0].tolist():
+            counts[v] += 1
+    assert all(abs(n - 1000) < 130 for n in counts.values())  # 5 standard deviations of a binomial of 3000 and 1/3
+
+
 @pytest.mark.parametrize("cls", MEMORIES)
 def test_an_empty_memory_round_trips_and_refuses_to_sample(cls):
     memory = cls(4, 0)

@@ -114,8 +114,8 @@ def test_a_name_that_is_nowhere(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", _not_cached)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
+    monkeypatch.setenv("CLPLAT_DATA", "/data")
     with pytest.raises(MissingError, match=r"not in the hub's cache.*https://huggingface\.co/no/such.*weights"):
-        monkeypatch.setenv("CLPLAT_DATA", "/data")
         load_tokenizer("no/such")
 
 

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from clplat.backbones.base import Backbone, Role
+from clplat.backbones.base import Backbone, Projection, Role
 from clplat.errors import UserError
 from clplat.strategy import require
 
@@ -46,14 +46,17 @@ class LoRA(nn.Module):
         rank: r ≥ 1 of an adapter, unless `add` says otherwise.
         alpha: scale of the change is alpha / r; > 0, None takes r, so that the scale is 1.
         dropout: share of a layer's inputs dropped on the way to A in training, in [0, 1).
+        projections: of an attention's layers, those that are adapted; a fused one counts as each of its parts. Empty
+            takes all.
 
     Raises:
         UserError: an option out of range; the backbone has no such layers; a layer's module bypasses it.
     """
 
     def __init__(
-        self, backbone: Backbone, where: Where, *, rank: int = 8, alpha: float | None = None, dropout: float = 0.0
-    ) -> None:
+        self, backbone: Backbone, where: Where, *, rank: int = 8, alpha: float | None = None, dropout: float = 0.0,
+        projections: Sequence[Projection] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
         require("where", where, where in get_args(Where), f"one of {', '.join(get_args(Where))}")
         require("rank", rank, rank >= 1, "≥ 1")
@@ -63,8 +66,12 @@ class LoRA(nn.Module):
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         roles: tuple[Role, ...] = ("attention", "ffn") if where == "both" else (where,)
         found = {name: layer for role in roles for name, layer in backbone.layers(role).items()}
+        if projections:
+            fused = {"qkv"} if {"query", "key", "value"} & set(projections) else set()
+            found = {n: v for n, v in found.items() if backbone.projection(n) in {None, *projections, *fused}}
         if not found:
-            raise UserError(f"backbone: has no linear layers of role {' or '.join(roles)} to adapt")
+            of = f" that are {' or '.join(projections)}" if projections else ""
+            raise UserError(f"backbone: has no linear layers of role {' or '.join(roles)}{of} to adapt")
         order = [name for name, _ in backbone.named_modules() if name in found]
         for name in order:
             if isinstance(backbone.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):

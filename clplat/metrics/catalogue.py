@@ -40,6 +40,7 @@ _MER = "Riemer et al., ICLR 2019, arXiv:1810.11910"
 _GAP = "De Lange, van de Ven and Tuytelaars, ICLR 2023, arXiv:2205.13452"
 _GSLORA = "Zhao et al., CVPR 2024, arXiv:2403.11530"
 _WSRL = "Zhou et al., ICLR 2025, arXiv:2412.07762"
+_ZSCL = "Zheng et al., ICCV 2023, arXiv:2303.06628"
 _OWN = "this platform"
 
 METRICS: dict[str, MetricInfo] = {
@@ -59,6 +60,15 @@ METRICS: dict[str, MetricInfo] = {
     "forward_transfer": MetricInfo(
         "metrics", "accuracy just before learning minus that of the untrained model",
         "mean over j > 0 of R[j, j] − R[0, j]", _GEM, -1, 1, True, _LEARN),
+    "transfer": MetricInfo(
+        "metrics", "accuracy on each test set before it is learned, over the rows after training began",
+        "mean over j > 0 of mean over 1 ≤ i ≤ j of R[i, j]", _ZSCL, 0, 1, True, _LEARN),
+    "average": MetricInfo(
+        "metrics", "accuracy over all rows after training began and all test sets, learned yet or not",
+        "mean over j of mean over i ≥ 1 of R[i, j]", _ZSCL, 0, 1, True, _LEARN),
+    "last": MetricInfo(
+        "metrics", "accuracy over all test sets in the last row",
+        "mean over j of R[n, j]", _ZSCL, 0, 1, True, _LEARN),
     "plasticity": MetricInfo(
         "metrics", "learning accuracy: accuracy on each test set just after learning it",
         "LA(R) = mean over j of R[j + 1, j]", _MER, 0, 1, True, _LEARN),

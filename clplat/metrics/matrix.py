@@ -123,6 +123,65 @@ def forward_transfer(matrix: Matrix, columns: Sequence[int]) -> float:
     return _mean(matrix[j, j] - matrix[0, j] for j in columns if 0 < j < len(matrix) - 1)
 
 
+def transfer(matrix: Matrix, columns: Sequence[int]) -> float:
+    """Transfer of zero-shot protocols: accuracy on test sets before they are learned; in [0, 1], higher is better.
+
+        Transfer = mean over j ∈ C, j > 0, of (1 / j) Σ_{1 ≤ i ≤ j} R[i, j]
+
+    Row 0, before any training, does not count.
+
+    Source: Zheng et al., "Preventing Zero-Shot Transfer Degradation" (ZSCL), ICCV 2023, arXiv:2303.06628, section 4.
+
+    Args:
+        matrix: R, (n + 1, E).
+        columns: test sets of learn experiences finished.
+
+    >>> R = np.array([[0.1, 0.1, 0.1], [0.7, 0.2, 0.1], [0.9, 0.8, 0.4], [0.5, 0.9, 0.8]])
+    >>> round(transfer(R, [0, 1, 2]), 3)  # (0.2 + (0.1 + 0.4) / 2) / 2
+    0.225
+    """
+    return _mean(_mean(matrix[1 : j + 1, j]) for j in columns if j > 0)
+
+
+def average(matrix: Matrix, columns: Sequence[int]) -> float:
+    """Average of zero-shot protocols: accuracy over all stages and test sets, learned yet or not; in [0, 1], higher is
+    better.
+
+        Average = (1 / |C|) Σ_{j ∈ C} (1 / n) Σ_{1 ≤ i ≤ n} R[i, j]
+
+    Source: Zheng et al., "Preventing Zero-Shot Transfer Degradation" (ZSCL), ICCV 2023, arXiv:2303.06628, section 4.
+
+    Args:
+        matrix: R, (n + 1, E).
+        columns: test sets of learn experiences finished.
+
+    >>> R = np.array([[0.1, 0.1], [0.9, 0.2], [0.5, 0.8]])
+    >>> round(average(R, [0, 1]), 3)
+    0.6
+    """
+    return _mean(_mean(matrix[1:, j]) for j in columns)
+
+
+def last(matrix: Matrix, columns: Sequence[int]) -> float:
+    """Last of zero-shot protocols: mean of the last row; in [0, 1], higher is better.
+
+        Last = (1 / |C|) Σ_{j ∈ C} R[n, j]
+
+    The same as the average accuracy where nothing is erased.
+
+    Source: Zheng et al., "Preventing Zero-Shot Transfer Degradation" (ZSCL), ICCV 2023, arXiv:2303.06628, section 4.
+
+    Args:
+        matrix: R, (n + 1, E).
+        columns: test sets of learn experiences finished.
+
+    >>> R = np.array([[0.1, 0.1], [0.9, 0.2], [0.5, 0.8]])
+    >>> round(last(R, [0, 1]), 3)
+    0.65
+    """
+    return _mean(matrix[-1, j] for j in columns)
+
+
 def plasticity(matrix: Matrix, columns: Sequence[int]) -> float:
     """Learning accuracy: mean accuracy on each test set just after learning it; in [0, 1], higher is better.
 

@@ -133,6 +133,9 @@ def _learning(run: _Run) -> dict[str, Callable[[], float | str]]:
             none_learned or whole or followed or matrix.backward_transfer(run.scores, run.whole)
         ),
         "forward_transfer": lambda: none_learned or preceded or matrix.forward_transfer(run.scores, run.learned),
+        "transfer": lambda: none_learned or preceded or matrix.transfer(run.scores, run.learned),
+        "average": lambda: none_learned or matrix.average(run.scores, run.learned),
+        "last": lambda: none_learned or matrix.last(run.scores, run.learned),
         "plasticity": lambda: none_learned or matrix.plasticity(run.scores, run.learned),
         "stability": lambda: none_learned or whole or followed or matrix.stability(run.scores, run.whole),
     }

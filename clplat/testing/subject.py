@@ -179,9 +179,11 @@ class Subject:
         raise refusals[0]
 
     def options(self, processes: int = 1) -> dict[str, Any]:
-        """Options for tiny streams. `replay_batch` counts per process, as `loop.batch_size` does."""
+        """Options for tiny streams. `replay_batch` counts per process, as `loop.batch_size` does, and processes draw
+        dropout apart."""
         known = {o.name for o in discovery.options(self.entry)}
         small = {"memory": MEMORY, "replay_batch": REPLAY // processes, "optimizer": "sgd", "lr": 0.05}
+        small["dropout"] = 0.0
         return {name: value for name, value in small.items() if name in known}
 
     def build(self, stream: TinyStream, seed: int = SEED, **how: Any) -> Strategy:

@@ -27,7 +27,8 @@ LEARN = record([L, L], [[0.1, 0.1], [0.9, 0.2], [0.5, 0.8]])
 def test_learning():
     values, why = summarize(LEARN)
     expected = {"average_accuracy": 0.65, "average_incremental_accuracy": 0.775, "forgetting": 0.4, "stability": 0.6,
-                "backward_transfer": -0.4, "forward_transfer": 0.1, "plasticity": 0.85}  # fmt: skip
+                "backward_transfer": -0.4, "forward_transfer": 0.1, "plasticity": 0.85,
+                "transfer": 0.2, "average": 0.6, "last": 0.65}  # fmt: skip
     assert {k: v for k, v in values.items() if v is not None} == pytest.approx(expected)
     assert "loop.eval_every is not set" in why["worst_case_accuracy"]
     assert why["forget_accuracy"] == "the stream has no forget experience"

@@ -196,14 +196,14 @@ def test_scores_are_in_single_precision_under_autocast():
     half.append(4)
     assert half.new_keys.dtype == torch.float32
     made = layer(temperature=0.01)
-    x, seen = torch.randn(64, 9), []
+    nn.init.zeros_(made.weight)
+    nn.init.zeros_(made.bias)
+    x = torch.randn(64, 9)
     exact = made(x)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = made(x)
-        seen.append(mixed.dtype)
-    plain = F.linear(x, made.weight, made.bias)
-    assert seen == [torch.bfloat16]
-    assert (mixed.float() - exact).abs().max() < 0.02 * (exact - plain).abs().max()
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.float(), exact, atol=1e-6, rtol=2**-8)  # the last rounding, and no other
 
 
 def test_dropout_is_for_training():
@@ -339,6 +339,16 @@ def test_memory_per_task(model):
     strategy.grow(Experience(0, "a", Kind.LEARN, None, classes=(0, 1)))
     added = sum(p.numel() for layer in strategy._layers for p in (layer.new_keys, layer.new_values))
     assert added == 3 * (7 + 5) + 3 * (6 + 7)
+
+
+def test_layers_that_are_not_called_are_refused(model):
+    class Bypassed(nn.Linear):
+        pass
+
+    net = model()
+    net.backbone.net[0][0] = Bypassed(5, 7)
+    with pytest.raises(UserError, match=r"strategy.roles: net.0.0 is a Bypassed; only plain linear layers serve"):
+        strategy_of(net)
 
 
 def test_alias():

@@ -463,6 +463,13 @@ def test_resumes(experiences, model, resumes, options):
         assert resumes(make, experiences())
 
 
+def test_importance_is_in_the_state(model):
+    first, second = (SVDOrthogonal(model=model(hidden=(7, 6))) for _ in range(2))
+    first.importance = [0.25, 1.75]
+    second.load_state_dict(first.state_dict())
+    assert second.importance == [0.25, 1.75]
+
+
 def test_weights_of_a_model_that_was_never_split_load(model):
     strategy, plain = SVDOrthogonal(model=model()), model(seed=3)
     strategy.model.load_state_dict(plain.state_dict(), strict=True)

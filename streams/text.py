@@ -1,0 +1,339 @@
+"""Text: instructions and their answers, for language models.
+
+Source   the standard benchmark (orders 1 to 3: Zhang et al., NeurIPS 2015, arXiv:1509.01626) and the 15 tasks (orders 4
+         to 6: Razdaibiedina et al., "Progressive Prompts", ICLR 2023, arXiv:2301.12314), as the files and prompts of
+         Wang et al., "O-LoRA", EMNLP Findings 2023, arXiv:2310.14152, have them; SuperNI tasks as in Zhao et al.,
+         "SAPT", arXiv:2401.08295; TRACE: Wang et al., arXiv:2310.06762.
+Differs  a prompt that is too long loses tokens before its last 16, not its end, so that the cue for the answer stays;
+         samples without a gold label are left out; the instruction lines are in our words unless
+         `stream.instructions` names the published file; 20Minuten of TRACE is scored by ROUGE-L instead of SARI.
+
+Inputs are (N, 2, L) int32 filled with -1: row 0 the prompt's token ids, row 1 the classes to choose from, none for all.
+Labels are (N,) class ids, a class being an answer, the same words in two tasks one class; or, where a task's answers
+are free text, (N, A) token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clplat.datasets import find_root
+from clplat.errors import MissingError, UserError
+from clplat.metrics.text import TEXT_METRICS
+from clplat.splits import hold_out
+from clplat.stream import Answers, Data, Experience, Kind, Stream
+from clplat.streams import _text_tasks
+from clplat.streams._text_tasks import OLORA, ORDERS, Row, Task
+from clplat.tokens import Tokenizer, encode_cached, load_tokenizer, padded
+from clplat.worlds import generator
+
+KEPT_AT_END = 16  # tokens of a prompt that is cut: its cue for the answer
+
+
+class Text(Stream):
+    """Instruction tasks one after the other; a language model learns to write the answer.
+
+    Args:
+        seed: of everything drawn; null takes the run's seed.
+        data_root: folder of data sets; null takes $CLPLAT_DATA.
+        benchmark: olora: the standard benchmark and the 15 tasks, from olora_text/ in the data root. superni: from
+            superni_text/. trace: the eight tasks of TRACE, each a folder of `path` with train.json and test.json.
+            jsonl: any instruction set: `path` is a file, or a folder of folders with train.jsonl and test.jsonl (or
+            .json, .jsonl.gz); a row holds prompt and answer, or instruction, input and output.
+        order: of the tasks of olora, 1 to 6.
+        tasks: names in order; null takes those of `order`, or all that the benchmark has.
+        absent: what to do about a task that is not there: error, or skip it.
+        path: of trace and jsonl; a relative one that is not in the working directory is looked for in the data root.
+        instructions: file of instruction lines in the benchmark's format (its configs/instruction_config.json), found
+            like `path`; null takes our own wording.
+        tokenizer: folder, name below $CLPLAT_DATA/weights or hub name; null takes that of the backbone's weights, and
+            `bytes` (one token a byte) where these are random.
+        max_length: tokens of a prompt, ≥ 32.
+        max_answer: tokens of an answer with its end, ≥ 2; also the bound on generated ones.
+        evaluate: score: log-likelihood of each answer to choose from, the accuracy that of the best. generate: greedy
+            answers, scored by exact match, or as TRACE does; free text by ROUGE-L.
+        candidates: what scores compare: all answers of the stream, or those named in the prompt, which are the task's.
+        choices: a task of superni, trace or jsonl with at most so many different answers is a choice among them, ≥ 1.
+        train_per_class: keep so many training samples of each class of a task, drawn, ≥ 1; null keeps all.
+        test_per_class: the same for test samples, drawn alike for every seed.
+        validation: share, in [0, 1), of each class's training samples held out.
+
+    Raises:
+        UserError: an option out of range, an unknown task, answers that can't be scored as asked.
+        MissingError: a task is not there; says what to put where.
+    """
+
+    kinds = frozenset({Kind.LEARN})
+
+    def __init__(
+        self,
+        *,
+        seed: int | None = None,
+        data_root: str | None = None,
+        benchmark: Literal["olora", "superni", "trace", "jsonl"] = "olora",
+        order: int = 1,
+        tasks: list[str] | None = None,
+        absent: Literal["error", "skip"] = "error",
+        path: str | None = None,
+        instructions: str | None = None,
+        tokenizer: str | None = None,
+        max_length: int = 512,
+        max_answer: int = 50,
+        evaluate: Literal["score", "generate"] = "score",
+        candidates: Literal["all", "prompt"] = "all",
+        choices: int = 20,
+        train_per_class: int | None = None,
+        test_per_class: int | None = None,
+        validation: float = 0.0,
+    ) -> None:
+        _check(
+            order=(order, order in ORDERS, "1 to 6"),
+            max_length=(max_length, max_length >= 32, "≥ 32"),
+            max_answer=(max_answer, max_answer >= 2, "≥ 2"),
+            choices=(choices, choices >= 1, "≥ 1"),
+            train_per_class=(train_per_class, train_per_class is None or train_per_class >= 1, "≥ 1, or null"),
+            test_per_class=(test_per_class, test_per_class is None or test_per_class >= 1, "≥ 1, or null"),
+            validation=(validation, 0 <= validation < 1, "in [0, 1)"),
+        )
+        found = _read(benchmark, tasks or (list(ORDERS[order]) if benchmark == "olora" else None), absent, path,
+                      instructions, choices, find_root(data_root))  # fmt: skip
+        free = next((t for t in found if not t.labels), None)
+        if free is not None and evaluate == "score":
+            raise UserError(
+                f"stream.evaluate: score needs answers to choose from, but those of {free.name} are free text (valid: "
+                "generate)"
+            )
+        self.tokenizer, self.free = load_tokenizer(tokenizer), free is not None
+        names = list(dict.fromkeys(label for t in found for label in t.labels))
+        self._references: dict[tuple[int, ...], list[tuple[str, str]]] = {}
+        drawn = [_draw(t, seed or 0, i, train_per_class, test_per_class, validation) for i, t in enumerate(found)]
+        experiences = self._experiences(found, drawn, names, max_length, max_answer, candidates == "prompt")
+        assert experiences[0].train is not None
+        super().__init__(
+            experiences,
+            num_classes=0 if self.free else len(names),
+            input_shape=tuple(experiences[0].train.inputs.shape[1:]),
+            class_names=() if self.free else names,
+        )
+        classes = _answers(self.tokenizer, [] if self.free else names, max_answer)
+        self.answers = Answers(
+            classes, self.tokenizer.end, self.tokenizer.size, max_answer if evaluate == "generate" else 0
+        )
+
+    def score(self, predictions: Tensor, labels: Tensor) -> Tensor:
+        """Score in [0, 1] of each sample, (B,): of logits (B, C) their accuracy; of generated answers (B, n) token ids
+        the best score over the sample's references."""
+        if predictions.is_floating_point():
+            return super().score(predictions, labels)
+        found = []
+        for ids, label in zip(predictions.tolist(), labels.tolist(), strict=True):
+            answer = self.tokenizer.decode([i for i in ids if i >= 0]).strip()
+            found.append(max(TEXT_METRICS[metric](answer, text) for metric, text in self._right(label)))
+        return torch.tensor(found, device=predictions.device)
+
+    def _right(self, label: int | list[int]) -> list[tuple[str, str]]:
+        """(metric, text) of each right answer to a sample with this label."""
+        if isinstance(label, list):
+            return self._references[tuple(i for i in label if i >= 0)]
+        return [("exact_match", self.class_names[label])]
+
+    def _experiences(
+        self, tasks: Sequence[Task], drawn: Sequence[_Drawn], names: list[str], max_length: int, max_answer: int,
+        named: bool,
+    ) -> list[Experience]:  # fmt: skip
+        number = {name: i for i, name in enumerate(names)}
+        parts: dict[str, list[np.ndarray]] = {"train": [], "test": []}
+        rows: dict[str, list[Row]] = {"train": [], "test": []}
+        owners: dict[str, list[Task]] = {"train": [], "test": []}
+        spans = []
+        for task, chosen in zip(tasks, drawn, strict=True):
+            starts = {part: len(rows[part]) for part in rows}
+            for part, own, which in (("train", task.train, chosen.train), ("test", task.test, chosen.test)):
+                ids = encode_cached(self.tokenizer, [row.prompt for row in own])
+                parts[part] += [_prompt(ids[i], self.tokenizer.begin, max_length) for i in which.tolist()]
+                rows[part] += [own[i] for i in which.tolist()]
+                owners[part] += [task] * len(which)
+            spans.append((starts, {part: len(rows[part]) for part in rows}))
+        length = max(len(ids) for part in parts.values() for ids in part)
+        length = max(length, *(len(t.labels) for t in tasks)) if named else length
+        tables = {part: self._table(parts[part], owners[part], number, length, named) for part in parts}
+        labels = {part: self._labels(rows[part], owners[part], number, max_answer) for part in rows}
+        made = []
+        for i, (task, chosen, (start, end)) in enumerate(zip(tasks, drawn, spans, strict=True)):
+            where = {part: torch.arange(start[part], end[part]) for part in rows}
+            kept, held = where["train"][chosen.kept], where["train"][chosen.held]
+            train = Data(tables["train"], labels["train"], kept)
+            made.append(
+                Experience(
+                    index=i,
+                    name=task.name,
+                    kind=Kind.LEARN,
+                    train=train,
+                    test=Data(tables["test"], labels["test"], where["test"]) if len(where["test"]) else None,
+                    valid=Data(tables["train"], labels["train"], held) if len(held) else None,
+                    classes=() if self.free else tuple(sorted(number[name] for name in task.labels)),
+                    task=i,
+                )
+            )
+        return made
+
+    def _table(
+        self, ids: Sequence[np.ndarray], owners: Sequence[Task], number: dict[str, int], length: int, named: bool
+    ) -> Tensor:
+        """Inputs (N, 2, L)."""
+        table = torch.full((len(ids), 2, length), -1, dtype=torch.int32)
+        table[:, 0] = padded(ids, length)
+        for task in set(owners) if named else ():
+            mine = torch.tensor([owner is task for owner in owners])
+            table[mine, 1, : len(task.labels)] = torch.tensor([number[n] for n in task.labels], dtype=torch.int32)
+        return table
+
+    def _labels(self, rows: Sequence[Row], owners: Sequence[Task], number: dict[str, int], longest: int) -> Tensor:
+        """Class ids (N,), or token ids (N, A) of free answers, whose right texts are noted."""
+        if not self.free:
+            return torch.tensor([number[row.answers[0]] for row in rows], dtype=torch.int64)
+        table = _answers(self.tokenizer, [row.answers[0] for row in rows], longest)
+        for ids, row, task in zip(table.tolist(), rows, owners, strict=True):
+            right = self._references.setdefault(tuple(i for i in ids if i >= 0), [])
+            right += [pair for text in row.answers if (pair := (task.metric, text)) not in right]
+        return table
+
+
+class _Drawn:
+    """Rows of one task: of its train and test lists, and of the chosen training rows those kept and those held out."""
+
+    def __init__(self, train: np.ndarray, test: np.ndarray, kept: np.ndarray, held: np.ndarray) -> None:
+        self.train, self.test = train, test
+        self.kept, self.held = torch.from_numpy(kept), torch.from_numpy(held)
+
+
+def _draw(
+    task: Task, seed: int, index: int, train_count: int | None, test_count: int | None, validation: float
+) -> _Drawn:
+    classes = [_class_ids(task, rows) for rows in (task.train, task.test)]
+    train = _some(classes[0], train_count, generator(seed, "train_per_class", index))
+    test = _some(classes[1], test_count, generator(0, "test_per_class", index))
+    kept, held = np.arange(len(train)), np.arange(0)
+    if validation:
+        kept, held = hold_out(kept, classes[0][train], validation, generator(seed, "validation", index))
+    if not len(kept):
+        raise MissingError(f"stream.tasks: {task.name} has no training samples: replace its files by whole ones")
+    return _Drawn(train, test, kept, held)
+
+
+def _class_ids(task: Task, rows: Sequence[Row]) -> np.ndarray:
+    """(n,) which of the task's labels each row has; all 0 for free text."""
+    place = {label: i for i, label in enumerate(task.labels)}
+    return np.array([place.get(row.answers[0], 0) for row in rows], dtype=np.int64)
+
+
+def _some(classes: np.ndarray, count: int | None, rng: np.random.Generator) -> np.ndarray:
+    """`count` rows of each class, drawn; sorted."""
+    if count is None:
+        return np.arange(len(classes))
+    drawn = [rng.permutation(np.flatnonzero(classes == c))[:count] for c in np.unique(classes)]
+    return np.sort(np.concatenate(drawn)) if drawn else np.arange(0)
+
+
+def _prompt(ids: np.ndarray, begin: int | None, longest: int) -> np.ndarray:
+    """A prompt's ids with the token that begins it, cut before its last `KEPT_AT_END` tokens where it is too long."""
+    start = ids[:0] if begin is None else np.array([begin], np.int32)
+    room = longest - len(start)
+    if len(ids) > room:
+        ids = np.concatenate([ids[: room - KEPT_AT_END], ids[-KEPT_AT_END:]])
+    return np.concatenate([start, ids])
+
+
+def _answers(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> Tensor:
+    """(n, A) int64 token ids of answers, each with its end token, at most `longest` long, filled with -1."""
+    end = np.array([tokenizer.end], np.int32)
+    ids = [np.concatenate([ids[: longest - 1], end]) for ids in encode_cached(tokenizer, texts)]
+    return padded(ids).long()
+
+
+def _read(
+    benchmark: str, names: list[str] | None, absent: str, path: str | None, instructions: str | None, choices: int,
+    root: Path | None,
+) -> list[Task]:  # fmt: skip
+    """The tasks of a benchmark, in order."""
+    if benchmark in ("olora", "superni"):
+        if path is not None:
+            raise UserError(f"stream.path: {path!r} has no meaning here (valid: null; used with trace and jsonl)")
+        if root is None:
+            raise MissingError(
+                f"data_root: not set, and so there is no {benchmark}_text: give --data_root DIR, or set CLPLAT_DATA, "
+                f"to the folder that holds {benchmark}_text"
+            )
+    elif path is None:
+        raise UserError(
+            f"stream.path: null (valid for {benchmark}: its folder{', or a file' * (benchmark == 'jsonl')})"
+        )
+    place = root if path is None else _find(path, root)
+    assert place is not None
+    if benchmark == "olora":
+        names, known = names or [], list(OLORA)
+        lines = _text_tasks.instruction_lines(None if instructions is None else _find(instructions, root))
+    elif benchmark == "superni":
+        known = _text_tasks.superni_names(place)
+    elif benchmark == "trace":
+        known = list(_text_tasks.TRACE)
+    else:
+        known = [place.name.partition(".")[0]] if place.is_file() else sorted(p.name for p in place.glob("*/"))
+    if not known:
+        raise MissingError(f"stream.path: {place} holds no task: put folders with train.jsonl and test.jsonl there")
+    names = [_full(name, known) for name in (known if names is None else names)]
+    found, missing = [], []
+    for name in dict.fromkeys(names):
+        try:
+            if benchmark == "olora":
+                found.append(_text_tasks.olora_task(place, name, lines))
+            elif benchmark == "superni":
+                found.append(_text_tasks.superni_task(place, name, choices))
+            elif place.is_file():
+                found.append(_text_tasks.file_task(place, choices, "rouge_l"))
+            else:
+                metric = _text_tasks.TRACE.get(name, "rouge_l") if benchmark == "trace" else "rouge_l"
+                found.append(_text_tasks.folder_task(place / name, name, choices, _text_tasks.plain_row, metric))
+        except MissingError as error:
+            missing += error.faults
+    if missing and (absent == "error" or not found):
+        raise MissingError(*missing)
+    return found
+
+
+def _full(name: str, known: Sequence[str]) -> str:
+    """The known task called `name`, or the only one that starts with it and an underscore.
+
+    Raises:
+        UserError: there is none.
+    """
+    fits = [k for k in known if k == name or k.startswith(f"{name}_")]
+    if len(fits) != 1:
+        raise UserError(f"stream.tasks: {name!r} is unknown (valid: {', '.join(known)})")
+    return fits[0]
+
+
+def _find(path: str, root: Path | None) -> Path:
+    """A path as given, or in the data root.
+
+    Raises:
+        MissingError: in neither place.
+    """
+    for place in (Path(path).expanduser(), *([root / path] if root is not None else [])):
+        if place.exists():
+            return place
+    raise MissingError(f"stream.path: {path} is missing: put it there, or into the data root")
+
+
+def _check(**options: tuple[object, bool, str]) -> None:
+    faults = [
+        f"stream.{k}: {v!r} is out of range (valid: {valid})" for k, (v, holds, valid) in options.items() if not holds
+    ]
+    if faults:
+        raise UserError(*faults)

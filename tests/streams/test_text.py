@@ -1,0 +1,428 @@
+"""Text streams: what a sample says, who is scored how, and whole runs of language models over them."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import clplat
+from clplat.backbones.language_model import language_model
+from clplat.build import build
+from clplat.config import resolve
+from clplat.errors import Interrupted, MissingError, UserError
+from clplat.streams import _text_tasks
+from clplat.streams.text import KEPT_AT_END, Text
+
+LABELS = {"color": ("blue", "red"), "size": ("big", "red", "small")}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLPLAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CLPLAT_DATA", raising=False)
+
+
+def _write(folder: Path, part: str, rows: list[dict]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{part}.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+
+
+@pytest.fixture
+def sets(tmp_path) -> Path:
+    """Two tasks to choose in, which share a label, and one of free text with two right answers a sample."""
+    folder = tmp_path / "sets"
+    for task, labels in LABELS.items():
+        for part, count in (("train", 12), ("test", 6)):
+            rows = [{"prompt": f"{task} {i}?", "answer": labels[i % len(labels)]} for i in range(count)]
+            _write(folder / task, part, rows)
+    for part, count in (("train", 30), ("test", 4)):
+        rows = [
+            {"instruction": "Name it.", "input": f"thing {i}", "output": [f"t{i}", f"it is {i}"]} for i in range(count)
+        ]
+        _write(folder / "free", part, rows)
+    return folder
+
+
+def _read(stream, data, position):
+    """Prompt, label and answers to choose from of one sample, as text."""
+    inputs, labels = data.batch(torch.tensor([position]))
+    prompt = stream.tokenizer.decode([i for i in inputs[0, 0].tolist() if i >= 0])
+    named = [stream.class_names[i] for i in inputs[0, 1].tolist() if i >= 0]
+    return prompt, stream.class_names[int(labels[0])], named
+
+
+def test_prompts_classes_and_labels(sets):
+    stream = Text(benchmark="jsonl", path=str(sets), tasks=["color", "size"])
+    assert [e.name for e in stream] == ["color", "size"]
+    assert stream.class_names == ("blue", "red", "big", "small")  # red is one class in both tasks
+    assert [e.classes for e in stream] == [(0, 1), (1, 2, 3)]
+    assert stream.input_shape == (2, stream[0].train.inputs.shape[2])
+    for e in stream:
+        for part in (e.train, e.test):
+            for i in range(len(part)):
+                prompt, label, named = _read(stream, part, i)
+                number = int(prompt.split()[1].rstrip("?"))
+                assert prompt.startswith(e.name)
+                assert label == LABELS[e.name][number % len(LABELS[e.name])]
+                assert named == []
+    answers = [[i for i in row if i >= 0] for row in stream.answers.classes.tolist()]
+    assert [stream.tokenizer.decode(row) for row in answers] == list(stream.class_names)
+    assert all(row[-1] == stream.tokenizer.end for row in answers)
+    assert stream[0].train.inputs[0, 0, 0] == stream.tokenizer.begin
+    named = Text(benchmark="jsonl", path=str(sets), tasks=["size", "color"], candidates="prompt")
+    assert [_read(named, e.test, 0)[2] for e in named] == [["big", "red", "small"], ["blue", "red"]]
+
+
+def test_no_answer_stands_in_the_inputs_and_no_task_shares_rows(sets):
+    stream = Text(benchmark="jsonl", path=str(sets), tasks=["color", "size"])
+    assert stream[0].train.inputs is stream[1].train.inputs
+    assert stream[0].test.inputs is not stream[0].train.inputs  # no row number of training data reaches a test sample
+    rows = torch.cat([e.train.rows for e in stream])
+    assert len(rows.unique()) == len(rows) == len(stream[0].train.inputs)
+    for table in (stream[0].train.inputs, stream[0].test.inputs):
+        for row in table[:, 0].tolist():
+            text = stream.tokenizer.decode([i for i in row if i >= 0])
+            assert not any(label in text for label in ("blue", "red", "big", "small"))
+
+
+def test_long_prompts_lose_their_middle(sets):
+    _write(
+        sets / "long",
+        "train",
+        [{"prompt": "x" * 70 + f"{i} the very end: ANSWER", "answer": "ab"[i % 2]} for i in range(8)],
+    )
+    _write(sets / "long", "test", [{"prompt": "short", "answer": "a"}])
+    stream = Text(benchmark="jsonl", path=str(sets), tasks=["long"], max_length=40)
+    assert stream.input_shape == (2, 40)
+    prompt, _, _ = _read(stream, stream[0].train, 0)
+    assert prompt.endswith("very end: ANSWER"[-KEPT_AT_END:])
+    assert prompt.startswith("xxx")
+    assert len(prompt) == 39  # and the token that begins it
+    assert _read(stream, stream[0].test, 0)[0] == "short"
+
+
+def test_samples_are_drawn_by_seed_and_test_samples_alike(sets):
+    def rows(seed, **options):
+        stream = Text(benchmark="jsonl", path=str(sets), tasks=["color", "size"], seed=seed, **options)
+        return [[_read(stream, part, i)[:2] for i in range(len(part))] for e in stream for part in (e.train, e.test)]
+
+    few = rows(1, train_per_class=2, test_per_class=1)
+    assert [len(r) for r in few] == [4, 2, 6, 3]
+    assert all(sorted({label for _, label in r}) == sorted(LABELS[r[0][0].split()[0]]) for r in few)
+    other = rows(2, train_per_class=2, test_per_class=1)
+    assert few[0] != other[0]
+    assert few[1] == other[1]
+    assert few == rows(1, train_per_class=2, test_per_class=1)
+    stream = Text(benchmark="jsonl", path=str(sets), tasks=["color", "size"], validation=0.34)
+    for e in stream:
+        held, kept = set(e.valid.rows.tolist()), set(e.train.rows.tolist())
+        assert held
+        assert not held & kept
+        assert e.valid.targets().unique().tolist() == e.train.targets().unique().tolist()
+
+
+def test_free_answers_are_token_ids_and_scored_by_the_best_reference(sets):
+    with pytest.raises(UserError, match=r"stream\.evaluate: score needs answers .* of free are free text"):
+        Text(benchmark="jsonl", path=str(sets), tasks=["free"])
+    stream = Text(benchmark="jsonl", path=str(sets), evaluate="generate", max_answer=12)
+    assert stream.num_classes == 0
+    assert stream.answers.new_tokens == 12
+    labels = stream[1].test.targets()  # the tasks are in order of name: color, free, size
+    assert labels.shape[0] == 4
+    assert stream[1].name == "free"
+
+    def score(texts, labels):
+        ids = [stream.tokenizer.encode([t])[0] for t in texts]
+        width = max(map(len, ids))
+        table = torch.tensor([row + [-1] * (width - len(row)) for row in ids])
+        return stream.score(table, labels[: len(texts)])
+
+    assert stream.tokenizer.decode([i for i in labels[2].tolist() if i >= 0]) == "t2"
+    assert score(["t0", "it is 1", "it was 2", "no"], labels).tolist() == pytest.approx([1, 1, 2 / 3, 0])
+    assert score([" RED."], stream[0].test.targets()[1:]).tolist() == [1]
+
+
+def test_generated_choices_are_scored_by_exact_match(sets):
+    stream = Text(benchmark="jsonl", path=str(sets), tasks=["color"], evaluate="generate")
+    ids = torch.tensor([stream.tokenizer.encode([t])[0] for t in ("Red.", "blue")])
+    assert stream.score(ids, torch.tensor([1, 1])).tolist() == [1, 0]
+    logits = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    assert stream.score(logits, torch.tensor([1, 1])).tolist() == [1, 0]
+
+
+def test_which_tasks_are_choices(sets):
+    assert Text(benchmark="jsonl", path=str(sets), tasks=["size"], choices=3).num_classes == 3
+    with pytest.raises(UserError, match="those of size are free text"):
+        Text(benchmark="jsonl", path=str(sets), tasks=["size"], choices=2)
+
+
+def test_a_file_holds_every_fifth_row_out(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(json.dumps({"question": f"q{i}", "label": i % 2}) for i in range(20)))
+    stream = Text(benchmark="jsonl", path="mine.jsonl", data_root=str(tmp_path))
+    assert (stream[0].name, len(stream[0].train), len(stream[0].test)) == ("mine", 16, 4)
+    assert stream.class_names == ("0", "1")
+    assert [_read(stream, stream[0].test, i)[0] for i in range(4)] == ["q4", "q9", "q14", "q19"]
+
+
+def test_trace(tmp_path):
+    trace = tmp_path / "trace"
+    for name in _text_tasks.TRACE:
+        letters = name in ("C-STANCE", "FOMC", "ScienceQA")
+        rows = [{"prompt": f"{name} {i}", "answer": "ABC"[i % 3] if letters else f"{name} says {i}"} for i in range(30)]
+        (trace / name).mkdir(parents=True)
+        for part in ("train", "test"):
+            (trace / name / f"{part}.json").write_text(json.dumps(rows))
+    stream = Text(benchmark="trace", path=str(trace), evaluate="generate", train_per_class=5, max_length=64)
+    assert [e.name for e in stream] == list(_text_tasks.TRACE)
+    assert len(stream) == 8
+    right = {e.name: stream._right(e.test.targets()[0].tolist())[0] for e in stream}
+    assert right["C-STANCE"] == ("choice", "A")
+    assert right["MeetingBank"] == ("rouge_l", "MeetingBank says 0")
+    assert right["Py150"][0] == "similarity"
+    two = Text(benchmark="trace", path=str(trace), tasks=["FOMC", "C-STANCE"])
+    assert [e.name for e in two] == ["FOMC", "C-STANCE"]
+    assert two.class_names == ("A", "B", "C")
+
+
+# --- the O-LoRA benchmarks --------------------------------------------------------------------------------------------
+
+
+def _olora(root: Path, name: str, train: int, test: int, layout: str = "olora_text") -> None:
+    group, dataset, labels = _text_tasks.OLORA[name]
+    folder = root / layout / (name if layout == "olora_text" else f"{group}/{dataset}")
+    folder.mkdir(parents=True)
+    for part, count in (("train", train), ("test", test)):
+        rows = [{"label": labels[i % len(labels)], "sentence": f"{name} {part} {i}"} for i in range(count)]
+        if part == "test" and name == "mnli":
+            rows.append({"label": "-", "sentence": "no gold label"})
+        if count and layout == "olora_text":
+            (folder / f"{part}.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+        elif count:
+            (folder / f"{part}.json").write_text(json.dumps(rows))
+
+
+def test_the_benchmark_with_its_template(tmp_path):
+    for name, sizes in {
+        "dbpedia": (0, 70),
+        "amazon": (20, 10),
+        "yahoo": (20, 10),
+        "agnews": (20, 0),
+        "mnli": (9, 9),
+    }.items():
+        _olora(tmp_path, name, *sizes, layout="CL_Benchmark" if name == "yahoo" else "olora_text")
+    _olora(tmp_path, "copa", 8, 4)
+    stream = Text(order=1, data_root=str(tmp_path))
+    assert [e.name for e in stream] == ["dbpedia", "amazon", "yahoo", "agnews"]
+    assert stream.num_classes == 14 + 5 + 10 + 4 - 1  # Sports is in yahoo and in agnews
+    assert [(len(e.train), len(e.test)) for e in stream] == [(56, 14), (20, 10), (20, 10), (16, 4)]
+    assert _read(stream, stream[3].test, 0)[0].endswith("agnews train 16\nAnswer:")  # the last fifth
+    asked = (
+        "What is this text about? Choose one of the options.\nOption: World, Sports, Business, Science or Technology"
+    )
+    prompt = _read(stream, stream[3].train, 1)[0]
+    assert prompt == f"Task:TC\nDataset:agnews\n{asked} \nagnews train 1\nAnswer:"
+    others = Text(tasks=["copa", "mnli"], data_root=str(tmp_path))
+    assert _read(others, others[0].test, 1)[0] == "Task:COPA\nDataset:COPA\ncopa test 1\nAnswer:"
+    assert len(others[1].test) == 9  # without the row that has no gold label
+    lines = {g: [{"instruction_type": "few-shot", "instruction": "no"}, {"instruction_type": "zero-shot",
+             "instruction": f"Published {g}.\n"}] for g in _text_tasks._ASKED}  # fmt: skip
+    (tmp_path / "lines.json").write_text(json.dumps(lines))
+    published = Text(tasks=["agnews"], data_root=str(tmp_path), instructions="lines.json")
+    assert _read(published, published[0].train, 1)[0] == prompt.replace(asked.partition("\n")[0], "Published TC.")
+    del lines["SC"]
+    (tmp_path / "lines.json").write_text(json.dumps(lines))
+    with pytest.raises(UserError, match=r"stream\.instructions: .* lacks SC"):
+        Text(tasks=["agnews"], data_root=str(tmp_path), instructions="lines.json")
+
+
+def test_the_published_orders():
+    assert {n: len(o) for n, o in _text_tasks.ORDERS.items()} == {1: 4, 2: 4, 3: 4, 4: 15, 5: 15, 6: 15}
+    assert all(len(set(o)) == len(o) and set(o) <= set(_text_tasks.OLORA) for o in _text_tasks.ORDERS.values())
+    assert (
+        set(_text_tasks.ORDERS[4]) == set(_text_tasks.ORDERS[5]) == set(_text_tasks.ORDERS[6]) == set(_text_tasks.OLORA)
+    )
+    assert (_text_tasks.ORDERS[4][0], _text_tasks.ORDERS[5][0], _text_tasks.ORDERS[6][0]) == ("mnli", "multirc", "yelp")
+
+
+def test_what_is_missing_is_named(tmp_path, sets):
+    with pytest.raises(MissingError, match=r"data_root: not set, and so there is no olora_text"):
+        Text()
+    _olora(tmp_path, "agnews", 20, 10)
+    with pytest.raises(MissingError) as caught:
+        Text(data_root=str(tmp_path))
+    assert len(caught.value.faults) == 3  # all at once
+    assert all("--stream.absent skip" in f and "train.jsonl.gz" in f for f in caught.value.faults)
+    assert [e.name for e in Text(data_root=str(tmp_path), absent="skip")] == ["agnews"]
+    with pytest.raises(MissingError, match="yahoo is missing"):
+        Text(data_root=str(tmp_path), tasks=["yahoo"], absent="skip")  # nothing would be left
+    with pytest.raises(MissingError, match=r"stream\.path: nowhere is missing"):
+        Text(benchmark="trace", path="nowhere")
+    (sets / "size" / "test.jsonl").unlink()
+    with pytest.raises(MissingError, match=r"size is missing: put .*test\.jsonl"):
+        Text(benchmark="jsonl", path=str(sets), tasks=["size"])
+    (sets / "color" / "train.jsonl").write_text('{"prompt": ')
+    with pytest.raises(MissingError, match="replace it by a whole file"):
+        Text(benchmark="jsonl", path=str(sets), tasks=["color"])
+    with pytest.raises(MissingError, match="holds no task"):
+        Text(benchmark="jsonl", path=str(tmp_path / "sets" / "color"))
+
+
+def test_faults_are_told_in_one_line_each(sets):
+    with pytest.raises(UserError) as caught:
+        Text(order=7, max_length=5, max_answer=1, choices=0, validation=1.0, train_per_class=0, test_per_class=0)
+    assert len(caught.value.faults) == 7
+    for options, message in (
+        ({"tasks": ["colour"]}, r"stream\.tasks: 'colour' is unknown \(valid: color, free, size\)"),
+        ({"path": None}, r"stream\.path: null \(valid for jsonl"),
+        ({"benchmark": "olora"}, r"stream\.path: .* has no meaning here"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Text(**{"benchmark": "jsonl", "path": str(sets), "data_root": str(sets), **options})
+    _write(sets / "odd", "train", [{"what": 1}])
+    _write(sets / "odd", "test", [{"what": 1}])
+    with pytest.raises(UserError, match=r"stream\.path: a row has what \(valid: one of prompt"):
+        Text(benchmark="jsonl", path=str(sets), tasks=["odd"])
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def _config(sets: Path, tmp_path: Path, **more):
+    return {
+        "strategy": {"name": "naive", "optimizer": "adamw", "lr": 3e-3},
+        "stream": {"name": "text", "benchmark": "jsonl", "path": str(sets), "tasks": ["color", "size"]},
+        "backbone": {"name": "language_model", "dim": 16, "depth": 1, "heads": 2},
+        "loop": {"batch_size": 4, "max_epochs": 2, "checkpoint_seconds": None},
+        "fabric": {"accelerator": "cpu"},
+        "tracking": {"enabled": False},
+        "output": str(tmp_path / "runs"),
+        **more,
+    }
+
+
+@pytest.mark.parametrize("strategy", ["naive", "er", "ewc", "joint", "lwf", "si", "derpp"])
+def test_strategies_run_on_text(strategy, sets, tmp_path):
+    config = _config(sets, tmp_path)
+    config["strategy"]["name"] = strategy
+    result = clplat.run(config, quiet=True)
+    assert result.summary["status"] == "complete"
+    assert all(0 <= value <= 1 for row in result.accuracy_matrix for value in row)
+
+
+def test_a_model_learns_its_answers(sets, tmp_path):
+    config = _config(sets, tmp_path, loop={"batch_size": 4, "max_epochs": 25, "checkpoint_seconds": None})
+    config["stream"]["tasks"] = ["color"]
+    # Test prompts are training prompts here, so a model that has learned answers them.
+    matrix = clplat.run(config, quiet=True, **{"strategy.lr": 1e-2}).accuracy_matrix
+    assert matrix[1][0] == 1.0
+    learner = clplat.load(next((tmp_path / "runs").glob("*/*")))
+    stream, _ = build(resolve(config=config))
+    raw, labels = stream[0].test.all()
+    assert torch.equal(learner.predict(raw).argmax(1), labels)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_free_text_is_learned_replayed_and_generated(family, sets, tmp_path):
+    config = _config(sets, tmp_path)
+    config["strategy"] = {"name": "er", "optimizer": "adamw", "memory": 8, "replay_batch": 4}
+    config["stream"] |= {"tasks": ["color", "free"], "evaluate": "generate", "max_answer": 8}
+    config["backbone"]["family"] = family
+    result = clplat.run(config, quiet=True)
+    assert result.summary["status"] == "complete"
+    assert len(result.accuracy_matrix) == 3
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_resumed_run_is_the_run(stop, sets, tmp_path, monkeypatch):
+    from clplat.runner import Runner
+
+    config = _config(sets, tmp_path)
+    config["strategy"] = {"name": "er", "optimizer": "adamw", "memory": 6, "replay_batch": 3}
+    config["backbone"]["family"] = "t5"  # its dropout draws, too
+    straight = clplat.run(config, quiet=True)
+    original = Runner._between_steps
+
+    def interrupt(self, experience):
+        self.stop_requested = self.progress.experience == 1 and self.progress.steps == stop
+        original(self, experience)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "_between_steps", interrupt)
+        with pytest.raises(Interrupted):
+            clplat.run({**config, "output": str(tmp_path / "cut")}, quiet=True)
+    (folder,) = (tmp_path / "cut").glob("*/*")
+    resumed = clplat.resume(folder, quiet=True)
+    assert resumed.accuracy_matrix == straight.accuracy_matrix
+    one, two = (clplat.load(r.run_dir).state_dict() for r in (straight, resumed))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_two_processes_equal_one_with_the_doubled_batch(family, sets, tmp_path):
+    config = _config(sets, tmp_path, loop={"batch_size": 8, "max_epochs": 2, "checkpoint_seconds": None})
+    config["strategy"] = {"name": "er", "memory": 6, "replay_batch": 4, "lr": 0.1}
+    config["stream"] |= {"tasks": ["color", "free"], "evaluate": "generate", "max_answer": 8}
+    config["backbone"]["family"] = family
+    if family == "t5":  # its dropout is drawn by each process for itself
+        folder = tmp_path / "plain"
+        backbone = language_model((2, 9), family="t5", dim=16, depth=1, heads=2, vocabulary=259)
+        backbone.net.config.dropout_rate = 0.0
+        backbone.net.config.save_pretrained(folder)
+        config["backbone"] = {"name": "language_model", "config": str(folder)}
+        config["stream"]["tokenizer"] = "bytes"
+    one = clplat.run(config, quiet=True)
+    halved = {"loop.batch_size": 4, "strategy.replay_batch": 2, "fabric.devices": 2}
+    two = clplat.run({**config, "output": str(tmp_path / "two")}, quiet=True, **halved)
+    expected, found = (clplat.load(r.run_dir).state_dict() for r in (one, two))
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0)
+    assert two.accuracy_matrix == one.accuracy_matrix
+
+
+def test_a_head_is_refused_and_the_tokenizer_must_fit(sets, tmp_path):
+    with pytest.raises(UserError, match=r"head: 'cosine' has no meaning here \(backbone language_model"):
+        build(resolve(config=_config(sets, tmp_path, head="cosine")))
+    config = _config(sets, tmp_path)
+    config["backbone"]["vocabulary"] = 100
+    with pytest.raises(UserError, match=r"stream\.tokenizer: gives 259 ids, but the model knows 100"):
+        build(resolve(config=config))
+    with pytest.raises(UserError, match=r"backbone: language_model takes text"):
+        build(resolve(strategy="naive", backbone="language_model"))
+
+
+ROOT = os.environ.get("CLPLAT_DATA")
+needs_data = pytest.mark.skipif(not ROOT or not Path(ROOT, "olora_text").is_dir(), reason="no olora_text at hand")
+
+
+@needs_data
+def test_the_data_root_holds_fourteen_of_the_fifteen_tasks(monkeypatch):
+    monkeypatch.setenv("CLPLAT_DATA", ROOT)
+    rows = _text_tasks.olora_task(Path(ROOT), "cb", _text_tasks.instruction_lines(None))
+    assert (len(rows.train), len(rows.test)) == (250, 56)
+    file = json.loads(Path(ROOT, "olora_text/tasks.json").read_text())["tasks"]
+    for name, facts in file.items():
+        assert tuple(facts["labels"]) == _text_tasks.OLORA[name][2]
+    assert set(_text_tasks.OLORA) - set(file) == {"yahoo"}
+    with pytest.raises(MissingError, match="yahoo is missing"):
+        Text(order=3)
+
+
+@needs_data
+def test_the_small_llama_on_the_data_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLPLAT_DATA", ROOT)
+    config = _config(Path(), tmp_path, backbone={"name": "language_model", "weights": "stories260k"})
+    config["stream"] = {"name": "text", "tasks": ["cb", "copa"], "train_per_class": 4, "test_per_class": 4}
+    config["stream"]["max_length"] = 200
+    stream, _ = build(resolve(config=config))
+    assert stream.tokenizer.size == 512  # the model's own
+    assert clplat.run(config, quiet=True).summary["status"] == "complete"
+    config["stream"]["max_length"] = 512
+    config["stream"]["tasks"] = ["boolqa"]
+    with pytest.raises(UserError, match=r"stream\.max_length: prompts of 512 tokens .* context of 512"):
+        build(resolve(config=config))
