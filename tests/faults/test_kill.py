@@ -223,9 +223,9 @@ def uninterrupted_requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return only_run(folder)
 
 
-# Backward passes 1 to 48 learn; 49 to 54 erase a class, 57 to 59 samples, 63 to 68 teach the class again, 69 to 74 erase
-# it; those between are of the audit. Files are flushed and renamed for the ledger and the checkpoints of the first
-# request from 151 to 190 and from 62 to 78.
+# Backward passes 1 to 48 learn; 49 to 54 erase a class, 57 to 59 samples, 63 to 68 teach the class again, 69 to 74
+# erase it; those between are of the audit. Files are flushed and renamed for the ledger and the checkpoints of the
+# first request from 151 to 190 and from 62 to 78.
 REQUESTED = [
     *(("backward", n) for n in (49, 51, 54, 58, 66, 72)),
     *(("flush", n) for n in (151, 178)),
