@@ -3,7 +3,7 @@
     python experiments/acu/exactness.py RUN_DIR...
 
 Retained samples come from the run's stream, features from its backbone in batches of another order, and the solution
-from SciPy, so that nothing of the learner's own sums is used. Both heads are compared on all test samples of the stream:
+from SciPy, so that nothing of the learner's own sums is used. Both heads are compared on all test samples learned:
 "weight": ‖W − W*‖ / ‖W*‖; "logit": the largest difference; "agreement": share of equal predictions; "kept" and
 "erased": accuracies of both heads; "condition": of A + γI, by its eigenvalues.
 """
