@@ -8,7 +8,7 @@ are timed on one thread, by the processor's clock, which neighbours on a shared 
 
 Through the backbone, a ResNet-32 on images of 32 x 32: the features of the samples left made anew (a request that
 brings its features next to it; one whose samples go through the backbone too can't gain more than 20,000/100), and
-the network trained anew by SGD for `EPOCHS` passes (the authors train it for 160). Costs for each image are measured
+the network trained anew by SGD for `EPOCHS` passes (the authors train it for 300). Costs for each image are measured
 in batches of 100 and multiplied.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,7 +20,7 @@ class Rehearsal(Strategy):
 
     def __init__(self, *, memory: int | None = 500, **base):
         super().__init__(**base)
-        self.memory = Archive() if memory is None else ClassBalanced(memory)
+        self.memory: Any = Archive() if memory is None else ClassBalanced(memory)
 
     def begin(self, experience: Experience) -> None:
         if experience.kind is Kind.FORGET:

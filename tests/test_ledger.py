@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 from datetime import datetime
+from typing import Any
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_a_model_that_comes_trained_has_learned_everything():
 
 def test_refusing_changes_nothing():
     for bad in BAD.values():
-        ledger, written, events = Ledger([*FIRST, bad]), [], []
+        ledger, written, events = Ledger([*FIRST, bad]), list[Any](), list[Any]()
         for index in (0, 1):
             ledger.open(index, events, written.append)
             ledger.close(events, 1.0, written.append)
@@ -134,7 +135,7 @@ def test_refusing_changes_nothing():
 
 
 def test_ids_alone_are_judged_from_events():
-    events, nowhere = [], lambda events: None
+    events, nowhere = list[Any](), lambda events: None
     ledger = Ledger([*FIRST, GOOD[0]])
     for index in range(3):
         ledger.open(index, events, nowhere)
@@ -152,7 +153,7 @@ def test_ids_alone_are_judged_from_events():
 
 
 def test_events_are_plain_and_whole():
-    written, events = [], []
+    written, events = list[Any](), list[Any]()
     ledger = Ledger([*FIRST, GOOD[0]])
     for index, seconds in enumerate((2.0, 5.0, 5.5)):
         ledger.open(index, events, lambda e: written.append(copy.deepcopy(e)))

@@ -17,10 +17,12 @@ Shapes: n samples of a set, C classes of the stream, D features.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,7 @@ from clplat.evaluation import evaluating
 from clplat.files import to_json, write_atomic
 from clplat.metrics.membership import cross_entropies, loss_auc
 from clplat.metrics.relearning import probe_accuracy
-from clplat.stream import Experience, Kind
+from clplat.stream import Data, Experience, Kind
 
 if TYPE_CHECKING:
     from clplat.runner import Runner
@@ -51,11 +53,10 @@ def before(runner: Runner, experience: Experience) -> None:
     experiences = runner.stream.experiences
     if p.experience and experiences[p.experience - 1].kind is Kind.FORGET:
         return  # within a sequence
+    sequence = list(takewhile(lambda e: e.kind is Kind.FORGET, experiences[p.experience :]))
     with _apart(runner):
-        for request in experiences[p.experience :]:
-            if request.kind is not Kind.FORGET:
-                break
-            _write(runner, request.index, "original", *_measure(runner, request.index, again=False))
+        for request, found in zip(sequence, _measure(runner, [e.index for e in sequence]), strict=True):
+            _write(runner, request.index, "original", *found)
 
 
 def after(runner: Runner, experience: Experience) -> dict[str, float]:
@@ -63,7 +64,10 @@ def after(runner: Runner, experience: Experience) -> dict[str, float]:
     if not runner.audit.enabled or experience.kind is not Kind.FORGET:
         return {}
     with _apart(runner):
-        scores, numbers = _measure(runner, experience.index, again=True)
+        ((scores, numbers),) = _measure(runner, [experience.index])
+        erased = draw(sets_of(runner.stream.experiences, experience.index)["erased"], runner.audit.samples, 0)
+        if runner.audit.relearn_steps and erased:
+            numbers["relearn"] = _relearn(runner, erased[0])
         _write(runner, experience.index, "unlearned", scores, numbers)
     return _logged(scores, numbers)
 
@@ -80,55 +84,82 @@ def _apart(runner: Runner) -> Iterator[None]:
         runner.spent["eval_seconds"] += time.perf_counter() - started
 
 
-def _measure(runner: Runner, index: int, again: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Scores of all sets of the request at `index`, and numbers about the model; `again`: try to relearn, too."""
-    settings = runner.audit
-    sets = sets_of(runner.stream.experiences, index, runner.loop.evaluate_on)
-    drawn = {s: draw(sets[s], settings.samples, 4 * index + k) for k, s in enumerate(SETS)}
-    scores: dict[str, Tensor] = {}
-    features: dict[str, Tensor] = {}
-    for name, pieces in drawn.items():
-        if pieces:
-            found = _score(runner, pieces)
-            features |= {name: found.pop("features")} if "features" in found else {}
-            scores |= {f"{name}.{key}": value for key, value in found.items()}
-    numbers: dict[str, Any] = {
-        "sizes": {s: sum(len(p.data) for p in sets[s]) for s in SETS},
-        "scored": {s: sum(len(p.data) for p in drawn[s]) for s in SETS},
-        "model_sha256": model_sha256(runner) if runner.rank == 0 else None,
-        "probe": _probe(scores, features),
-    }
-    if again and settings.relearn_steps and drawn["erased"]:
-        numbers["relearn"] = _relearn(runner, drawn["erased"][0])
-    return scores, numbers
+def _measure(runner: Runner, requests: Sequence[int]) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
+    """For each request, scores of all its sets and numbers about the model, as it is now."""
+    most, part, experiences = runner.audit.samples, runner.loop.evaluate_on, runner.stream.experiences
+    whole = [sets_of(experiences, index, part) for index in requests]
+    drawn = [{s: draw(sets[s], most, k) for k, s in enumerate(SETS)} for sets in whole]
+    table = _Table(runner, [p for sets in drawn for pieces in sets.values() for p in pieces])
+    digest, found = model_sha256(runner) if runner.rank == 0 else None, []
+    for sets, chosen in zip(whole, drawn, strict=True):
+        looked_up = {name: table.look_up(pieces) for name, pieces in chosen.items() if pieces}
+        features = {name: entry.pop("features") for name, entry in looked_up.items() if "features" in entry}
+        scores = {f"{name}.{key}": value for name, entry in looked_up.items() for key, value in entry.items()}
+        numbers = {
+            "sizes": {s: sum(len(p.data) for p in sets[s]) for s in SETS},
+            "scored": {s: sum(len(p.data) for p in chosen[s]) for s in SETS},
+            "model_sha256": digest,
+            "probe": _probe(scores, features),
+        }
+        found.append((scores, numbers))
+    return found
+
+
+class _Table:
+    """Logits and features of samples, each scored once however many sets hold it.
+
+    Args:
+        runner: its strategy is scored.
+        pieces: of all sets.
+    """
+
+    def __init__(self, runner: Runner, pieces: Sequence[Piece]) -> None:
+        grouped: dict[tuple[int, int, int], list[Piece]] = {}
+        for piece in pieces:
+            grouped.setdefault(self._key(piece), []).append(piece)
+        self.rows: dict[tuple[int, int, int], Tensor] = {}
+        self.values: dict[tuple[int, int, int], dict[str, Tensor]] = {}
+        for key, members in grouped.items():
+            rows = torch.cat([p.data.row_ids() for p in members]).unique()
+            data = dataclasses.replace(members[0].data, rows=rows)
+            self.rows[key], self.values[key] = rows.cpu(), _score(runner, data, members[0].task)
+
+    @staticmethod
+    def _key(piece: Piece) -> tuple[int, int, int]:
+        return id(piece.data.inputs), id(piece.data.world), piece.task
+
+    def look_up(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
+        """What is known of all samples of `pieces`, in their order, with their labels, rows and sources."""
+        parts: dict[str, list[Tensor]] = {}
+        for piece in pieces:
+            key, rows = self._key(piece), piece.data.row_ids().cpu()
+            at = torch.searchsorted(self.rows[key], rows)
+            for name, values in self.values[key].items():
+                parts.setdefault(name, []).append(values[at])
+            parts.setdefault("labels", []).append(piece.data.targets().cpu())
+            parts.setdefault("rows", []).append(rows)
+            parts.setdefault("source", []).append(torch.full((len(rows),), piece.source))
+        return {name: torch.cat(values) for name, values in parts.items()}
 
 
 @torch.no_grad()
-def _score(runner: Runner, pieces: Sequence[Piece]) -> dict[str, Tensor]:
-    """Logits (n, C) of all samples of `pieces`, their labels, rows and sources, and features (n, D) if there are any.
+def _score(runner: Runner, data: Data, task: int) -> dict[str, Tensor]:
+    """Logits (n, C) of all samples of `data`, and features (n, D) if there are any, on the CPU.
 
     Every process scores its share of the batches; each sample is in one share only, and the shares are added up.
     """
     size, world, device = runner.loop.eval_batch_size, runner.world_size, runner.fabric.device
-    total, start = sum(len(p.data) for p in pieces), 0
     mine: dict[str, list[tuple[int, Tensor]]] = {"logits": [], "features": []}
-    for piece in pieces:
-        for number, positions in enumerate(torch.arange(len(piece.data), device=piece.data.inputs.device).split(size)):
-            if number % world == runner.rank:
-                inputs = _inputs(runner, piece.data.subset(positions))
-                at = start + number * size
-                mine["logits"].append((at, _logits(runner, inputs, piece.task)))
-                mine["features"] += [(at, f) for f in _features(runner, inputs)]
-        start += len(piece.data)
-    found = {k: v for k, parts in mine.items() if (v := _gathered(parts, total, device, world)) is not None}
-    return found | {
-        "labels": torch.cat([p.data.targets() for p in pieces]).cpu(),
-        "rows": torch.cat([p.data.row_ids() for p in pieces]).cpu(),
-        "source": torch.cat([torch.full((len(p.data),), p.source) for p in pieces]),
-    }
+    for number, positions in enumerate(torch.arange(len(data), device=data.inputs.device).split(size)):
+        if number % world == runner.rank:
+            inputs = _inputs(runner, data.subset(positions))
+            mine["logits"].append((number * size, _logits(runner, inputs, task)))
+            mine["features"] += [(number * size, f) for f in _features(runner, inputs)]
+    gathered = {k: _gathered(parts, len(data), device, world) for k, parts in mine.items()}
+    return {k: v for k, v in gathered.items() if v is not None}
 
 
-def _inputs(runner: Runner, data: Any) -> Tensor:
+def _inputs(runner: Runner, data: Data) -> Tensor:
     return runner.stream.prepare(data.all()[0].to(runner.fabric.device), False)
 
 

@@ -66,11 +66,16 @@ def sets_of(experiences: Sequence[Experience], index: int, held_out: str = "test
 
 
 def draw(pieces: Sequence[Piece], most: int, seed: int) -> list[Piece]:
-    """At most `most` samples of all pieces together, drawn without replacement, in the order of the pieces."""
+    """At most `most` samples of all pieces together, drawn without replacement, in the order of the pieces.
+
+    Each sample has a random priority of its own, so that of two overlapping sets mostly the same samples are drawn:
+    requests are compared over the same ones, and each is scored once.
+    """
+    pieces = [p for p in pieces if len(p.data)]
     sizes = [len(p.data) for p in pieces]
     if sum(sizes) <= most:
-        return [p for p in pieces if len(p.data)]
-    chosen = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+        return pieces
+    chosen = torch.cat([_priorities(p, seed) for p in pieces]).argsort()[:most].sort().values
     drawn, start = [], 0
     for piece, size in zip(pieces, sizes, strict=True):
         positions = chosen[(chosen >= start) & (chosen < start + size)] - start
@@ -78,6 +83,12 @@ def draw(pieces: Sequence[Piece], most: int, seed: int) -> list[Piece]:
             drawn.append(replace(piece, data=piece.data.subset(positions.to(piece.data.inputs.device))))
         start += size
     return drawn
+
+
+def _priorities(piece: Piece, seed: int) -> Tensor:
+    """(n,) random number of each sample: of its row, in the guise of this piece."""
+    generator = torch.Generator().manual_seed(seed + 1_000_003 * piece.source)
+    return torch.rand(len(piece.data.inputs), generator=generator, dtype=torch.float64)[piece.data.row_ids().cpu()]
 
 
 def _same(one: Data, other: Data) -> bool:

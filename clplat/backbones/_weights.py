@@ -7,11 +7,14 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from clplat.datasets import find_root
 from clplat.errors import MissingError, UserError
 
 
 def read(path: str, key: str = "backbone.weights") -> dict[str, Tensor]:
-    """Tensors of the .safetensors file at `path`, on the CPU; `key` is what asked for it, for the message.
+    """Tensors of the .safetensors file at `path`, on the CPU; a relative path is looked for in $CLPLAT_DATA too.
+
+    `key` is what asked for it, for the message.
 
     Raises:
         MissingError: there is no such file.
@@ -20,7 +23,9 @@ def read(path: str, key: str = "backbone.weights") -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = Path(path).expanduser()
+    file, root = Path(path).expanduser(), find_root(None)
+    if root is not None and not file.is_file() and (root / file).is_file():
+        file = root / file
     if file.suffix != ".safetensors":
         raise UserError(f"{key}: {path!r} is no .safetensors file (other formats can run code when read)")
     if not file.is_file():

@@ -26,7 +26,8 @@ _NOTES = """
 <p><b>The three models.</b> <i>Before</i> is the model that an unbroken sequence of requests was made to. <i>After</i>
 is the model that the request has left. <i>Retrained</i> is the model of the reference run at the same request, trained
 without the erased data; where no reference run was given, there is none, and no number stands in its place. The aim is
-to be like the retrained model, not to reach an end of the scale: of single samples it too names most right.</p>
+to be like the retrained model, not to reach an end of the scale: of single samples it too names most right. Distances
+between probabilities mean little where it was trained by another recipe; compare accuracies then.</p>
 <p><b>Accuracy</b> is the share of samples named right: of the erased training samples, of the held-out samples that go
 with them, and of what was learned and kept. Numbers are over the samples scored, drawn at random.</p>
 <p><b>Told from unseen data.</b> The chance that an erased sample has a lower loss than one the model never saw: 0.5 is
@@ -110,8 +111,8 @@ def _guarantee(found: Mapping[str, Any]) -> str:
         measured = f'<h4>Measured by the method itself, last value</h4><dl class="facts">{items}</dl>'
     before = run["trained_before"]
     origin = (
-        f"The weights did not start from random numbers ({escape(before)}). What they hold of the erased data from "
-        "then on is outside of what was erased, unless the statement above includes it."
+        f"The weights had been trained before this run ({escape(before)}). What they learned of the erased data back "
+        "then is undone only where the statement above includes it."
         if before else
         "The weights started from random numbers in this run; nothing was brought along."
     )  # fmt: skip

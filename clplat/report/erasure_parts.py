@@ -40,7 +40,7 @@ def findings(found: Entry) -> str:
         "Requests answered": f"{whole['requests_done']} of {whole['requests_in_stream']}",
         "Samples erased": f"{whole['training_samples_erased']:,}".replace(",", " "),
         "Requests refused": str(whole["requests_refused"]),
-        "Time for a request": show(whole["median_request_seconds"], "seconds"),
+        "Median time of a request": show(whole["median_request_seconds"], "seconds"),
     }
     if whole["oracle_seconds"] and whole["request_seconds"]:
         tiles["Retraining, relative"] = f"{show(whole['oracle_seconds'] / whole['request_seconds'], 'number')} ×"

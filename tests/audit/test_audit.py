@@ -100,6 +100,43 @@ def test_draws_are_without_replacement_and_repeat():
     assert rows(draw(pieces, 100, 5)) == of_class(1, 2, 3)
 
 
+def test_draws_from_overlapping_sets_overlap():
+    """What is drawn of the smaller set was drawn of the larger one, or takes the place of what it lacks."""
+    stream = [learn(0, 0, 1), learn(1, 2, 3), forget(2, 0), forget(3, 1)]
+    large, small = (rows(draw(sets_of(stream, i)["retained"], 12, 5)) for i in (2, 3))
+    assert set(large) & set(of_class(2, 3)) <= set(small)
+    assert len(small) == 12
+
+
+def test_a_sequence_of_requests_is_scored_in_one_pass(tmp_path, monkeypatch):
+    """Every sample once, whatever number of requests needs it."""
+    import clplat.audit
+
+    scored = []
+    original = clplat.audit._score
+    monkeypatch.setattr(
+        clplat.audit, "_score", lambda r, d, t: scored.append(d.row_ids().tolist()) or original(r, d, t)
+    )
+    stream = {
+        "name": "unlearning",
+        "base": "digits",
+        "base_options": {"experiences": 1},
+        "count": 3,
+        "positions": "end",
+    }
+    config = mixed_config(tmp_path) | {"strategy": "gradient_ascent", "stream": stream, "head": "linear"}
+    result = clplat.run(config | {"audit": {"samples": 50, "relearn_steps": 0}}, quiet=True)
+    before, rest = scored[:2], scored[2:]
+    assert len(rest) == 2 * 3
+    assert all(len(set(r)) == len(r) for r in scored)
+    assert len(before[0]) < 3 * 100  # erased and retained samples of three requests overlap
+    assert sorted(f.name for f in (result.run_dir / "audit").iterdir()) == ["001", "002", "003"]
+    models = {
+        json.loads((audit_dir(result.run_dir, i) / "original.json").read_text())["model_sha256"] for i in (1, 2, 3)
+    }
+    assert len(models) == 1
+
+
 # --- beside the run -----------------------------------------------------------------------------------------------
 
 

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from mixed import mixed_config
+
+from clplat import checkpoint
 
 # The command line in a fresh process, with a signal sent to itself at a chosen event. Events are counted over the
 # whole run: an index into data, a backward pass, an evaluation batch, a file flushed within a checkpoint, a rename.
@@ -169,3 +172,92 @@ def test_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
     finally:
         first.kill()
         first.communicate()
+
+
+# --- requests to forget -----------------------------------------------------------------------------------------------
+
+
+BASE = {"experiences": 2, "train_per_class": 12}
+
+
+def write_requests(folder: Path) -> Path:
+    """Digits with a class to forget, then samples; the class taught once more, and forgotten."""
+    requests = ["class:1", ["sample:3", "sample:5"], {"learn": "class:1"}, "class:1"]
+    config: dict[str, Any] = {
+        "name": "mixed",
+        "strategy": {"name": "random_labels", "memory": 20, "replay_batch": 4},
+        "stream": {
+            "name": "unlearning",
+            "requests": requests,
+            "base_options": BASE,
+        },
+        "backbone": {"name": "mlp", "hidden": [16]},
+        "loop": {"max_epochs": 3, "batch_size": 8, "checkpoint_every": 2, "checkpoint_seconds": None},
+        "tracking": {"enabled": False},
+        "output": str(folder / "runs"),
+    }
+    path = folder / "requests.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def entries(run_dir: Path) -> list[dict[str, Any]]:
+    """The ledger without times."""
+    timed = ("started", "finished", "seconds")
+    return [{k: v for k, v in e.items() if k not in timed} for e in json.loads((run_dir / "ledger.json").read_text())]
+
+
+def weights(run_dir: Path) -> dict[str, Any]:
+    """The learner in the last checkpoint."""
+    state, notes = checkpoint.load_newest(run_dir / "checkpoints")
+    assert state is not None
+    assert not notes
+    return state["strategy"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("requests")
+    done = command("none", 0, 0, "run", str(write_requests(folder)), "--quiet")
+    assert done.returncode == 0, done.stderr
+    return only_run(folder)
+
+
+# Backward passes 1 to 48 learn; 49 to 54 erase a class, 57 to 59 samples, 63 to 68 teach the class again, 69 to 74
+# erase it; those between are of the audit. Files are flushed and renamed for the ledger and the checkpoints of the
+# first request from 151 to 190 and from 62 to 78.
+REQUESTED = [
+    *(("backward", n) for n in (49, 51, 54, 58, 66, 72)),
+    *(("flush", n) for n in (151, 178)),
+    *(("rename", n) for n in (62, 74, 76)),
+    ("data", 70),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("event", "count"), REQUESTED)
+def test_killed_within_a_request_resumes_exactly(
+    event: str, count: int, tmp_path: Path, uninterrupted_requests: Path
+) -> None:
+    """A request is never half applied: summary, ledger and every tensor end as those of the run that was not killed."""
+    config = str(write_requests(tmp_path))
+    killed = command(event, count, signal.SIGKILL, "run", config, "--quiet")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run_dir = only_run(tmp_path)
+    again = command("none", 0, 0, "run", "--resume", str(run_dir), "--quiet")
+    assert again.returncode == 0, again.stderr
+    assert result(run_dir) == result(uninterrupted_requests)
+    assert entries(run_dir) == entries(uninterrupted_requests)
+    assert_same(weights(run_dir), weights(uninterrupted_requests))
+    assert not list(run_dir.rglob("*.part"))
+
+
+def assert_same(a: Any, b: Any) -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b

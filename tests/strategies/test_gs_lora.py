@@ -62,6 +62,17 @@ def test_bounded_loss_and_gradient_are_zero_at_the_bound_and_minus_the_gradient_
         torch.testing.assert_close(losses.grad, torch.full((3,), slope))
 
 
+@pytest.mark.parametrize(("other", "slope"), [(6.0, 0.0), (3.5, -0.5), (-1.0, -0.5)])
+def test_the_bound_is_held_against_the_mean_of_all_processes(monkeypatch, other, slope):
+    strategy = make()
+    strategy.world_size, strategy.global_batch = 2, 4
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: t.add_(other))  # the other process's mean
+    mine = 5.0 if other < 0 else 2.0  # one process is beyond 3, both together are or are not
+    losses = torch.tensor([mine - 0.5, mine + 0.5], requires_grad=True)
+    strategy._bounded(losses, 3.0).backward()
+    torch.testing.assert_close(losses.grad, torch.full((2,), slope))
+
+
 def test_without_its_terms_the_gradient_is_that_of_the_retained_batch():
     strategy, retained, _ = asked(forgetting=[0.0], sparsity=0.0)
     raw, labels = retained.batch(torch.arange(6))

@@ -110,10 +110,12 @@ def test_prototypes_are_mean_features_before_the_request_of_what_is_erased_and_r
     strategy = make(GSLoRAPP, memory=16)
     run(strategy, learn(data), epochs=2)
     request = forget(data, (1,))
+    strategy._prepare = lambda raw, training: raw + 3.0 * training  # augmented in training only
     strategy.train()
     strategy.grow(request)
     strategy.begin(request)
     assert strategy.training
+    strategy._prepare = None
     retained, erased = strategy.memory.data().all(), request.train.all()
     strategy.eval()
     for c in range(CLASSES):
