@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from clplat.errors import MissingError, UserError
 
 
 def read(path: str, key: str = "backbone.weights") -> dict[str, Tensor]:
-    """Tensors of the .safetensors file at `path`, on the CPU; `key` is what asked for it, for the message.
+    """Tensors of the .safetensors file at `path` ($VARIABLES and ~ are filled in); `key` asked for it.
 
     Raises:
         MissingError: there is no such file.
@@ -20,7 +21,7 @@ def read(path: str, key: str = "backbone.weights") -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = Path(path).expanduser()
+    file = Path(os.path.expandvars(path)).expanduser()
     if file.suffix != ".safetensors":
         raise UserError(f"{key}: {path!r} is no .safetensors file (other formats can run code when read)")
     if not file.is_file():

@@ -41,6 +41,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         runs.mechanism,
         runs.task_free,
         runs.test_data,
+        runs.unlabelled,
         states.memory,
         runs.seed,
         runs.leaks,
