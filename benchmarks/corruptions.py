@@ -26,8 +26,8 @@ def rows(quick: bool = False) -> list[Row]:
     found = {name: _measure(name, images, tensor, 2 if quick else 7) for name in STANDARD}
     note = f"an image; severity {SEVERITY}, batches of {len(images)}"
     every = [list(map(statistics.fmean, zip(*(side[k] for side in found.values()), strict=True))) for k in (0, 1)]
-    table = [paired("all 15 corruptions", "µs", *every, "ratio", None if quick else LIMIT, note)]
-    return table + [paired(name, "µs", *sides, "ratio") for name, sides in found.items()]
+    table = [paired("all 15 corruptions", "µs", every[0], every[1], "ratio", None if quick else LIMIT, note)]
+    return table + [paired(name, "µs", sides[0], sides[1], "ratio") for name, sides in found.items()]
 
 
 def pictures(count: int, side: int = 32) -> np.ndarray:

@@ -5,6 +5,7 @@ Shapes: T test sets (columns of the accuracy matrix), n samples of all of them, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ def _groups(stream: Stream, valid: bool, limit: int | None) -> Iterator[_Group]:
         first, device = members[0][1], members[0][1].inputs.device
         rows = [torch.arange(len(d), device=device) if d.rows is None else d.rows for _, d in members]
         columns = [torch.full((len(d),), column, device=device) for column, d in members]
-        data = Data(first.inputs, first.labels, torch.cat(rows), first.world)
+        data = dataclasses.replace(first, rows=torch.cat(rows))  # of the same class, which may make or read its inputs
         yield _Group(data, torch.cat(columns), task)
 
 

@@ -89,6 +89,8 @@ def augment(images: Tensor, draws: Draws, noise: Tensor | None = None) -> Tensor
     Args:
         noise: (N, B, C, H, W) standard normal numbers, or None for no noise.
     """
+    if not images.numel():
+        return images.repeat(len(draws), 1, 1, 1)
     batch = images.clamp(0, 1).expand(len(draws), *images.shape)
     batch = _blur(_affine(_jitter(batch, draws), draws), draws.sigma)
     if noise is not None:

@@ -86,9 +86,11 @@ class BatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         values = input.numel() // self.num_features
         if self.statistics is None:
-            if not (self.training and _now.shared):
-                return super().forward(input)
-            return self._follow_shared(input)
+            if self.training and _now.shared:
+                return self._follow_shared(input)
+            if self.training and values == 1:  # which torch refuses
+                return self._normalise(input, self.running_mean, self.running_var)
+            return super().forward(input)
         still = self.statistics == "source" or (self.statistics == "follow" and not _now.follow)
         if still or (not _now.shared and values <= _now.groups):
             return self._normalise(input, self.running_mean, self.running_var)

@@ -133,8 +133,8 @@ class TTA(Strategy):
 
     def _mean_of(self, losses: Tensor, chosen: Tensor) -> Tensor | None:
         """Mean of `losses` (B,) where `chosen` (B,) bool, over all processes; None where none is."""
-        count = self._sum(chosen.sum().float())
-        return losses[chosen].sum() * (self.world_size / count) if count > 0 else None
+        count = int(self._sum(chosen.sum()))
+        return losses[chosen].sum() * (self.world_size / count) if count else None
 
 
 class Stepping(TTA):

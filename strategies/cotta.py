@@ -164,9 +164,12 @@ class CoTTA(Stepping):
         total: Tensor | int = 0
         for rows in torch.arange(self.augmentations).split(max(at_once // images, 1)):
             part = draws.part(slice(int(rows[0]), int(rows[-1]) + 1))
-            # Of the whole batch, so that an image's noise does not depend on the number of processes.
-            noise = torch.randn(len(part), whole, *x.shape[1:], generator=generator, dtype=x.dtype, device=x.device)
-            augmented = laid_out(augment(x, part, noise if self.world_size == 1 else noise[:, mine]))
+            # Drawn for the whole batch, one augmentation at a time: it must depend neither on the number of processes
+            # nor on what is run at once.
+            size = (whole, *x.shape[1:])
+            drawn = [torch.randn(size, generator=generator, dtype=x.dtype, device=x.device) for _ in rows]
+            noise = torch.stack([d if self.world_size == 1 else d[mine] for d in drawn])
+            augmented = laid_out(augment(x, part, noise))
             with batch_of(groups=len(part), shared=self.world_size > 1):
                 total = total + self.teacher(augmented).unflatten(0, (len(part), len(x))).sum(0)
         return total / self.augmentations

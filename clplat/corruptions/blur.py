@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clplat.corruptions.draws import Draws
-from clplat.corruptions.linear import reflected, smooth, zooms
+from clplat.corruptions.linear import SMALL, exact, reflected, smooth, whole, zoom_matrix, zooms
 
 _LARGE = 121  # taps from which a kernel is applied by Fourier transform
 
@@ -23,10 +23,11 @@ def gaussian_blur(pixels: Tensor, sigma: float, draws: Draws) -> Tensor:
 def defocus_blur(pixels: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
     """A disk, its rim smoothed; the border is mirrored about the edge pixel."""
     kernel = disk(*map(float, constants), pixels.device)
+    if pixels[0, 0].numel() <= SMALL:
+        return whole(pixels, _defocus_matrix(*map(float, constants), *pixels.shape[-2:], pixels.device))
     radius = len(kernel) // 2
-    height, width = pixels.shape[-2:]
     rows, columns = (
-        torch.from_numpy(reflected(np.arange(-radius, n + radius), n)).to(pixels.device) for n in (height, width)
+        torch.from_numpy(reflected(np.arange(-radius, n + radius), n)).to(pixels.device) for n in pixels.shape[-2:]
     )
     padded = (pixels / 255)[:, :, rows][:, :, :, columns].flatten(0, 1)  # (BC, H + 2r, W + 2r)
     if kernel.numel() < _LARGE:
@@ -36,6 +37,20 @@ def defocus_blur(pixels: Tensor, constants: tuple[float, float], draws: Draws) -
         product = torch.fft.rfft2(padded) * torch.fft.rfft2(kernel, s=shape)  # symmetric: correlation = convolution
         blurred = torch.fft.irfft2(product, s=shape)[:, 2 * radius :, 2 * radius :]
     return blurred.reshape(pixels.shape)
+
+
+@lru_cache(maxsize=16)
+def _defocus_matrix(radius: float, sigma: float, height: int, width: int, device: torch.device) -> Tensor:
+    """(HW, HW) of `whole`."""
+    kernel = disk(radius, sigma, torch.device("cpu")).double().numpy()
+    at = np.arange(len(kernel)) - len(kernel) // 2
+    rows = reflected(np.arange(height)[:, None] + at, height)  # (H, K)
+    columns = reflected(np.arange(width)[:, None] + at, width)
+    sources = rows[:, None, :, None] * width + columns[None, :, None, :]  # (H, W, K, K)
+    matrix = np.zeros((height * width, height * width))
+    places = np.arange(height * width).reshape(height, width, 1, 1)
+    np.add.at(matrix, (np.broadcast_to(places, sources.shape), sources), np.broadcast_to(kernel, sources.shape))
+    return exact(matrix, device)
 
 
 @lru_cache(maxsize=32)
@@ -56,14 +71,25 @@ def disk(radius: float, sigma: float, device: torch.device) -> Tensor:
 
 def zoom_blur(pixels: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
     """The mean of the image and its enlargements by 1, 1 + step, ... up to the end."""
-    end, step = constants
-    factors = tuple(np.arange(1, end, step).tolist())
-    count, (height, width) = len(factors), pixels.shape[-2:]
-    image = pixels / 255
-    rows = zooms(height, factors, pixels.device).view(count * height, height)
-    columns = zooms(width, factors, pixels.device).transpose(1, 2).reshape(count * width, width)  # (FW', W)ᵀ stacked
-    tall = (rows @ image).unflatten(-2, (count, height)).transpose(-3, -2).flatten(-2)  # (B, C, H, F W)
-    return (tall @ columns + image) / (count + 1)
+    factors = tuple(np.arange(1, constants[0], constants[1]).tolist())
+    height, width = pixels.shape[-2:]
+    if height * width <= SMALL:
+        return whole(pixels, _zoom_matrix(height, width, factors, pixels.device))
+    rows, columns = zooms(height, factors, pixels.device), zooms(width, factors, pixels.device)
+    image = (pixels / 255).flatten(0, 1)  # (BC, H, W)
+    summed = image.clone()
+    for a, b in zip(rows, columns, strict=True):
+        summed = torch.baddbmm(summed, a.expand(len(image), height, height), image @ b.T)
+    return summed.div_(len(factors) + 1).view(pixels.shape)
+
+
+@lru_cache(maxsize=16)
+def _zoom_matrix(height: int, width: int, factors: tuple[float, ...], device: torch.device) -> Tensor:
+    """(HW, HW) of `whole`."""
+    matrix = np.eye(height * width)
+    for factor in factors:
+        matrix += np.kron(zoom_matrix(height, factor), zoom_matrix(width, factor))
+    return exact(matrix / (len(factors) + 1), device)
 
 
 def glass_blur(pixels: Tensor, constants: tuple[float, int, int], draws: Draws) -> Tensor:
@@ -90,7 +116,7 @@ def _sources(draws: Draws, height: int, width: int, shift: int) -> Tensor:
     # Two numbers a pixel, in the order of the visits: first across, then down.
     moves = draws.integers(-shift, shift, len(rows), len(columns), 2)
     visited = (rows[:, None] * width + columns).expand(len(moves), -1, -1)
-    targets = (rows[:, None] + moves[..., 1]) * width + columns + moves[..., 0]
+    targets = moves[..., 1] * width + moves[..., 0] + (rows[:, None] * width + columns)
     size = height * width
     pointers = torch.arange(size, device=draws.device).repeat(len(moves), 1)
     pointers.scatter_(1, visited.flatten(1), targets.flatten(1))

@@ -20,6 +20,7 @@ from torch import Tensor
 _GOLDEN = -1640531527  # 2³² / φ, as a signed word
 _FIRST, _SECOND = 0x21F0AAAD, 0x735A2D97
 _LEVELS = 1 << 16
+_PIECE = 1 << 16  # words made at a time on a CPU
 
 
 class Draws:
@@ -43,34 +44,43 @@ class Draws:
         count, (first, second) = prod(shape), self._keys
         counter = torch.arange(self._used, self._used + count, dtype=torch.int32, device=first.device)
         self._used += count
-        y = (counter * _GOLDEN)[None] ^ first[:, None]
-        spare = torch.empty_like(y)
-        _fold(y, 16, spare).mul_(_FIRST)
-        _fold(y, 15, spare).add_(second[:, None]).mul_(_SECOND)
-        return _fold(y, 15, spare).view(-1, *shape)
+        counter *= _GOLDEN
+        found = torch.empty(len(first), count, dtype=torch.int32, device=first.device)
+        step = max(_PIECE // max(count, 1), 1) if first.device.type == "cpu" else max(len(first), 1)
+        spare = torch.empty_like(found[:step])
+        for start in range(0, len(first), step):  # pieces that a cache holds
+            y = found[start : start + step]
+            torch.bitwise_xor(counter, first[start : start + step, None], out=y)
+            _fold(y, 16, spare).mul_(_FIRST)
+            _fold(y, 15, spare).add_(second[start : start + step, None]).mul_(_SECOND)
+            _fold(y, 15, spare)
+        return found.view(-1, *shape)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """(B, *shape) float32 in [low, high], in steps of 2⁻²⁴ of the range."""
         unit = (self.words(*shape) >> 8).to(torch.float32)  # in [−2²³, 2²³)
         return unit.mul_((high - low) * 2.0**-24).add_((low + high) / 2 + (high - low) * 2.0**-25)
 
+    def halves(self, *shape: int) -> Tensor:
+        """(B, *shape) int16, every value equally likely: two from a word."""
+        count = prod(shape)
+        return self.words(-(-count // 2)).view(torch.int16)[:, :count].reshape(-1, *shape)
+
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape) float32 of mean 0 and variance 1: one of 65,536 equally likely quantiles, up to ±4.3."""
         count = prod(shape)
-        words = self.words(-(-count // 2))
-        halves = torch.cat([words & (_LEVELS - 1), (words >> 16) & (_LEVELS - 1)], dim=1)[:, :count]
-        return _quantiles(words.device).index_select(0, halves.reshape(-1)).view(-1, *shape)
+        halves = self.halves(count).to(torch.int32).add_(_LEVELS // 2)
+        return _quantiles(halves.device).index_select(0, halves.view(-1)).view(-1, *shape)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        """(B, *shape) int64 in [low, high)."""
-        unit = (self.words(*shape).to(torch.int64) & 0xFFFFFFFF) * (high - low)
-        return (unit >> 32) + low
+        """(B, *shape) int32 in [low, high), a range of at most 2¹⁵; even to 2⁻¹⁶."""
+        return (((self.halves(*shape).to(torch.int32) + _LEVELS // 2) * (high - low)) >> 16) + low
 
 
 def _fold(y: Tensor, shift: int, spare: Tensor) -> Tensor:
     """y ← y xor (y >> shift), shifting zeros in."""
-    torch.bitwise_right_shift(y, shift, out=spare)
-    return y.bitwise_xor_(spare.bitwise_and_((1 << (32 - shift)) - 1))
+    shifted = torch.bitwise_right_shift(y, shift, out=spare[: len(y)])
+    return y.bitwise_xor_(shifted.bitwise_and_((1 << (32 - shift)) - 1))
 
 
 def _low(key: Tensor) -> Tensor:

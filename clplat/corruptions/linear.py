@@ -12,10 +12,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SMALL = 1024  # pixels up to which one matrix over all of them is faster than anything else
+
 
 def sandwich(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """A X Bᵀ of each channel: images (..., H, W), rows (H', H), columns (W', W) → (..., H', W')."""
     return rows @ (images @ columns.T)
+
+
+def whole(pixels: Tensor, matrix: Tensor) -> Tensor:
+    """Any linear map of small images in one product: pixels (B, C, H, W) uint8 → float32 in grey levels / 255.
+
+    Sums are exact in whatever order they are made, since the weights are multiples of 2⁻¹⁶ (see `exact`).
+    """
+    return (pixels.flatten(2).to(torch.float32) @ matrix).div_(255).view(pixels.shape)
+
+
+def exact(matrix: np.ndarray, device: torch.device) -> Tensor:
+    """(HW, HW) weights of each pixel of the result on each of the image, sum 1, for `whole`: float32, transposed.
+
+    Rounded to multiples of 2⁻¹⁶; what a row loses by it goes to its largest weight.
+    """
+    units = np.round(matrix * 65536)
+    largest = units.argmax(1)
+    units[np.arange(len(units)), largest] += 65536 - units.sum(1)
+    return torch.from_numpy(np.ascontiguousarray(units.T) / 65536).to(torch.float32).to(device)
 
 
 def smooth(images: Tensor, sigma: float, mode: str = "nearest", truncate: float = 4.0) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clplat.corruptions.draws import Draws
 
-_GUIDE = 12  # bits of a draw that point into the table of counts
+_GUIDE = 10  # bits of a draw that point into the table of counts
 
 
 def gaussian_noise(pixels: Tensor, deviation: float, draws: Draws) -> Tensor:
@@ -25,9 +25,9 @@ def speckle_noise(pixels: Tensor, deviation: float, draws: Draws) -> Tensor:
 
 def impulse_noise(pixels: Tensor, share: float, draws: Draws) -> Tensor:
     """A share of the values becomes 0 or 1, one as likely as the other."""
-    words = draws.words(*pixels.shape[1:])
-    half = round(share * 2**31)  # of 2³² words
-    pepper, salt = words < half - 2**31, words >= 2**31 - half
+    numbers = draws.halves(*pixels.shape[1:])
+    half = round(share * 2**15)  # of 2¹⁶ numbers
+    pepper, salt = numbers < half - 2**15, numbers >= 2**15 - half
     return pixels.masked_fill(pepper, 0).masked_fill(salt, 255)
 
 
@@ -37,7 +37,7 @@ def shot_noise(pixels: Tensor, photons: float, draws: Draws) -> Tensor:
     words = draws.words(*pixels.shape[1:]).view(-1)
     grey = pixels.reshape(-1).to(torch.int32)
     cell = ((words >> (32 - _GUIDE)) + (1 << (_GUIDE - 1))).add_(grey << _GUIDE)
-    counts = guide.index_select(0, cell)
+    counts = guide.index_select(0, cell).to(torch.int32)
     draw = (words >> 8).to(torch.float32).add_(2.0**23 + 0.5).mul_(2.0**-24)  # in (0, 1)
     place = counts + grey.mul_(table.shape[1])
     short = (table.view(-1).index_select(0, place) < draw).nonzero().squeeze(1)  # a few in a hundred
@@ -53,7 +53,7 @@ def _poisson(photons: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where to start looking, and P(N ≤ k) for each grey level.
 
     Returns:
-        guide (256 · 4096,) int32: count at the lower end of each cell of draws; table (256, K) float32.
+        guide (256 · 1024,) int16: count at the lower end of each cell of draws; table (256, K) float32.
     """
     from scipy.stats import poisson
 
@@ -62,5 +62,5 @@ def _poisson(photons: float, device: torch.device) -> tuple[Tensor, Tensor]:
     table = poisson.cdf(np.arange(length)[None], rates[:, None]).astype(np.float32)
     table[:, -1] = 1
     ends = np.arange(1 << _GUIDE, dtype=np.float32) / (1 << _GUIDE)
-    guide = np.stack([np.searchsorted(row, ends, side="left") for row in table]).astype(np.int32)
+    guide = np.stack([np.searchsorted(row, ends, side="left") for row in table]).astype(np.int16)
     return torch.from_numpy(guide.ravel()).to(device), torch.from_numpy(table).to(device)

@@ -90,18 +90,17 @@ class ImageFiles(Blocks):
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def read_cifar(folder: Path, segments: Sequence[Segment], chosen: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+def read_cifar(folder: Path, segments: Sequence[Segment], chosen: np.ndarray) -> tuple[Tensor, Tensor]:
     """Images (S n, 3, 32, 32) uint8 and labels (S n,) of the segments.
 
     Args:
-        chosen: test images that are taken, in order; None takes all.
+        chosen: (n,) test images that are taken, in order.
 
     Raises:
         MissingError: a file is missing or has another shape; says what to put where.
     """
     labels = _array(folder / "labels.npy")
     count = len(labels) // SEVERITIES
-    rows = np.arange(count) if chosen is None else np.asarray(chosen)
     images = []
     for name, severity in segments:
         whole = _array(folder / f"{name}.npy")
@@ -111,8 +110,8 @@ def read_cifar(folder: Path, segments: Sequence[Segment], chosen: Sequence[int] 
                 f"{folder / name}.npy holds {shape}: replace it by uint8 ({len(labels)}, 32, 32, 3), one "
                 "severity after the other"
             )
-        images.append(torch.from_numpy(whole[(severity - 1) * count + rows]).permute(0, 3, 1, 2).contiguous())
-    named = np.concatenate([labels[(severity - 1) * count + rows] for _, severity in segments])
+        images.append(torch.from_numpy(whole[(severity - 1) * count + chosen]).permute(0, 3, 1, 2).contiguous())
+    named = np.concatenate([labels[(severity - 1) * count + chosen] for _, severity in segments])
     return torch.cat(images), torch.from_numpy(named.astype(np.int64))
 
 
@@ -124,7 +123,7 @@ def cifar_count(folder: Path) -> int:
 def _array(path: Path) -> np.ndarray:
     """Mapped, not read; nothing unpickled."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         where = "as Zenodo 2535967 (CIFAR-10-C) and 3555552 (CIFAR-100-C) have it"
         raise MissingError(f"stream.published: {path} is missing: put it there, {where}") from None

@@ -45,9 +45,9 @@ def frost(pixels: Tensor, constants: tuple[float, float, float, str | None], dra
 
 def _pieces(picture: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
     """Pieces (b, 3, height, width) of a picture (3, H, W); top and left (b, 1) in [0, 1) of where they can start."""
-    rows = (top * (picture.shape[1] - height)).long() + torch.arange(height, device=picture.device)  # (b, height)
-    columns = (left * (picture.shape[2] - width)).long() + torch.arange(width, device=picture.device)
-    return picture[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
+    starts = picture.unfold(1, height, 1).unfold(2, width, 1)  # (3, tops, lefts, height, width), a view
+    rows, columns = (top * (picture.shape[1] - height)).long(), (left * (picture.shape[2] - width)).long()
+    return starts[:, rows.squeeze(1), columns.squeeze(1)].transpose(0, 1)
 
 
 def fog(pixels: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:

@@ -30,8 +30,14 @@ _COSTS = {
     "stored_bytes": "Stored by the strategy",
     "trainable_parameters": "Trainable parameters",
 }
-_STEP_CURVES = ("anytime/accuracy", "train/loss", "adapt/online_error", "adapt/running_error",
-                "interact/return", "train/gradient_norm")
+_STEP_CURVES = (
+    "anytime/accuracy",
+    "train/loss",
+    "adapt/online_error",
+    "adapt/running_error",
+    "interact/return",
+    "train/gradient_norm",
+)
 
 
 def build_figures(groups: list[Group], logs: dict[Group, list[Log]]) -> list[Figure]:

@@ -42,6 +42,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         runs.erasure,
         runs.task_free,
         runs.test_data,
+        runs.unlabelled,
         states.memory,
         runs.seed,
         runs.leaks,

@@ -86,7 +86,7 @@ def mechanism(subject: Subject) -> None:
         torch.manual_seed(1000 + experience.index)
         untouched.grow(experience.seen())
     expect(bool(mine.state.differences(State.of(untouched))), "after the stream its state is what growing alone gives")
-    if subject.entry.name == "naive":
+    if subject.entry.name in ("naive", "source"):
         raise NotApplicable("it is fine-tuning")
     plain = subject.fine_tuned()
     probe, other = stream.probe, plain.strategy
@@ -174,6 +174,16 @@ def test_data(subject: Subject) -> None:
     other = subject.run(separate=True)
     wrong = outcome.state.differences(other.state)
     expect(not wrong, f"it uses data of another experience, or of a test set: without them {listed(wrong)} differ")
+
+
+def unlabelled(subject: Subject) -> None:
+    """Labels of what is adapted to score predictions and change nothing else."""
+    if Kind.ADAPT not in subject.cls.kinds:
+        raise NotApplicable("it does not adapt")
+    straight, other = subject.straight, subject.run(mislabel=True)
+    wrong = straight.state.differences(other.state)
+    expect(not wrong, f"with wrong labels {listed(wrong)} differ")
+    expect(straight.record.online != other.record.online, "wrong labels score as right ones do")
 
 
 def seed(subject: Subject) -> None:

@@ -97,11 +97,14 @@ class TinyStream(Stream):
         repeat: so many times the samples of each experience, ≥ 1.
         separate: each experience holds tensors of its own, zero but for its rows, and the test sets are noise; training
             data stay the same.
+        mislabel: the labels of what is adapted to are wrong.
     """
 
-    def __init__(self, kinds: Collection[Kind], *, seed: int = 0, repeat: int = 1, separate: bool = False) -> None:
+    def __init__(
+        self, kinds: Collection[Kind], *, seed: int = 0, repeat: int = 1, separate: bool = False, mislabel: bool = False
+    ) -> None:
         self.shape = OBSERVATION if set(kinds) == {Kind.INTERACT} else IMAGE
-        self.repeat, self.separate, self.peeks = repeat, separate, list[str]()
+        self.repeat, self.separate, self.mislabel, self.peeks = repeat, separate, mislabel, list[str]()
         self._centres = 0.6 * torch.randn(CLASSES, *self.shape, generator=torch.Generator().manual_seed(7))
         self.source = self._pool(seed, "source")
         self._pools = {name: self._pool(seed, name) for name in ("train", "test", "shifted", "held")}
@@ -170,6 +173,9 @@ class TinyStream(Stream):
     def _adapt(self, index: int, number: int, learns: bool) -> Experience:
         classes, shift = tuple(range(CLASSES)), Shift(number + 1)
         train, test = self._part("shifted", classes, shift), self._part("held", classes, shift)
+        if self.mislabel:
+            assert train.labels is not None
+            train = dataclasses.replace(train, labels=(train.labels + 1) % CLASSES)
         return _Source(index, f"adapt_{number}", Kind.ADAPT, train, test, classes=classes)
 
     def _interact(self, index: int, number: int, learns: bool) -> Experience:

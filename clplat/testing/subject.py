@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clplat import checkpoint, discovery
 from clplat.backbones.base import Backbone, Classifier
+from clplat.backbones.cnn import slim_resnet18
 from clplat.backbones.mlp import mlp
 from clplat.backbones.vit import vit_micro
 from clplat.build import check_stream, new_record, seed_everything
@@ -37,6 +38,7 @@ SEED, BATCH, MEMORY, REPLAY = 0, 8, 12, 4
 BACKBONES: tuple[Callable[[tuple[int, ...]], Backbone], ...] = (
     lambda shape: mlp(shape, [16]),
     lambda shape: vit_micro(shape, patch_size=2, dim=8, depth=2, heads=2),
+    lambda shape: slim_resnet18(shape, width=2),
 )
 
 
@@ -183,7 +185,7 @@ class Subject:
         dropout apart."""
         known = {o.name for o in discovery.options(self.entry)}
         small = {"memory": MEMORY, "replay_batch": REPLAY // processes, "optimizer": "sgd", "lr": 0.05}
-        small["dropout"] = 0.0
+        small |= {"dropout": 0.0, "adapt_optimizer": "sgd", "adapt_lr": 0.05, "margin": 2.0, "augmentations": 4}
         return {name: value for name, value in small.items() if name in known}
 
     def build(self, stream: TinyStream, seed: int = SEED, **how: Any) -> Strategy:
@@ -210,10 +212,11 @@ class Subject:
         return (cls or self.cls)(model=model, **(options or self.options()))
 
     def run(
-        self, *, seed: int = SEED, repeat: int = 1, separate: bool = False, reseed: bool = False, **how: Any
-    ) -> Outcome:
+        self, *, seed: int = SEED, repeat: int = 1, separate: bool = False, mislabel: bool = False,
+        reseed: bool = False, **how: Any,
+    ) -> Outcome:  # fmt: skip
         """One whole run; `how` goes to `build`."""
-        stream = TinyStream(self.cls.kinds, seed=seed, repeat=repeat, separate=separate)
+        stream = TinyStream(self.cls.kinds, seed=seed, repeat=repeat, separate=separate, mislabel=mislabel)
         return self.finish(self.trial(self.build(stream, seed, **how), stream, seed=seed, reseed=reseed))
 
     def trial(

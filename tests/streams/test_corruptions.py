@@ -13,6 +13,7 @@ from clplat import Kind
 from clplat.corruptions.constants import EXTRA, NAMES, ORDERS, STANDARD
 from clplat.corruptions.order import correlated
 from clplat.errors import MissingError, UserError
+from clplat.evaluation import Evaluator
 from clplat.streams.corruptions import Corruptions
 
 RAMP = [1, 2, 3, 4, 5, 4, 3, 2, 1]
@@ -280,6 +281,8 @@ def test_imagenet_files(tmp_path):
     assert clean.shape == (6, 3, 224, 224)
     assert ((clean[:, 0].float().mean((1, 2)) / 40).round() == labels).all()
     assert stream[0].train.batch(torch.empty(0, dtype=torch.int64))[0].shape == (0, 3, 224, 224)
+    (group,) = Evaluator(stream, device=torch.device("cpu"), batch_size=4).groups
+    assert torch.equal(group.data.batch(torch.arange(6))[0], clean)
     (root / "imagenet_test_image_ids.txt").write_text("val/n03/val_1.JPEG\nval/n01/val_0.JPEG\n")
     listed = make(samples=None, shuffle=False, **options)
     assert listed[0].train.targets().tolist() == [2, 0]

@@ -1,0 +1,180 @@
+"""What all strategies that adapt at test time have in common: robustness, phases, state."""
+
+import copy
+
+import pytest
+import torch
+from tta import CLASSES, SGD, cnn, experience, images, moved, started, step, weights
+
+from clplat import Data, Kind
+from clplat.errors import UserError
+from clplat.strategies._norms import BatchNorm, batch_of, make_adaptable, set_statistics
+from clplat.strategies.bn_adapt import BNAdapt
+from clplat.strategies.cotta import CoTTA
+from clplat.strategies.eata import EATA
+from clplat.strategies.rotta import RoTTA
+from clplat.strategies.sar import SAR
+from clplat.strategies.source import Source
+from clplat.strategies.tent import Tent
+
+MAKE = {
+    "source": lambda model: Source(model=model),
+    "bn_adapt": lambda model: BNAdapt(model=model),
+    "tent": lambda model: Tent(model=model, **SGD),
+    "eata": lambda model: EATA(model=model, margin=2.0, redundancy=2.0, **SGD),
+    "sar": lambda model: SAR(model=model, margin=2.0, **SGD),
+    "rotta": lambda model: RoTTA(model=model, memory=6, update_every=3, **SGD),
+    "cotta": lambda model: CoTTA(model=model, augmentations=2, gate=2.0, **SGD),
+}
+STEPPING = [n for n in MAKE if n not in ("source", "bn_adapt")]
+ODD = {
+    "one image": lambda: images(1),
+    "all equal": lambda: images(1).expand(6, -1, -1, -1),
+    "all constant": lambda: torch.full((6, 3, 8, 8), 0.5, dtype=torch.float64),
+    "not a number": lambda: images(6).masked_fill(images(6) < 0.2, float("nan")),
+    "one image not a number": lambda: torch.cat(
+        [images(5), torch.full((1, 3, 8, 8), float("nan"), dtype=torch.float64)]
+    ),
+    "infinite": lambda: images(6).masked_fill(images(6) < 0.2, float("inf")),
+    "huge": lambda: images(6) * 1e300,
+}
+
+
+def made(name, **model):
+    torch.manual_seed(0)
+    return MAKE[name](cnn(**model))
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", MAKE)
+def test_odd_batches_do_not_corrupt_the_model(name, odd):
+    mine = made(name)
+    optimizer, x = started(mine), ODD[odd]()
+    for number in range(2):
+        step(mine, optimizer, images(seed=number))
+    prediction, _ = step(mine, optimizer, x)
+    assert prediction.shape == (len(x), CLASSES)
+    if odd != "huge":
+        assert prediction.isfinite().all()
+    assert all(v.isfinite().all() for v in weights(mine).values() if v.is_floating_point())
+    after, _ = step(mine, optimizer, images(seed=3))
+    assert after.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_an_empty_batch_changes_nothing(name):
+    mine = made(name)
+    optimizer = started(mine)
+    step(mine, optimizer, images())
+    before, kept = weights(mine), copy.deepcopy(getattr(mine, "kept", None))
+    prediction, stepped = step(mine, optimizer, images(0))
+    assert prediction.shape == (0, CLASSES)
+    assert not stepped
+    assert moved(before, mine) == []
+    assert repr(getattr(mine, "kept", None)) == repr(kept)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_the_source_stays_and_what_should_move_moves(name):
+    mine = made(name)
+    start, optimizer = weights(mine.model), started(mine)
+    for number in range(4):
+        step(mine, optimizer, images(seed=number))
+    assert bool(moved(start, mine.model)) == (name in STEPPING)
+    source = getattr(mine, "source", None)
+    if name in ("cotta", "rotta"):
+        assert moved(start, source.model) == []
+    elif source is not None:
+        kept = {k.replace("/", "."): v for k, v in source.values.items()}
+        assert kept
+        assert all(torch.equal(v, start[k]) for k, v in kept.items())
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_learning_and_adapting_take_turns(name):
+    mine = made(name, dtype=torch.float32)
+    frozen = mine.model.backbone.conv1.weight.requires_grad_(False)
+    trained = [p.requires_grad for p in mine.model.parameters()]
+    data = Data(images(8, torch.float32), torch.arange(8) % CLASSES)
+    for index, kind in enumerate((Kind.LEARN, Kind.ADAPT, Kind.LEARN, Kind.ADAPT)):
+        e = experience(index, kind, data)
+        mine.train()
+        mine.grow(e)
+        mine.begin(e)
+        optimizer = mine.configure_optimizers() if any(p.requires_grad for p in mine.parameters()) else None
+        norms = [m for m in mine.model.modules() if isinstance(m, BatchNorm)]
+        if kind is Kind.LEARN:
+            assert [p.requires_grad for p in mine.model.parameters()] == trained
+            assert all(m.statistics is None for m in norms)
+            before = norms[0].running_mean.clone()
+            mine.training_step((data.inputs, data.labels), 0).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert not torch.equal(norms[0].running_mean, before)
+        else:
+            assert not frozen.requires_grad
+            source = weights(mine.model)
+            step(mine, optimizer, data.inputs)
+            if hasattr(mine, "_reset"):
+                mine._reset()
+                assert [k for k in moved(source, mine.model) if "running" not in k or name == "rotta"] == []
+        mine.end(e)
+
+
+@pytest.mark.parametrize("name", STEPPING)
+def test_state_is_enough_to_go_on_with(name):
+    whole = made(name)
+    for index in range(2):
+        optimizer = started(whole, index)
+        for number in range(3):
+            step(whole, optimizer, images(seed=10 * index + number))
+        whole.end(experience(index))
+        if index == 0:
+            state = copy.deepcopy(whole.state_dict())
+    torch.manual_seed(1)
+    other = MAKE[name](cnn(seed=5))
+    other.train()
+    other.grow(experience(0))
+    other.load_state_dict(state, strict=True)
+    optimizer = started(other, 1)
+    for number in range(3):
+        step(other, optimizer, images(seed=10 + number))
+    assert moved(weights(whole), other) == []
+
+
+# --- batch normalisation ----------------------------------------------------------------------------------------------
+
+
+def test_groups_have_statistics_of_their_own():
+    model, x = cnn().eval(), images(12)
+    make_adaptable(model)
+    set_statistics(model, "batch")
+    with batch_of(groups=3):
+        together = model(x)
+    torch.testing.assert_close(together, torch.cat([model(part) for part in x.split(4)]), atol=1e-10, rtol=0)
+    assert not torch.allclose(together, model(x))
+
+
+def test_in_its_place_nothing_changes():
+    ours, plain, x = cnn(), cnn(), images()
+    assert make_adaptable(ours) == sum(isinstance(m, torch.nn.BatchNorm2d) for m in plain.modules()) > 5
+    assert make_adaptable(ours) > 5  # again: nothing to do
+    assert ours.state_dict().keys() == plain.state_dict().keys()
+    for mode in (True, False):
+        assert torch.equal(ours.train(mode)(x), plain.train(mode)(x))
+    assert moved(weights(plain), ours) == []
+
+
+def test_refuses_a_batch_norm_that_it_does_not_know():
+    class Own(torch.nn.BatchNorm2d):
+        pass
+
+    for layer in (Own(3), torch.nn.BatchNorm2d(3, track_running_stats=False)):
+        with pytest.raises(UserError, match="backbone"):
+            make_adaptable(torch.nn.Sequential(layer))
+
+
+def test_norm_layers_are_asked_for():
+    for name in ("tent", "eata", "rotta"):
+        with pytest.raises(UserError, match="adapts normalisation layers"):
+            MAKE[name](torch.nn.Linear(2, 2))
