@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clplat import Experience, require
 from clplat.strategies._lora import Adapted
@@ -55,7 +55,7 @@ class OLoRA(Adapted):
         require("penalty", penalty, penalty in ("abs", "squared"), "abs or squared")
         self.orthogonality, self.shrinkage, self.penalty = orthogonality, shrinkage, penalty
         # Past and new A of layers with the same number of inputs, stacked; made when a step first asks for them.
-        self._pairs: list[tuple[Tensor, list[nn.Parameter]]] | None = None
+        self._pairs: list[tuple[Tensor, list[Tensor]]] | None = None
 
     def grow(self, experience: Experience) -> None:
         super().grow(experience)
@@ -86,19 +86,19 @@ class OLoRA(Adapted):
         parts = [overlap(past, torch.stack(new), self.penalty) for past, new in self._pairs]
         return torch.stack(parts).sum() if parts else torch.zeros((), device=self._new()[0].device)
 
-    def _stacked(self) -> list[tuple[Tensor, list[nn.Parameter]]]:
+    def _stacked(self) -> list[tuple[Tensor, list[Tensor]]]:
         *past, now = (self.adapters.factors(name) for name in self.adapters.adapters)
         if not past:
             return []
         groups: dict[int, list[str]] = {}
         for name, (a, _) in now.items():
             groups.setdefault(a.shape[1], []).append(name)
-        found = []
+        found: list[tuple[Tensor, list[Tensor]]] = []
         for names in groups.values():
             rows = torch.stack([torch.cat([factors[name][0] for factors in past]) for name in names])
             if not rows.any(dim=2).all():
                 raise RuntimeError("an adapter of a past task is empty: what it learned has been lost")
-            found.append((rows, [now[name][0] for name in names]))
+            found.append((rows, list[Tensor](now[name][0] for name in names)))
         return found
 
     @torch.no_grad()

@@ -116,9 +116,10 @@ class SplitLinear(nn.Linear):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Put the factors back into `weight`."""
+        """Put the factors back into `weight`, which may learn again."""
         if len(self.scale):
             self.weight.copy_(_wide(self.weight) + (self.left * self.scale) @ self.right)
+        self.weight.requires_grad_(True)
         for part in self._PARTS:
             self._hold(part, self.scale.new_zeros(0))
 

@@ -186,6 +186,7 @@ def test_merged_and_split_anew_it_is_the_same_function(shape, adamw):
     out, whole = layer(x), effective(layer)
     layer.merge()
     assert not len(layer.scale)
+    assert layer.weight.requires_grad
     torch.testing.assert_close(layer(x), out, atol=1e-5, rtol=1e-5)
     assert (layer(x) - F.linear(x, before, layer.bias)).abs().max() > 0.1  # what was learned is not lost, as by unload
     layer.split(3)
