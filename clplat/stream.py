@@ -115,7 +115,7 @@ class Experience:
         environment: makes the environment of an `interact` experience.
         env_steps: steps to take in it.
         return_bounds: (random, expert) mean returns, which normalise the return; None leaves it raw.
-        request: ids that a `forget` request names (classes, samples or experiences), for the record.
+        request: ids that a `forget` request names: class:N, sample:ROW, experience:NAME or user:N (see clplat.ledger).
     """
 
     index: int

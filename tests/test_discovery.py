@@ -159,7 +159,7 @@ def test_a_path_into_our_own_folder_is_the_registered_class():
 @pytest.mark.parametrize(
     ("group", "name", "message"),
     [
-        ("strategies", "naiv", "strategy: unknown name 'naiv' (did you mean naive?)"),
+        ("strategies", "naiv", "strategy: unknown name 'naiv' (did you mean naive"),
         ("streams", "qqqqqqqq", "stream: unknown name 'qqqqqqqq' (known: "),
         ("strategies", "no/such.py:X", "strategy: 'no/such.py:X': there is no file "),
         ("heads", "{tmp}/empty.py", "say which object of the file, as path/to/file.py:Name"),
