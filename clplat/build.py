@@ -47,10 +47,14 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     cls = discovery.load("strategies", config.strategy.name)
     trial.faults += [f"strategy: {f}" for f in check_hooks(cls)]
     model: Any = Classifier(backbone, head) if backbone is not None and head is not None else torch.nn.Linear(1, 1)
+    untrained: dict[str, torch.Tensor] | None = None
     if start is not None and isinstance(model, Classifier):
+        untrained = {name: t.clone() for name, t in model.state_dict().items()}
         trial.faults += start_from(model, start, head=config.start.head)
     whole = isinstance(model, Classifier) and not trial.faults
     strategy = trial.part("strategy", lambda options: cls(model=model, **options), whole=whole)
+    if strategy is not None and untrained is not None:
+        strategy.before_start(untrained)
     if stream is not None:
         trial.faults += check_stream(config, cls, stream)
     trial.end()
