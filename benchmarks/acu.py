@@ -133,7 +133,9 @@ def rows(quick: bool = False) -> list[Row]:
         a, s = both.answer()
         milliseconds, weight = both.by_hand()
         worst = max(worst, both.off(weight))
-        answered.append(a), settled.append(s), base.append(milliseconds)
+        answered.append(a)
+        settled.append(s)
+        base.append(milliseconds)
     features, training = backbone_ms()
     left = len(both.inputs) - both.erased
     extracted, trained = ([b + c * left for b in base] for c in (features, EPOCHS * training))

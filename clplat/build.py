@@ -54,10 +54,14 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     if backbone is not None and (head is not None or not backbone.needs_head):
         answers = None if stream is None else stream.answers
         model = trial.part("backbone", lambda _: backbone.assemble(head, answers)) or model
+    untrained: dict[str, torch.Tensor] | None = None
     if start is not None and isinstance(model, Classifier):
+        untrained = {name: t.clone() for name, t in model.state_dict().items()}
         trial.faults += start_from(model, start, head=config.start.head)
     whole = isinstance(model, Classifier) and not trial.faults
     strategy = trial.part("strategy", lambda options: cls(model=model, **options), whole=whole)
+    if strategy is not None and untrained is not None:
+        strategy.before_start(untrained)
     if stream is not None:
         trial.faults += check_stream(config, cls, stream)
     trial.end()

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -143,7 +144,7 @@ class Membership:
         """
         if not request:
             return [f"{name}: names nothing to erase (valid: {FORMS})"]
-        found = [f"{name}: names {i} {request.count(i)} times" for i in dict.fromkeys(request) if request.count(i) > 1]
+        found = [f"{name}: names {i} {n} times" for i, n in Counter(request).items() if n > 1]
         kinds = {None if (parsed := parse_id(i)) is None else parsed[0] for i in request}
         if None in kinds:
             return found + [f"{name}: '{i}' is no id (valid: {FORMS})" for i in request if parse_id(i) is None]
@@ -177,10 +178,10 @@ class Membership:
         """What is wrong with the samples of a request whose ids are right."""
         rows = data.row_ids().cpu()
         if not len(rows):
-            return [f"{', '.join(request)}: has no samples to erase"]
+            return [f"{_few(request)}: has no samples to erase"]
         numbers = sorted(int(i.partition(":")[2]) for i in request) if kind in ("class", "sample") else []
         if kind == "class" and sorted(classes) != numbers:
-            return [f"its classes {sorted(classes)} are not those it names ({', '.join(request)})"]
+            return [f"its classes {sorted(classes)} are not those it names ({_few(request)})"]
         if (
             kind == "class"
             and data.labels is not None
@@ -190,9 +191,9 @@ class Membership:
         if kind == "sample" and sorted(rows.tolist()) != numbers:
             return ["its data are not the samples that it names"]
         if not self.known(data):  # a class may be given by samples of a data set of its own
-            return [] if kind == "class" else [f"{', '.join(request[:3])}: its samples were never learned"]
+            return [] if kind == "class" else [f"{_few(request)}: its samples were never learned"]
         source = self.source(data)
-        what = (lambda n, r: f"sample:{r}") if kind == "sample" else (lambda n, r: f"{', '.join(request)}: sample {r}")
+        what = (lambda n, r: f"sample:{r}") if kind == "sample" else (lambda n, r: f"{_few(request)}: sample {r}")
         never, again = rows[~source.learned[rows]].tolist(), rows[source.learned[rows] & ~source.active[rows]].tolist()
         found = [f"{what(len(never), never[0])} was never learned{_more(never)}"] if never else []
         return found + ([f"{what(len(again), again[0])} is erased already{_more(again)}"] if again else [])
@@ -201,6 +202,10 @@ class Membership:
 def _never(kind: str, known: Iterable[Any]) -> str:
     names = ", ".join(f"{kind}:{k}" for k in known)
     return f"was never learned before it (learned: {names or 'nothing'})"
+
+
+def _few(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
 
 
 def _more(rows: list[int]) -> str:

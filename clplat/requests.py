@@ -95,19 +95,40 @@ class History:
     def _rows(self, name: str, ids: Sequence[str], active: bool) -> tuple[Source, Tensor]:
         """The one data set that `ids` are in, and their rows (n,), sorted: those that are active, or those erased."""
         found: list[tuple[Source, Tensor]] = []
+        if (parse_id(ids[0]) or ("", ""))[0] == "sample":
+            return self._samples(name, ids, active)
         for text in ids:
             parts = [(s, r) for s, r in self._candidates(name, text, active) if len(r)]
             if not parts:
                 raise UserError(f"{name}: {text} has no samples that are {'learned' if active else 'erased'}")
-            if len(parts) > 1 and text.startswith("sample:"):
-                raise UserError(f"{name}: {text} is a row of {len(parts)} data sets or guises: ask for an experience")
             found += parts
         if len({id(s) for s, _ in found}) > 1:
             learned = [(n, data) for n, (_, data) in self.members.experiences.items() if data is not None]
             where = ", ".join(n for n, data in learned if any(same_source(data, s.data) for s, _ in found))
-            what = f"{', '.join(ids)}: is in several data sets or guises ({where})"
+            what = f"{', '.join(ids[:3])}: is in several data sets or guises ({where})"
             raise UserError(f"{name}: {what}: ask for an experience of these")
         return found[0][0], torch.cat([r for _, r in found]).unique()
+
+    def _samples(self, name: str, ids: Sequence[str], active: bool) -> tuple[Source, Tensor]:
+        """The data set that the rows `ids` are in, and the rows (n,), sorted."""
+        rows = torch.tensor([int(i.partition(":")[2]) for i in ids])
+
+        def where(marks: list[Tensor]) -> Tensor:  # (data sets, n) bool
+            return torch.stack([(rows < len(m)) & m[rows.clamp(max=len(m) - 1)] for m in marks])
+
+        sources = self.members.sources
+        learned, wanted = where([s.learned for s in sources]), where([_wanted(s, active) for s in sources])
+        for faulty, what in (
+            (~learned.any(0), "was never learned before it (valid: rows of what was learned)"),
+            (~wanted.any(0), "is erased already" if active else "is not erased"),
+            (wanted.sum(0) > 1, "is a row of several data sets or guises: ask for an experience"),
+        ):
+            if faulty.any():
+                raise UserError(f"{name}: {ids[int(faulty.int().argmax())]} {what}")
+        found = wanted.int().argmax(0).unique().tolist()
+        if len(found) > 1:
+            raise UserError(f"{name}: its samples are in several data sets or guises: ask for those of one")
+        return sources[found[0]], rows.unique()
 
     def _candidates(self, name: str, text: str, active: bool) -> list[tuple[Source, Tensor]]:
         """Rows of one id in each data set."""
@@ -125,14 +146,6 @@ class History:
                 return []
             source, rows = self.members.source(part), part.row_ids().cpu()
             return [(source, rows[_wanted(source, active)[rows]])]
-        if kind == "sample":
-            row = torch.tensor([int(value)])
-            within = [s for s in self.members.sources if int(value) < len(s.learned) and s.learned[row]]
-            if not within:
-                raise UserError(f"{name}: {text} was never learned before it (valid: rows of what was learned)")
-            if active and not any(s.active[row] for s in within):
-                raise UserError(f"{name}: {text} is erased already")
-            return [(s, row[_wanted(s, active)[row]]) for s in within]
         return [(s, _of_class(s, int(value), active)) for s in self.members.sources]
 
     def _classes(self, kind: str, ids: Sequence[str], source: Source, rows: Tensor) -> tuple[int, ...]:

@@ -59,7 +59,7 @@ class Ridge(nn.Module):
         require("gamma", gamma, 0 < gamma < math.inf, "> 0")
         require("bits", bits, bits is None or 0 <= bits <= 26, "0..26, or null")
         self.width, self.gamma, self.bits, self.keep_inverse, self.per_class = width, gamma, bits, inverse, per_class
-        zeros = {"dtype": torch.float64}
+        zeros: dict[str, Any] = {"dtype": torch.float64}
         self.register_buffer("gram", torch.zeros(width, width, **zeros))  # A; only the lower triangle is kept up
         self.register_buffer("cross", torch.zeros(width, 0, **zeros))  # B
         self.register_buffer("weight", torch.zeros(width, 0, **zeros))  # W

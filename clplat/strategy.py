@@ -157,6 +157,12 @@ class Strategy(LightningModule):
         cls = torch.optim.Adam if self.optimizer_name == "adam" else torch.optim.AdamW
         return cls(parameters, lr=self.lr, weight_decay=self.weight_decay)
 
+    def before_start(self, weights: dict[str, Tensor]) -> None:
+        """What the model's state was before a start run's weights were loaded into it; called once, after building.
+
+        For a strategy that goes back to its beginning: the start run may have seen what is to be erased.
+        """
+
     # --- services -------------------------------------------------------------------------------------------------
 
     def prepare(self, raw: Tensor) -> Tensor:

@@ -141,10 +141,10 @@ class Experience:
         environment: makes the environment of an `interact` experience.
         env_steps: steps to take in it.
         return_bounds: (random, expert) mean returns, which normalise the return; None leaves it raw.
-        request: ids that a `forget` request names (classes, samples or experiences), for the record.
         domain: what the inputs of an `adapt` experience come from (a corruption), for the record; "": several.
         severity: how far that is from the source, from 1; 0: unsaid.
         round: how often its domain came before in the stream.
+        request: ids that a `forget` request names: class:N, sample:ROW, experience:NAME or user:N (see clplat.ledger).
     """
 
     index: int

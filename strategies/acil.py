@@ -34,6 +34,9 @@ class ACIL(Strategy):
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2205.14922"
     frozen_features = True
+    expansion: Tensor
+    left: Tensor
+    whole: Tensor
 
     def __init__(
         self, *, width: int = 1024, gamma: float = 0.1, bits: int | None = None, chunk: int = 32, **base

@@ -15,6 +15,7 @@ Differs  BND is a multiple of ln C: 105 to 110, as published, suits their head, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -23,22 +24,23 @@ from torch import Tensor
 
 from clplat import Data, Experience, Kind, Strategy, require
 from clplat.adapters import LoRA
+from clplat.backbones.base import Classifier
 from clplat.batches import epoch_order
 from clplat.memory import ClassBalanced
 
 ZERO = 1e-3  # a group whose norm is below counts as zero in the measurements
 
 
-def group_norms(groups: list[list[Tensor]]) -> Tensor:
+def group_norms(groups: Sequence[Sequence[Tensor]]) -> Tensor:
     """‖G_l‖ of each group of tensors, (groups,); where a tensor is zero its gradient is zero, not NaN."""
-    return torch.stack([torch.linalg.vector_norm(torch.stack(torch._foreach_norm(g))) for g in groups])
+    return torch.stack([torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(g)))) for g in groups])
 
 
 @torch.no_grad()
-def shrink(groups: list[list[Tensor]], by: float) -> None:
+def shrink(groups: Sequence[Sequence[Tensor]], by: float) -> None:
     """G_l ← max(0, 1 − by / ‖G_l‖) G_l in place: the proximal step of by · Σ_l ‖G_l‖. Zero where ‖G_l‖ ≤ by."""
     for group, norm in zip(groups, group_norms(groups), strict=True):
-        torch._foreach_mul_(group, torch.clamp(1 - by / norm.clamp(min=torch.finfo(norm.dtype).tiny), min=0))
+        torch._foreach_mul_(list(group), torch.clamp(1 - by / norm.clamp(min=torch.finfo(norm.dtype).tiny), min=0))
 
 
 def some_of_each(labels: Tensor, shots: int, seed: int) -> Tensor:
@@ -83,6 +85,7 @@ class GSLoRA(Strategy):
 
     kinds = frozenset({Kind.LEARN, Kind.FORGET})
     paper = "arXiv:2403.11530"
+    model: Classifier
     replays = True
     erasure = (
         "approximate: the adapted layers no longer recognise what was erased; all else, the head too, is as it was"

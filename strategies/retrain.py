@@ -34,6 +34,9 @@ class Retrain(Strategy):
         super().__init__(**base)
         self.retained, self.initial = Archive(), Frozen(self.model)
 
+    def before_start(self, weights: dict[str, Tensor]) -> None:
+        self.initial.model.load_state_dict(weights)
+
     def grow(self, experience: Experience) -> None:
         super().grow(experience)
         self.initial.grow(self.model)

@@ -82,7 +82,7 @@ def test_a_class_in_several_guises_is_refused():
     for ids in (["class:1"], ["experience:e0", "experience:e1"]):
         with pytest.raises(UserError, match=r"several data sets or guises \(e0, e1"):
             history(*GUISES).forget("f", ids)
-    with pytest.raises(UserError, match="sample:3 is a row of 3 data sets"):
+    with pytest.raises(UserError, match="sample:3 is a row of several data sets"):
         history(*GUISES).forget("f", ["sample:3"])
 
 

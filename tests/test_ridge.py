@@ -301,10 +301,10 @@ def test_two_hundred_requests_in_a_row_through_the_inverse_stay_within_a_billion
     """With no learning between them, which would make the inverse anew."""
     x, y = data(n=1500, d=160, classes=10, seed=4)
     ridge = learner(x, y, classes=10, bits=14, inverse=True)
+    ridge.solve = lambda: pytest.fail("the inverse was not good enough to go on with")
     for number in range(200):
         rows = torch.arange(5 * number, 5 * number + 5)
         ridge.remove(x[rows], y[rows])
-        assert len(ridge.inverse)
     assert off(ridge.weight, reference(x[1000:], y[1000:], classes=10)) < 1e-9
     assert off(ridge.inverse, np.linalg.inv((x[1000:].T @ x[1000:]).numpy() + 0.1 * np.eye(160))) < 1e-9
 

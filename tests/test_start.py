@@ -175,3 +175,18 @@ def test_forget_epochs_and_rows() -> None:
     runner.run()
     assert [sorted(rows) for rows in runner.strategy.seen] == [list(range(8, 16))] * 3
     assert runner.total_steps(stream[1]) == 3
+
+
+def test_retraining_goes_back_to_before_the_start_run(tmp_path: Path) -> None:
+    """And not to weights that may have seen what is to be erased."""
+    from clplat.build import build
+    from clplat.config import resolve
+
+    source = clplat.run(SMALL, output=str(tmp_path / "source"), quiet=True, seed=5).run_dir
+    config = resolve(config=SMALL | {"strategy": "retrain", "start": {"run": str(source), "head": True}, "seed": 1})
+    started, alone = build(config, source)[1], build(config)[1]
+    trained = {n: t for n, t in weights(source).items() if n.startswith("model.")}
+    for name, own in alone.model.state_dict().items():
+        assert torch.equal(started.initial.model.state_dict()[name], own), name
+        assert torch.equal(started.model.state_dict()[name], trained[f"model.{name}"]), name
+        assert not torch.equal(own, trained[f"model.{name}"]), name

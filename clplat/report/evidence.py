@@ -290,7 +290,7 @@ def _their_time(
     own: dict[str, Any], theirs: dict[str, Any] | None, target: float, cap: int, why: dict[str, str]
 ) -> RelearnTime | None:
     if theirs is None:
-        why["relearning.oracle"] = NO_ORACLE
+        why["relearning.oracle"] = why.get("oracle", "its audit did not try to relearn (audit.relearn_steps is 0)")
     elif theirs["settings"] != own["settings"]:
         why["relearning.oracle"] = "the oracle was relearned under other settings (audit.relearn_lr makes them equal)"
     elif not theirs["accuracies"]:

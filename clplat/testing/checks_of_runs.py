@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clplat import checkpoint, discovery
-from clplat.evaluation import Evaluator
+from clplat.evaluation import Evaluator, evaluating
 from clplat.strategy import Strategy, check_hooks
 from clplat.stream import Experience, Kind
 from clplat.testing.result import NotApplicable, expect, listed
@@ -55,9 +56,17 @@ def frozen_parameters(subject: Subject) -> None:
 
 
 def frozen_backbone(subject: Subject) -> None:
-    """A backbone that the user froze whole keeps its bits."""
+    """A backbone that the user froze whole keeps its bits; where `frozen_features` is declared, so do the features."""
     wrong = _moved_though_frozen(subject, lambda backbone: list(backbone.parameters()))
     expect(not wrong, f"moved although the backbone was frozen: {listed(wrong)}")
+    if subject.cls.frozen_features:
+        strategy, fresh = subject.straight.strategy, subject.build(TinyStream(subject.cls.kinds))
+        probe = subject.straight.stream.probe
+        with torch.no_grad(), evaluating(strategy), evaluating(fresh):
+            features, before = (s.model.features(probe) for s in (strategy, fresh))  # type: ignore[operator]
+            same = torch.allclose(strategy.readout(features), strategy.predict(probe), atol=TOLERANCE, rtol=TOLERANCE)
+        expect(torch.equal(features, before), "it declares frozen_features, but features changed in the run")
+        expect(same, "readout of the features is not what predict gives: evaluation scores readout")
 
 
 def _moved_though_frozen(subject: Subject, choose: Any) -> list[str]:
@@ -139,18 +148,22 @@ def task_free(subject: Subject) -> None:
     """Predictions get no task, do not depend on the rest of the batch, and leave state and random states alone."""
     strategy, stream = subject.straight.strategy, subject.straight.stream
     tasks: list[Any] = []
-    inner = strategy.predict
 
-    def spy(inputs: Tensor, task: int | None = None) -> Tensor:
-        tasks.append(task)
-        return inner(inputs, task)
+    def spy(inner: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def called(inputs: Tensor, task: int | None = None) -> Tensor:
+            tasks.append(task)
+            return inner(inputs, task)
+
+        return called
 
     before, rng = State.of(strategy), State.copy(checkpoint.rng_state())
-    strategy.__dict__["predict"] = spy
+    spies = {name: spy(getattr(strategy, name)) for name in ("predict", "readout")}
+    strategy.__dict__.update(spies)
     try:
         Evaluator(stream, device=torch.device("cpu"), batch_size=BATCH)(strategy)
     finally:
-        del strategy.__dict__["predict"]
+        for name in spies:
+            del strategy.__dict__[name]
     whole = subject.answers(strategy, stream.probe)
     changed = before.differences(State.of(strategy))
     expect(not changed, f"predicting changes its state: {listed(changed)}")

@@ -5,7 +5,8 @@
 Retained samples come from the run's stream, features from its backbone in batches of another order, and the solution
 from SciPy, so that nothing of the learner's own sums is used. Both heads are compared on all test samples learned:
 "weight": ‖W − W*‖ / ‖W*‖; "logit": the largest difference; "agreement": share of equal predictions; "kept" and
-"erased": accuracies of both heads; "condition": of A + γI, by its eigenvalues.
+"erased": accuracies of both heads on test samples of classes that are left, and of those erased; "condition": of
+A + γI, by its eigenvalues.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def exactness(run_dir: Path) -> dict[str, Any]:
         "samples": int(ridge.counts.sum()), "weight": float((ridge.weight - fresh).norm() / fresh.norm()),
         "logit": float((logits - anew)[:, known].abs().max()),
         "agreement": float((logits.argmax(1) == anew.argmax(1)).double().mean()),
-        "kept": [float(x[~gone].mean()) for x in hits], "erased": [float(x[gone].mean()) for x in hits],
+        "kept": [float(x[~gone].mean()) for x in hits],
+        "erased": [float(x[gone].mean()) for x in hits] if gone.any() else None,
         "condition": float(values[-1] / values[0]), "counts_equal": bool((torch.bincount(labels,
         minlength=len(ridge.counts)) == ridge.counts).all()),
     }  # fmt: skip

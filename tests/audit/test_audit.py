@@ -169,6 +169,10 @@ from mixed import Mixed
 class Noisy(Mixed):
     def predict(self, inputs, task=None):
         return super().predict(inputs, task) + 0.01 * torch.randn(1)
+
+class Dropping(Mixed):
+    def predict(self, inputs, task=None):
+        return torch.nn.functional.dropout(super().predict(inputs, task), 0.5, self.training)
 """
 
 
@@ -188,7 +192,9 @@ def test_a_run_with_the_audit_is_the_run_without(strategy, tmp_path):
 
 
 def test_scores_are_those_of_the_model_after_the_request(tmp_path):
-    result = clplat.run(mixed_config(tmp_path), quiet=True, loop={"stop_after": 3})
+    (tmp_path / "noisy.py").write_text(NOISY)
+    named = f"{tmp_path / 'noisy.py'}:Dropping"
+    result = clplat.run(mixed_config(tmp_path), quiet=True, strategy=named, loop={"stop_after": 3})
     stream = build_stream(resolve(config=result.run_dir / "config.yaml"))
     scores = load_file(audit_dir(result.run_dir, 2) / "unlearned.safetensors")
     numbers = json.loads((audit_dir(result.run_dir, 2) / "unlearned.json").read_text())

@@ -178,6 +178,7 @@ def test_an_oracle_that_scored_other_samples_is_no_reference(copies):
     (entry,) = evidence(own, oracle)["requests"]
     assert entry["models"]["oracle"] is None
     assert "scored other samples" in entry["why_null"]["oracle"]
+    assert entry["why_null"]["relearning.oracle"] == entry["why_null"]["oracle"]
 
 
 def test_a_run_without_audit_has_its_accuracies_and_says_so(copies):

@@ -155,6 +155,13 @@ class ThawsBackbone(_Learner):
             parameter.mul_(0.999)
 
 
+class TrainsFrozenFeatures(_Learner):
+    """Declares that its features never change, and trains the backbone."""
+
+    fails = "frozen_backbone"
+    frozen_features = True
+
+
 class NaiveInDisguise(Strategy):
     """Averages the weights with a copy of themselves, which changes nothing.
 
