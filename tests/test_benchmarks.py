@@ -49,6 +49,16 @@ def test_quick_rows_and_their_table(steps: Any) -> None:
     assert table({**facts, "rows": rows}).count("\n| step, mlp") == 2
 
 
+@pytest.mark.slow
+def test_corruptions_by_hand_are_those_of_the_platform(steps: Any) -> None:
+    """The deterministic ones agree within one grey level, which the benchmark asserts itself."""
+    from benchmarks import corruptions
+
+    rows = corruptions.rows(quick=True)
+    assert len(rows) == 16
+    assert all(row.passed is None for row in rows)
+
+
 def test_a_figure_is_the_median_of_its_pairs(steps: Any) -> None:
     from benchmarks.timing import paired
 
