@@ -60,6 +60,16 @@ def test_what_a_task_adds_to_the_state_is_what_the_formulas_say(steps: Any) -> N
     adapters.milliseconds(adapters.stepping(adapters.learner("ilora", 2, memory=adapters.BATCH)), 1)
 
 
+@pytest.mark.slow
+def test_corruptions_by_hand_are_those_of_the_platform(steps: Any) -> None:
+    """The deterministic ones agree within one grey level, which the benchmark asserts itself."""
+    from benchmarks import corruptions
+
+    rows = corruptions.rows(quick=True)
+    assert len(rows) == 16
+    assert all(row.passed is None for row in rows)
+
+
 def test_a_figure_is_the_median_of_its_pairs(steps: Any) -> None:
     from benchmarks.timing import paired
 

@@ -15,6 +15,7 @@ from clplat.corruptions.draws import Draws
 from clplat.corruptions.jpeg import round_trip
 from clplat.corruptions.linear import mirrored, reflected
 from clplat.corruptions.motion import along
+from clplat.corruptions.spatter import edges
 from clplat.corruptions.weather import plasma
 from clplat.errors import MissingError, UserError
 
@@ -144,6 +145,17 @@ def test_fog_is_rough_at_all_scales():
         power = torch.fft.rfft2(cloud - cloud.mean((1, 2), keepdim=True)).abs().square().mean(0)
         high[decay] = float(power[16:48].sum() / power.sum())
     assert high[1.5] > 2 * high[3.0]
+
+
+def test_edges_follow_a_weak_ridge_from_a_strong_one():
+    """A step that fades from row to row: Canny keeps its weak part since it touches the strong one."""
+    height = torch.linspace(60, 15, 40)[:, None]  # gradients from 240 to 60, between the thresholds from row 20 on
+    layer = torch.where(torch.arange(40) < 20, 0.0, height)[None, None].round()
+    found = edges(layer)[0, 0]
+    assert found.any(1)[1:-1].all()
+    assert found.sum() <= 2 * 40
+    faint = edges((layer > 0) * 30.0)  # weak throughout
+    assert not faint.any()
 
 
 def test_borders():
