@@ -11,6 +11,8 @@ Differs  A and B are kept instead of (A + γI)⁻¹, which the recursion of thei
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,8 @@ class ACIL(Strategy):
         require("chunk", chunk, chunk >= 1, "≥ 1")
         self.ridge, self.chunk = Ridge(width, gamma, bits=bits), chunk
         self.model.requires_grad_(False)
-        features = self.model.backbone.embed_dim
+        backbone: Any = self.model.backbone
+        features: int = backbone.embed_dim
         expansion = torch.empty(features, width, dtype=torch.float64)
         self.register_buffer("expansion", expansion.uniform_(-1, 1) / features**0.5)  # E (k, d)
         self.register_buffer("left", torch.zeros((), dtype=torch.int64))  # samples of the experience still to come
