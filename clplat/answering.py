@@ -28,7 +28,31 @@ class Speaker(Protocol):
     def generate(self, prompts: Tensor, tokens: int, end: int) -> Tensor: ...
 
 
-class Answerer(Classifier):
+class _Told(Classifier):
+    """A model without a head, whose classes are words. Shapes: see the module's head.
+
+    Args:
+        backbone: all parameters are its.
+        answers: what the stream tells; None where a checkpoint is to bring it.
+    """
+
+    classes: Tensor  # (C, A) words of each class, filled with -1
+
+    def __init__(self, backbone: Any, answers: Answers | None) -> None:
+        no_head: Any = nn.Identity()
+        super().__init__(backbone, no_head)
+        known = torch.empty(0, 0, dtype=torch.int64) if answers is None else answers.classes.long()
+        self.register_buffer("classes", known)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A learner loaded without its stream learns from the checkpoint what the classes are.
+        brought = state_dict.get(f"{prefix}classes")
+        if brought is not None and not self.classes.numel():
+            self.classes = brought.to(self.classes.device, copy=True)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Answerer(_Told):
     """A language model that answers prompts; every parameter is the backbone's, the head has none.
 
     Inputs are (B, 2, L) integers filled with -1: row 0 the prompt's token ids, row 1 the ids of the classes whose
@@ -39,14 +63,12 @@ class Answerer(Classifier):
         answers: what the stream tells; None where a checkpoint is to bring it.
     """
 
-    classes: Tensor  # (C, A) answer of each class, filled with -1
     ending: Tensor  # (2,) id of the end token; tokens to generate in evaluation, 0: score the classes
 
     def __init__(self, backbone: Any, answers: Answers | None) -> None:
-        super().__init__(backbone, nn.Identity())
-        known = answers or Answers(torch.empty(0, 0, dtype=torch.int64), 0, 0)
-        self.register_buffer("classes", known.classes.long())
-        self.register_buffer("ending", torch.tensor([known.end, known.new_tokens]))
+        super().__init__(backbone, answers)
+        known = (0, 0) if answers is None else (answers.end, answers.new_tokens)
+        self.register_buffer("ending", torch.tensor(known))
 
     def grow(self, experience: Experience) -> None:
         """Nothing grows: an answer is words that the model has from the start."""
@@ -91,11 +113,62 @@ class Answerer(Classifier):
         found = torch.cat([speaker.generate(prompts, tokens, end) for _, prompts in parts])
         return found[torch.cat([rows for rows, _ in parts]).argsort()]
 
+
+class ImageText(_Told):
+    """CLIP as a classifier: an image is of the class whose prompt it is nearest to. All parameters are the backbone's.
+
+    In training the classes of the current experience compete, and those of replayed samples; in evaluation all of the
+    stream, seen or not, or those of the task where it is told.
+
+    Source: Zheng et al., "ZSCL", ICCV 2023, arXiv:2303.06628 (told tasks); Xu et al., "RAIL", NeurIPS 2024,
+    arXiv:2406.18868 (all classes).
+    """
+
+    members: Tensor  # (tasks, C) bool: classes of each task; (0, C) where tasks are not told
+
+    def __init__(self, backbone: Any, answers: Answers | None) -> None:
+        super().__init__(backbone, answers)
+        tasks = () if answers is None else answers.tasks
+        members = torch.zeros(len(tasks), len(self.classes), dtype=torch.bool)
+        for task, classes in enumerate(tasks):
+            members[task, list(classes)] = True
+        self.register_buffer("members", members)
+        self.current: tuple[int, ...] = ()  # follows from the experiences met, which a resume replays
+
+    def grow(self, experience: Experience) -> None:
+        """Nothing grows: what an experience's classes are called is known from the start."""
+        self.current = experience.classes
+
+    def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
+        """Logits (B, C) for images (B, 3, H, W): scaled cosines with the prompt of every class of the stream."""
+        return self._logits(inputs, self.classes)
+
+    def losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy (B,) over the current classes and those in labels (B,), their prompts read anew."""
+        rivals = torch.cat([torch.tensor(self.current, dtype=torch.int64, device=labels.device), labels])
+        try:
+            rivals = rivals.unique()
+        except RuntimeError:  # inside vmap, where no size can be read: every prompt is read
+            absent = ~(torch.arange(len(self.classes), device=labels.device)[:, None] == rivals).any(1)
+            return nn.functional.cross_entropy(self(inputs).masked_fill(absent, -torch.inf), labels, reduction="none")
+        return nn.functional.cross_entropy(
+            self._logits(inputs, self.classes[rivals]), torch.searchsorted(rivals, labels), reduction="none"
+        )
+
+    def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
+        """Logits (B, C); -inf for the classes of other tasks where the task is told."""
+        logits = self(inputs)
+        return logits if task is None else logits.masked_fill(~self.members[task], -torch.inf)
+
+    def _logits(self, inputs: Tensor, prompts: Tensor) -> Tensor:
+        towers: Any = self.backbone
+        images = towers.features(inputs)  # before the text: `recorded` ends with the last block of the text tower
+        return towers.scale() * images @ towers.text_features(trimmed(prompts)).T
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A learner loaded without its stream learns from the checkpoint what the answers are.
-        brought = state_dict.get(f"{prefix}classes")
-        if brought is not None and not self.classes.numel():
-            self.classes = brought.to(self.classes.device, copy=True)
+        brought = state_dict.get(f"{prefix}members")
+        if brought is not None and not self.members.numel():
+            self.members = brought.to(self.members.device, copy=True)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

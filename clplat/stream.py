@@ -100,20 +100,22 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a stream of text tells a language model.
+    """What a stream tells of its classes to a model that knows them by their words: a language model, or CLIP.
 
     Args:
-        classes: (C, A) int64 token ids of the answer that each class stands for, its end token included, padded with
-            -1; (0, 0) where answers are free text.
+        classes: (C, A) int64 token ids of the answer that each class stands for, or of the prompt that describes it,
+            its end token included, padded with -1; (0, 0) where answers are free text.
         end: id of the token that ends an answer.
         vocabulary: token ids lie below this.
         new_tokens: tokens to generate at most in evaluation; 0 scores the answers of the classes instead.
+        tasks: classes of each task, where a test sample's task is told; else ().
     """
 
     classes: Tensor
     end: int
     vocabulary: int
     new_tokens: int = 0
+    tasks: tuple[tuple[int, ...], ...] = ()
 
 
 class Environment(Protocol):
@@ -190,7 +192,7 @@ class Stream(Sequence[Experience]):
         augment: maps a prepared training batch to its augmentation; draws from torch's generator only.
     """
 
-    answers: Answers | None = None  # of a stream of text, set by its constructor
+    answers: Answers | None = None  # of a stream whose classes are words, set by its constructor
 
     def __init__(
         self,

@@ -49,7 +49,10 @@ class Tokenizer(Protocol):
 class Bytes:
     """One token a byte: byte b is id b + 3; 0 fills, 1 begins, 2 ends."""
 
-    size, begin, end, fingerprint = 259, 1, 2, "bytes"
+    size: int = 259
+    begin: int | None = 1
+    end: int = 2
+    fingerprint: str = "bytes"
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Bytes of each text, plus 3."""

@@ -125,7 +125,8 @@ class BatchNorm(_BatchNorm):
         """Training as torch does it, over the samples of all processes."""
         mean, var, count = _moments(input)
         with torch.no_grad():
-            self.num_batches_tracked += 1
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
             momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
             self.running_mean.lerp_(mean.detach(), momentum)
             self.running_var.lerp_(var.detach() * (count / (count - 1).clamp(min=1)), momentum)

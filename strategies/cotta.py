@@ -129,7 +129,8 @@ class CoTTA(Stepping):
         pairs = zip(self.model.parameters(), self.source.model.parameters(), strict=True)
         chosen = [(mine.detach(), original) for mine, original in pairs if mine.requires_grad]
         if self.restore and chosen:
-            put_back(*(list(side) for side in zip(*chosen, strict=True)), self._masks([mine for mine, _ in chosen]))
+            mine, originals = (list(side) for side in zip(*chosen, strict=True))
+            put_back(mine, originals, self._masks(mine))
 
     def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
         if not self.adapting:
@@ -160,8 +161,8 @@ class CoTTA(Stepping):
         mine = torch.arange(whole).tensor_split(self.world_size)[self.rank].to(x.device)
         at_once = self.images_at_once or (_CPU_IMAGES if x.device.type == "cpu" else self.augmentations * images)
         generator = self._generator(_AUGMENTATIONS)
-        draws = draw(self.augmentations, *x.shape[-2:], generator)
-        total: Tensor | int = 0
+        draws = draw(self.augmentations, x.shape[-2], x.shape[-1], generator)
+        total: Any = 0
         for rows in torch.arange(self.augmentations).split(max(at_once // images, 1)):
             part = draws.part(slice(int(rows[0]), int(rows[-1]) + 1))
             # Drawn for the whole batch, one augmentation at a time: it must depend neither on the number of processes

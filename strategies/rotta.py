@@ -159,7 +159,7 @@ class RoTTA(Stepping):
         images = self.kept["images"]  # (n, C, H, W)
         self.kept["updates"] += 1
         generator = torch.Generator(self.seed.device).manual_seed(int(self.seed) * 1_000_003 + self.kept["updates"])
-        draws = draw(1, *images.shape[-2:], generator)
+        draws = draw(1, images.shape[-2], images.shape[-1], generator)
         noise = torch.randn(1, *images.shape, generator=generator, dtype=images.dtype, device=images.device)
         with batch_of(follow=True):
             target = self.teacher(images)  # (n, C)

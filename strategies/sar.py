@@ -92,7 +92,7 @@ class SAR(NormStepping):
         steps = (flat * (self.rho / (flat.norm() + 1e-12))).split([p.numel() for p in chosen])
         self._climbed = [(p, p.detach().clone()) for p in chosen]
         for p, step in zip(chosen, steps, strict=True):
-            p += step.view_as(p)
+            p.add_(step.view_as(p))
 
     @torch.no_grad()
     def _descend(self) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -288,7 +288,8 @@ def _read(
     if not known:
         raise MissingError(f"stream.path: {place} holds no task: put folders with train.jsonl and test.jsonl there")
     names = [_full(name, known) for name in (known if names is None else names)]
-    found, missing = [], []
+    found: list[Any] = []
+    missing: list[str] = []
     for name in dict.fromkeys(names):
         try:
             if benchmark == "olora":

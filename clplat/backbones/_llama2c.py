@@ -35,7 +35,8 @@ def to_config(config: dict[str, Any]) -> Any:
     """transformers' LlamaConfig."""
     from transformers import LlamaConfig
 
-    return LlamaConfig(
+    make: Any = LlamaConfig
+    return make(
         vocab_size=config["vocab_size"],
         hidden_size=config["dim"],
         intermediate_size=config["hidden_dim"],

@@ -1,10 +1,12 @@
-"""Pretrained weights from .safetensors files; nothing is ever unpickled."""
+"""Pretrained weights from .safetensors files and transformers' folders of them; nothing is ever unpickled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from clplat.datasets import find_root
@@ -64,3 +66,55 @@ def fit(
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise UserError(f"{key}: {source} does not fit: {faults[0]}{more}")
     module.load_state_dict({name: state[name] for name in own})
+
+
+def whole_files(folder: Path) -> list[Path]:
+    """The .safetensors files of a folder, sorted, none of them cut short.
+
+    Raises:
+        MissingError: there is none.
+        UserError: one is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise MissingError(f"backbone.weights: no .safetensors file in {folder}; put model.safetensors there")
+    for file in files:
+        try:
+            safe_open(file, "pt").__exit__(None, None, None)  # reads the head, and compares sizes
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"backbone.weights: {file} is damaged ({error}); copy it again") from error
+    return files
+
+
+def read_folder(cls: Any, folder: Path, config: Any, dtype: torch.dtype) -> Any:
+    """A model of transformers from its folder; every tensor of it must be there.
+
+    Args:
+        cls: transformers' class, with `from_pretrained`.
+        config: transformers' configuration of the folder.
+
+    Raises:
+        MissingError: no .safetensors file.
+        UserError: one that is damaged, or that lacks a tensor.
+    """
+    from transformers.utils import logging
+
+    whole_files(folder)
+    bars, loudness = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)  # what is wrong is told below
+    try:
+        net, report = cls.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"backbone.weights: {folder} can't be read ({str(error).splitlines()[0]})") from error
+    finally:
+        logging.set_verbosity(loudness)
+        if bars:
+            logging.enable_progress_bar()
+    if absent := sorted(report["missing_keys"]):
+        raise UserError(f"backbone.weights: {folder} does not fit: lacks {absent[0]} (of {len(absent)} tensors)")
+    return net

@@ -143,7 +143,7 @@ class Backbone(nn.Module, ABC):
         return Classifier(self, head)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.input_mean is not None:
+        if self.input_mean is not None and self.input_std is not None:
             inputs = (inputs - self.input_mean) / self.input_std
         return self.features(inputs)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from clplat.answering import Answerer, trimmed
 from clplat.backbones import _llama2c, _weights
 from clplat.backbones.base import Backbone, Head, Role, require
-from clplat.errors import MissingError, UserError
+from clplat.errors import UserError
 from clplat.stream import Answers
 from clplat.tokens import HUB_FILES, find_folder, read_json
 
@@ -259,7 +259,8 @@ def _small(family: str, dim: int, depth: int, heads: int, vocabulary: int) -> An
             tie_word_embeddings=True,
         )
     require("family", family, family == "t5", "llama or t5")
-    return transformers.T5Config(
+    t5: Any = transformers.T5Config
+    return t5(
         vocab_size=vocabulary,
         d_model=dim,
         d_kv=dim // heads,
@@ -298,39 +299,13 @@ def _from_config(config: Any, dtype: torch.dtype) -> Any:
 
 def _pretrained(folder: Path, dtype: torch.dtype) -> Any:
     """The model in a folder; every tensor of it must be there."""
-    from safetensors import SafetensorError, safe_open
-    from transformers.utils import logging
-
-    config = _config(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise MissingError(f"backbone.weights: no .safetensors file in {folder}; put model.safetensors there")
-    for file in files:
-        try:
-            safe_open(file, "pt").__exit__(None, None, None)  # reads the head, and compares sizes
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"backbone.weights: {file} is damaged ({error}); copy it again") from error
-    plain = read_json(folder / "config.json")
+    config, plain = _config(folder), read_json(folder / "config.json")
     if _llama2c.is_ours(plain):
-        net, file = _from_config(config, dtype), folder / "model.safetensors"
+        (file,) = _weights.whole_files(folder)[:1]
+        net = _from_config(config, dtype)
         _weights.fit(net, _llama2c.to_state(_weights.read(str(file)), plain), str(file), lambda _: False)
         return net
-    bars, loudness = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity(logging.CRITICAL)  # what is wrong is told below
-    try:
-        net, report = _auto(config).from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"backbone.weights: {folder} can't be read ({str(error).splitlines()[0]})") from error
-    finally:
-        logging.set_verbosity(loudness)
-        if bars:
-            logging.enable_progress_bar()
-    if absent := sorted(report["missing_keys"]):
-        raise UserError(f"backbone.weights: {folder} does not fit: lacks {absent[0]} (of {len(absent)} tensors)")
-    return net
+    return _weights.read_folder(_auto(config), folder, config, dtype)
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
