@@ -124,6 +124,8 @@ class BatchNorm(_BatchNorm):
     def _follow_shared(self, input: Tensor) -> Tensor:
         """Training as torch does it, over the samples of all processes."""
         mean, var, count = _moments(input)
+        if count <= 1:  # as in forward: one value has no variance
+            return self._normalise(input, self.running_mean, self.running_var)
         with torch.no_grad():
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)

@@ -1,6 +1,7 @@
 """Source: the trained model as it is, which adapts to nothing; what test-time adaptation has to beat.
 
 Source   as "source" in Wang et al., "Tent", ICLR 2021, arXiv:2006.10726.
+    ŷ = argmax f(x; θ_0)      θ_0 as trained, statistics of the source
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def test_help_shows_the_text_of_each_hyper_parameter(capsys: pytest.CaptureFixtu
         ),
         (["list", "strategys"], ["list: unknown group 'strategys' (did you mean strategies?)"]),
         (["list", "--jsn"], ["list: no such option --jsn (did you mean --json?)"]),
-        (["check", "naiv"], ["strategy: unknown name 'naiv' (did you mean naive?)"]),
+        (["check", "naiv"], ["strategy: unknown name 'naiv' (did you mean naive, acil?)"]),
         (["check"], ["check: the following arguments are required: PATH_OR_NAME"]),
         (["validate", "away"], ["config: 'away' is neither a file nor an experiment"]),
         (["report"], ["report: name folders of runs, or --experiment NAME"]),

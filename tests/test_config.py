@@ -161,7 +161,7 @@ def test_all_faults_come_at_once():
     [
         ({}, "strategy: is required (known: "),
         ({"strategy": "ilraaaaa"}, "strategy: unknown name 'ilraaaaa'"),
-        ({"strategy": "naiv"}, "strategy: unknown name 'naiv' (did you mean naive?)"),
+        ({"strategy": "naiv"}, "strategy: unknown name 'naiv' (did you mean naive, acil?)"),
         ({"strategy": 3}, "strategy: 3 is not a name, or a mapping with a name"),
         ({"strategy": {"name": 3}}, "strategy: 3 is not a name"),
         ({"strategy": "naive", "loop": 3}, "loop: 3 is not a mapping of keys to values"),

@@ -51,7 +51,9 @@ def show_p(p: float | None) -> str:
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """At most `most` + 1 round numbers that cover [low, high], its ends included."""
     if not high - low > 1e-300:  # below that, powers of ten underflow
-        low, high = min(low, 0.0), max(2 * low, 0.0) or 1.0
+        low, high = min(low, 0.0), max(2 * low, 0.0)
+    if not high - low > 1e-300:
+        low, high = 0.0, 1.0
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))

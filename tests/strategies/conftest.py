@@ -101,6 +101,8 @@ def _equal(a, b):
     if mine.keys() != theirs.keys():
         return False
     kept = {k for k, v in mine.items() if isinstance(v, torch.Tensor | int)}
+    if any(torch.as_tensor(mine[k]).shape != torch.as_tensor(theirs[k]).shape for k in kept):
+        return False
     if any(mine[k] != theirs[k] for k in mine.keys() - kept):
         return False
     return all(torch.allclose(torch.as_tensor(mine[k]), torch.as_tensor(theirs[k]), 0, 0, equal_nan=True) for k in kept)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from clplat import Kind, Stream
 from clplat.errors import UserError
@@ -266,17 +269,24 @@ def test_limits_per_class() -> None:
     assert set(first.tolist()) <= set(stream[0].train.rows.tolist())
 
 
-def test_batch_is_one_indexing_call_equal_to_single_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_is_one_indexing_call_equal_to_single_samples() -> None:
     stream = make(scenario="rotated", experiences=3, max_angle=100)
     data = stream[1].train
     positions = torch.tensor([5, 0, 17, 5])
     singles = [data.batch(p[None]) for p in positions]
     calls = []
-    original = torch.Tensor.__getitem__
-    monkeypatch.setattr(torch.Tensor, "__getitem__", lambda t, i: calls.append(t) or original(t, i))
-    inputs, labels = data.batch(positions)
+
+    class Indexing(TorchFunctionMode):
+        """Notes what is indexed. (A patched Tensor.__getitem__ would make torch take 0-d tensors for sequences.)"""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.Tensor.__getitem__:
+                calls.append(args[0])
+            return func(*args, **(kwargs or {}))
+
+    with Indexing():
+        inputs, labels = data.batch(positions)
     assert sum(t is data.inputs for t in calls) == 1
-    monkeypatch.undo()
     assert torch.equal(inputs, torch.cat([x for x, _ in singles]))
     assert torch.equal(labels, torch.cat([y for _, y in singles]))
 

@@ -1,5 +1,6 @@
 """Strategies that break one rule each; the attribute `fails` names the check that must find it."""
 
+import gc
 import os
 import random
 import threading
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clplat import Experience, Kind, Strategy
+from clplat import Data, Experience, Kind, Strategy
 
 
 class _Learner(Strategy):
@@ -197,6 +198,27 @@ class DoesNothing(Strategy):
 
     def adapt_step(self, inputs: Tensor) -> Tensor:
         return self.model(inputs)
+
+
+class LooksForLabels(Strategy):
+    """Finds the labels of what it adapts to behind the loop's back."""
+
+    fails = "unlabelled"
+    kinds = frozenset({Kind.LEARN, Kind.ADAPT})
+    paper = "none: an offender"
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.mean(F.cross_entropy(self.model(batch[0]), batch[1], reduction="none"))
+
+    def begin(self, experience: Experience) -> None:
+        self._inputs = experience.train.inputs
+
+    def adapt_step(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        held = [d for d in gc.get_objects() if isinstance(d, Data) and d.inputs is self._inputs]
+        found = [d.labels[d.row_ids()] for d in held if d.labels is not None]
+        logits = self.model(inputs)
+        told = sum(int(labels @ torch.arange(len(labels))) for labels in found) % 7
+        return logits, logits.square().mean() * (1 + told) / 8
 
 
 class WholeBatch(_Learner):
