@@ -119,9 +119,12 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def clean(folder: Path) -> None:
-    """Remove what a killed writer left behind."""
-    for part in folder.glob(".*.part"):
-        shutil.rmtree(part, ignore_errors=True)
+    """Remove what a killed writer left behind, checkpoints and single files, anywhere below `folder`."""
+    for part in list(folder.rglob(".*.part")):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def _sha(data: bytes) -> str:

@@ -167,7 +167,7 @@ def _newest_state(run_dir: Path, tell: bool) -> dict[str, Any] | None:
             notes.append("no whole checkpoint is left: starting from the beginning")
         for note in notes:
             print(f"clplat: {note}", file=sys.stderr, flush=True)
-        checkpoint.clean(run_dir / "checkpoints")
+        checkpoint.clean(run_dir)
     return state
 
 

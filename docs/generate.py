@@ -66,14 +66,20 @@ def _strategies_run() -> dict[str, set[str]]:
 
 
 def backbones_of(entry: discovery.Entry) -> str:
-    """Any, unless its source asks a backbone for its blocks, or for adaptable layers, itself or through adapters."""
+    """Any, unless its source asks for blocks, adaptable layers (itself or through adapters) or normalisation layers."""
     nodes = list(ast.walk(syntax.read(entry.file).tree))
-    asked = {n.attr for n in nodes if isinstance(n, ast.Attribute)} & {"layers", "blocks"}
-    through = {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
-    if any("adapters" in module or module.endswith("lora") for module in through):
-        asked.add("layers")
-    words = {"layers": "attention or FFN layers", "blocks": "blocks"}
-    return f"those with {' and '.join(words[a] for a in sorted(asked, reverse=True))}" if asked else "any"
+    attributes = {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+    froms = [n for n in nodes if isinstance(n, ast.ImportFrom)]
+    modules, names = {n.module or "" for n in froms}, {a.name for n in froms for a in n.names}
+    through = any("adapters" in module or module.endswith("lora") for module in modules)
+    asked = {
+        "attention or FFN layers": "layers" in attributes or through,
+        "blocks": "blocks" in attributes,
+        "normalisation layers": bool(names & {"NormStepping", "norm_affine"}),
+        "batch normalisation": "TTA" in names and "norms" in attributes,
+    }
+    found = [words for words, wanted in asked.items() if wanted]
+    return f"those with {' and '.join(found)}" if found else "any"
 
 
 def paper_link(paper: str) -> str:
@@ -112,15 +118,16 @@ def benchmarks_table() -> str:
     rows = []
     for row in found["rows"]:
         unit = "×" if row["how"] == "ratio" else row["unit"]
-        shown = ".2f" if row["how"] == "ratio" else "+.1f"
+        shown = ".3g" if row["how"] == "ratio" else "+.1f"
         middle, low, high = (f"{row[k]:{shown}} {unit}" for k in ("median", "min", "max"))
         sides = [f"{row[k]:{'.0f' if row['unit'] == 'MB' else '.3g'}} {row['unit']}" for k in ("base", "ours")]
         limit = "—" if row["limit"] is None else f"{row['limit']:g} {unit}" + ("" if row["passed"] else ", not kept")
         rows.append([row["name"], *sides, f"{middle} ({low} to {high})", limit])
     head = ["figure", "by hand", "clplat (or the peer named)", "pairs: median (min to max)", "limit"]
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    text = f"""{found["date"]}; {found["cores"]} cores ({found["processor"]}), one thread, load {found["load"][0]};
-        {versions}. What each figure is: [benchmarks/](benchmarks)."""
+    parts = ", ".join(dict.fromkeys(row["part"] for row in found["rows"] if row["date"] == found["date"]))
+    text = f"""Two cores, one thread; {versions}. Measured last: {parts}, {found["date"]}, {found["processor"]}, at load
+        {found["load"][0]}; other rows earlier, on an idle machine. What each figure is: [benchmarks/](benchmarks)."""
     return table(head, rows) + "\n" + paragraph(text)
 
 

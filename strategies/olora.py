@@ -2,7 +2,7 @@
 
 Source   Wang et al., "Orthogonal Subspace Learning for Language Model Continual Learning", Findings of EMNLP 2023,
          arXiv:2310.14152, equations 6 to 9.
-Checked  against the penalty and its gradient in cmnfriend/O-LoRA src/uie_trainer_lora.py (MIT).
+Checked  by reading the penalty in cmnfriend/O-LoRA src/uie_trainer_lora.py (MIT); its trainer was not run.
     h = W x + s Σ_{i≤t} B_i A_i dropout(x)
     loss = CE(f(x), y) + λ1 Σ_layers Σ_{i<t} Ω(A_i, A_t) + λ2 Σ_layers (‖A_t‖_F + ‖B_t‖_F)
     Ω(P, A) = Σ |P Aᵀ|, entry by entry

@@ -2,8 +2,7 @@
 
 Source   Nayak et al., "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning", ICLR 2026,
          arXiv:2504.07097.
-Checked  against peft 0.21 (tuner `osf`, Apache-2.0), whose forward and projected gradients are the same, and by reading
-         mini_trainer (Apache-2.0), which projects the parameters too.
+Checked  against peft 0.21 (tuner `osf`, Apache-2.0), whose forward and projected gradients are the same.
     before task t ≥ 2:  W = U_h S_h V_hᵀ + U_l S_l V_lᵀ                k of r singular values are high, r = min(o, d)
         I = mean_i cos(x_i, W x_i) on data of task t−1, divided by its mean over the layers
         k = ⌊ρ r⌋,   ρ = least + I (target − least), cut to [0, 1]
