@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from clplat.runner import Runner
 
 # Plain attributes of the runner that a resumed run needs as they were.
-_PLAIN = ("spent", "online", "returns", "gradient_norms", "flops_per_step", "saves")
+_PLAIN = ("spent", "returns", "gradient_norms", "flops_per_step", "saves")
 
 
 def snapshot(runner: Runner) -> dict[str, Any]:
-    """State of a run between two steps; collective under DDP: random states differ by process."""
-    strategy, rng = runner.strategy, [checkpoint.rng_state()]
+    """State of a run between two steps; collective under DDP: random states and online scores differ by process."""
+    strategy, own = runner.strategy, {"rng": checkpoint.rng_state(), "online": runner.online}
     strategy.on_save_checkpoint({})  # what processes hold apart is brought together on process 0
+    processes: list[Any] = [own]
     if runner.world_size > 1:
-        rng = [{}] * runner.world_size
-        torch.distributed.all_gather_object(rng, checkpoint.rng_state())
+        processes = [None] * runner.world_size
+        torch.distributed.all_gather_object(processes, own)
     resumed = None
     p = runner.progress
     needed = (p.begun and not p.trained) or runner.carried(p.experience + p.trained)
@@ -36,7 +37,7 @@ def snapshot(runner: Runner) -> dict[str, Any]:
         "evaluating": [n for n, m in strategy.named_modules() if not m.training],
         "frozen": [n for n, p in strategy.named_parameters() if not p.requires_grad],
         "resumed": resumed,
-        "rng": rng,
+        "processes": processes,
         "stream": facts(runner.stream),
         "record": runner.record.to_dict(),
         "metrics_offset": runner.log.offset(),
@@ -64,7 +65,9 @@ def restore(runner: Runner, state: dict[str, Any]) -> None:
         setattr(runner, name, state[name])
     runner.resumed = state["resumed"]
     late.measure(runner, known)
-    checkpoint.set_rng_state(state["rng"][runner.rank])
+    own = state["processes"][runner.rank]
+    runner.online = own["online"]
+    checkpoint.set_rng_state(own["rng"])
 
 
 def facts(stream: Stream) -> dict[str, Any]:
