@@ -14,6 +14,9 @@ from mixed import mixed_config
 
 torch.set_num_threads(1)
 
+# scikit-learn sets the first two where it is imported, JAX (which Avalanche's dependencies import) the others.
+SET_BY_LIBRARIES = ("KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TF_CPP_MIN_LOG_LEVEL", "TPU_SKIP_MDS_QUERY")
+
 
 @pytest.fixture
 def run_mixed(tmp_path: Path) -> Callable[..., Any]:
@@ -28,7 +31,8 @@ def run_mixed(tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def make_runner() -> Iterator[Callable[..., Any]]:
-    """Makes runners over the mixed stream, without files unless a run directory is given; closes their logs."""
+    """Makes runners, of the mixed stream unless another is given, without files unless a run directory is; closes their
+    logs."""
     from clplat.build import build_strategy, build_stream, new_record
     from clplat.config import resolve
     from clplat.launch import make_fabric
@@ -37,8 +41,10 @@ def make_runner() -> Iterator[Callable[..., Any]]:
 
     logs = []
 
-    def make(run_dir: Path | None = None, offset: int = 0, **overrides: Any) -> Runner:
-        config = resolve(config=mixed_config(run_dir or Path("unused")), **overrides)
+    def make(
+        run_dir: Path | None = None, offset: int = 0, of: dict[str, Any] | None = None, **overrides: Any
+    ) -> Runner:
+        config = resolve(config=of or mixed_config(run_dir or Path("unused")), **overrides)
         stream = build_stream(config)
         strategy = build_strategy(config, stream.input_shape, stream.num_classes, seed=config.seed)
         fabric = make_fabric(config.fabric)
@@ -59,6 +65,6 @@ def nothing_leaks() -> Iterator[None]:
     threads = [t for t in threading.enumerate() if t.ident not in before[0] and not t.daemon]
     assert not threads, f"left running: {threads}"
     changed = {k for k in os.environ.keys() | before[1].keys() if os.environ.get(k) != before[1].get(k)}
-    changed -= {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"}  # the last two by scikit-learn
+    changed -= {"PYTEST_CURRENT_TEST", *SET_BY_LIBRARIES}
     assert not changed, f"environment changed: {changed}"
     assert Path.cwd() == before[2]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +33,9 @@ def configuration(output: Path, **stream: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def make_adapting() -> Iterator[Callable[..., Any]]:
-    """Makes runners over the stream; closes their logs."""
-    from clplat.build import build_strategy, build_stream, new_record
-    from clplat.config import resolve
-    from clplat.launch import make_fabric
-    from clplat.runlog import RunLog
-    from clplat.runner import Runner
-
-    logs = []
-
-    def make(run_dir: Path | None, offset: int = 0, **overrides: Any) -> Runner:
-        config = resolve(config=configuration(Path("unused")), **overrides)
-        stream = build_stream(config)
-        strategy = build_strategy(config, stream.input_shape, stream.num_classes, seed=config.seed)
-        fabric = make_fabric(config.fabric)
-        fabric.launch()
-        logs.append(RunLog(run_dir, 0.0, offset=offset))
-        return Runner(strategy, stream, config.loop, fabric, config.seed, logs[-1], new_record(stream, None))
-
-    yield make
-    for log in logs:
-        log.close()
+def make_adapting(make_runner: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes runners over the stream."""
+    return partial(make_runner, of=configuration(Path("unused")))
 
 
 def run(output: Path, overrides: dict[str, Any] | None = None, **stream: Any) -> Any:
