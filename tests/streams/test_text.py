@@ -394,6 +394,8 @@ def test_a_head_is_refused_and_the_tokenizer_must_fit(sets, tmp_path):
         build(resolve(config=config))
     with pytest.raises(UserError, match=r"backbone: language_model takes text"):
         build(resolve(strategy="naive", backbone="language_model"))
+    with pytest.raises(UserError, match=r"backbone: mlp takes no token ids \(valid: language_model\)"):
+        build(resolve(config=_config(sets, tmp_path, backbone="mlp")))
 
 
 ROOT = os.environ.get("CLPLAT_DATA")
