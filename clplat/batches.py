@@ -12,6 +12,23 @@ def epoch_order(size: int, seed: int, experience: int, epoch: int, device: torch
     return torch.randperm(size, generator=generator).to(device)
 
 
+def by_length(order: Tensor, lengths: Tensor, batch_size: int, window: int) -> Tensor:
+    """`order` (n,) with batches of samples of similar length, so that little of a batch is padding.
+
+    Each run of `window` batches is sorted by length and cut into batches again; of these, the one that holds the
+    sample drawn first comes first. A last, short batch stays as it was drawn.
+
+    Args:
+        lengths: (n,) of the samples by position, not by place in `order`.
+    """
+    full = len(order) // batch_size * batch_size
+    arranged = []
+    for drawn in order[:full].split(batch_size * window):
+        places = lengths[drawn].argsort(stable=True).view(-1, batch_size)  # (batches, batch_size)
+        arranged.append(drawn[places[places.amin(1).argsort()]].flatten())
+    return torch.cat([*arranged, order[full:]])
+
+
 def batches_per_epoch(size: int, batch_size: int, world_size: int) -> int:
     """Batches of one epoch; the last one may be short."""
     return -(-size // (batch_size * world_size))

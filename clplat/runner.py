@@ -193,6 +193,7 @@ class Runner:
         self.steps_planned = self._gradient_steps(len(data), experience.kind)
         while p.epoch < loop.epochs(experience.kind) and not self._enough():
             order = epoch_order(len(data), self.seed, p.experience, p.epoch, data.inputs.device)
+            order = self.stream.arrange(data, order, loop.batch_size * self.world_size)
             while p.batch < batches and not self._enough():
                 raw, labels = self._batch(data, order)
                 self.window = min(loop.accumulate, batches - p.batch // loop.accumulate * loop.accumulate)

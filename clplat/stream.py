@@ -236,6 +236,10 @@ class Stream(Sequence[Experience]):
             inputs = self.augment(inputs)
         return inputs
 
+    def arrange(self, data: Data, order: Tensor, batch_size: int) -> Tensor:
+        """Shuffled positions (n,) of one epoch over `data`, put in another order if that makes better batches."""
+        return order
+
     def score(self, predictions: Tensor, labels: Tensor) -> Tensor:
         """Score in [0, 1] of each sample, (B,) float; here accuracy: logits (B, C) against labels (B,)."""
         return (predictions.argmax(1) == labels).float()

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clplat.batches import by_length
 from clplat.datasets import find_root
 from clplat.errors import MissingError, UserError
 from clplat.metrics.text import TEXT_METRICS
@@ -56,6 +57,8 @@ class Text(Stream):
             `bytes` (one token a byte) where these are random.
         max_length: tokens of a prompt, ≥ 32.
         max_answer: tokens of an answer with its end, ≥ 2; also the bound on generated ones.
+        buckets: training batches are cut from runs of so many, sorted by length, so that little is padding, ≥ 1; 1: as
+            drawn.
         evaluate: score: log-likelihood of each answer to choose from, the accuracy that of the best. generate: greedy
             answers, scored by exact match, or as TRACE does; free text by ROUGE-L.
         candidates: what scores compare: all answers of the stream, or those named in the prompt, which are the task's.
@@ -85,6 +88,7 @@ class Text(Stream):
         tokenizer: str | None = None,
         max_length: int = 512,
         max_answer: int = 50,
+        buckets: int = 50,
         evaluate: Literal["score", "generate"] = "score",
         candidates: Literal["all", "prompt"] = "all",
         choices: int = 20,
@@ -96,6 +100,7 @@ class Text(Stream):
             order=(order, order in ORDERS, "1 to 6"),
             max_length=(max_length, max_length >= 32, "≥ 32"),
             max_answer=(max_answer, max_answer >= 2, "≥ 2"),
+            buckets=(buckets, buckets >= 1, "≥ 1"),
             choices=(choices, choices >= 1, "≥ 1"),
             train_per_class=(train_per_class, train_per_class is None or train_per_class >= 1, "≥ 1, or null"),
             test_per_class=(test_per_class, test_per_class is None or test_per_class >= 1, "≥ 1, or null"),
@@ -109,6 +114,7 @@ class Text(Stream):
                 f"stream.evaluate: score needs answers to choose from, but those of {free.name} are free text (valid: "
                 "generate)"
             )
+        self.buckets = buckets
         self.tokenizer, self.free = load_tokenizer(tokenizer), free is not None
         names = list(dict.fromkeys(label for t in found for label in t.labels))
         self._references: dict[tuple[int, ...], list[tuple[str, str]]] = {}
@@ -125,6 +131,10 @@ class Text(Stream):
         self.answers = Answers(
             classes, self.tokenizer.end, self.tokenizer.size, max_answer if evaluate == "generate" else 0
         )
+
+    def arrange(self, data: Data, order: Tensor, batch_size: int) -> Tensor:
+        """Batches of prompts of similar length; answers are short beside them."""
+        return by_length(order, (data.inputs[data.row_ids(), 0] >= 0).sum(1), batch_size, self.buckets)
 
     def score(self, predictions: Tensor, labels: Tensor) -> Tensor:
         """Score in [0, 1] of each sample, (B,): of logits (B, C) their accuracy; of generated answers (B, n) token ids

@@ -113,10 +113,14 @@ class Unlearning(Stream):
             class_names=self.base.class_names,
             augment=self.base.augment,
         )
+        self.answers = self.base.answers
         self.base.experiences = ()  # they are ours now: only what the base does to a batch is still asked of it
 
     def prepare(self, inputs: Tensor, training: bool) -> Tensor:
         return self.base.prepare(inputs, training)
+
+    def arrange(self, data: Data, order: Tensor, batch_size: int) -> Tensor:
+        return self.base.arrange(data, order, batch_size)
 
     def score(self, predictions: Tensor, labels: Tensor) -> Tensor:
         return self.base.score(predictions, labels)

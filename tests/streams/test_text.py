@@ -336,6 +336,14 @@ def test_free_text_is_learned_replayed_and_generated(family, sets, tmp_path):
     assert len(result.accuracy_matrix) == 3
 
 
+def test_batches_hold_prompts_of_similar_length(sets):
+    stream = Text(benchmark="jsonl", path=str(sets), tasks=["free"], max_length=64, evaluate="generate")
+    data, drawn = stream[0].train, torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    lengths = (data.inputs[data.row_ids(), 0] >= 0).sum(1)
+    padded = [lengths[o].view(-1, 5).amax(1).sum() for o in (drawn, stream.arrange(data, drawn, 5))]
+    assert padded[1] == lengths.sort().values.view(-1, 5).amax(1).sum() < padded[0]
+
+
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_resumed_run_is_the_run(stop, sets, tmp_path, monkeypatch):
     from clplat.runner import Runner
@@ -359,6 +367,13 @@ def test_a_resumed_run_is_the_run(stop, sets, tmp_path, monkeypatch):
     assert resumed.accuracy_matrix == straight.accuracy_matrix
     one, two = (clplat.load(r.run_dir).state_dict() for r in (straight, resumed))
     assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_language_model_is_asked_to_forget_an_answer(sets, tmp_path):
+    config = _config(sets, tmp_path, strategy="finetune_retained")
+    config["stream"] = {"name": "unlearning", "base": "text", "base_options": config["stream"], "count": 1}
+    del config["stream"]["base_options"]["name"]
+    assert [len(row) for row in clplat.run(config, quiet=True).accuracy_matrix] == [3] * 4
 
 
 @pytest.mark.slow
