@@ -1,4 +1,3 @@
-import copy
 import math
 import subprocess
 import sys
@@ -6,47 +5,15 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from small_lora import X, changed_by_hand, make, stirred, tiny_vit
 from torch import nn
 
-from clplat.adapters import LoRA, plain_state
+from clplat.adapters import LoRA
 from clplat.backbones.base import Backbone
 from clplat.backbones.cnn import slim_resnet18
 from clplat.backbones.mlp import mlp
-from clplat.backbones.vit import vit_micro, vit_tiny
+from clplat.backbones.vit import vit_tiny
 from clplat.errors import UserError
-
-
-def tiny_vit():
-    torch.manual_seed(0)
-    return vit_micro((3, 8, 8), patch_size=4, dim=16, depth=2, heads=2)
-
-
-def make(where="ffn", backbone=None, **options):
-    backbone = tiny_vit() if backbone is None else backbone
-    return backbone, LoRA(backbone, where, **{"rank": 2, "alpha": 3.0, **options})
-
-
-def stirred(lora, *adapters, seed=1):
-    """Give adapters factors that change something."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for adapter in adapters:
-            for p in lora.parameters_of(adapter):
-                p.copy_(torch.randn(p.shape, generator=generator))
-
-
-def changed_by_hand(lora, names, scale):
-    """A copy of the plain backbone, in float64, with Σ s B A added to the weights."""
-    plain = tiny_vit().double()
-    with torch.no_grad():
-        for adapter in names:
-            for name, (a, b) in lora.factors(adapter).items():
-                plain.get_submodule(name).weight += scale * b.double() @ a.double()
-    return plain
-
-
-X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-
 
 # --- which layers -----------------------------------------------------------------------------------------------------
 
@@ -342,118 +309,6 @@ def test_groups_on_an_mlp_are_its_layers():
     _, lora = make("ffn", mlp((5,), [4, 3]))
     lora.add("a")
     assert [len(g) for g in lora.groups("a")] == [2, 2]
-
-
-# --- state ------------------------------------------------------------------------------------------------------------
-
-
-class Holder(nn.Module):
-    """As a strategy holds them: the model first."""
-
-    def __init__(self, **options):
-        super().__init__()
-        self.backbone, _ = tiny_vit(), None
-        self.lora = LoRA(self.backbone, "ffn", **{"rank": 2, "alpha": 3.0, **options})
-
-    def grow(self, *adapters):
-        for adapter in adapters:
-            self.lora.add(adapter)
-        self.lora.use(*adapters, train=adapters[-1:])
-
-
-def test_state_comes_back_into_a_learner_that_was_grown_alike():
-    first, second = Holder(), Holder()
-    first.grow("a", "b")
-    stirred(first.lora, "a", "b")
-    first.lora.use("b", train="b")
-    torch.manual_seed(99)
-    second.grow("a", "b")
-    assert first.state_dict().keys() == second.state_dict().keys()
-    keys = second.load_state_dict(first.state_dict(), strict=True)
-    assert not keys.missing_keys
-    assert torch.equal(second.backbone(X), first.backbone(X))  # "a" is out of use here too
-    assert second.lora.active == second.lora.trained == ("b",)
-
-
-def test_names_in_the_state_are_stable():
-    holder = Holder()
-    holder.grow("a")
-    stem = "backbone.net.blocks.0.mlp.fc1"
-    names = {
-        f"{stem}.base_layer.weight",
-        f"{stem}.base_layer.bias",
-        f"{stem}.lora_A.a.weight",
-        f"{stem}.lora_B.a.weight",
-    }
-    assert {n for n in holder.state_dict() if n.startswith(stem)} == names
-    assert {n for n in holder.state_dict() if n.startswith("lora.")} == {"lora._extra_state"}  # no tensor twice
-
-
-def test_a_state_of_another_structure_is_refused():
-    first, second = Holder(), Holder()
-    first.grow("a", "b")
-    second.grow("a")
-    with pytest.raises((UserError, RuntimeError)):
-        second.load_state_dict(first.state_dict(), strict=True)
-    with pytest.raises(UserError, match="grown to"):
-        second.lora.set_extra_state(first.lora.get_extra_state())
-
-
-def test_a_merged_state_with_factors_that_are_not_zero_is_refused():
-    first, second = Holder(), Holder()
-    first.grow("a")
-    stirred(first.lora, "a")
-    factors = {k: v.clone() for k, v in first.state_dict().items() if ".lora_" in k}
-    first.lora.merge("a")
-    good = first.state_dict()
-    second.grow("a")
-    second.load_state_dict(good)
-    torch.testing.assert_close(second.backbone(X), first.backbone(X))
-    with pytest.raises(UserError, match="count twice"):
-        second.load_state_dict({**good, **factors})
-
-
-def test_a_merge_of_pefts_own_can_not_be_saved():
-    holder = Holder()
-    holder.grow("a")
-    stirred(holder.lora, "a")
-    holder.backbone.net.blocks[0].mlp.fc1.merge()
-    with pytest.raises(RuntimeError, match="merged past"):
-        holder.state_dict()
-
-
-def test_an_adapter_trained_again_after_a_merge_is_no_longer_empty():
-    first, second = Holder(), Holder()
-    for holder in (first, second):
-        holder.grow("a")
-    stirred(first.lora, "a")
-    first.lora.merge("a")
-    assert not any(p.requires_grad for p in first.lora.parameters_of("a"))
-    first.lora.use("a", train="a")
-    stirred(first.lora, "a")
-    second.load_state_dict(first.state_dict())
-    assert torch.equal(second.backbone(X), first.backbone(X))
-
-
-def test_a_copy_has_adapters_of_its_own():
-    holder = Holder()
-    holder.grow("a")
-    other = copy.deepcopy(holder)
-    stirred(other.lora, "a")
-    assert torch.equal(holder.backbone(X), tiny_vit()(X))
-    assert other.lora.backbone is other.backbone
-    assert not torch.equal(other.backbone(X), holder.backbone(X))
-
-
-def test_plain_state_is_that_of_a_backbone_without_adapters():
-    backbone, lora = make("both")
-    for adapter in ("a", "b"):
-        lora.add(adapter)
-    stirred(lora, "a", "b")
-    lora.use("a")
-    plain = tiny_vit()
-    plain.load_state_dict(plain_state(backbone), strict=True)
-    torch.testing.assert_close(plain(X), backbone(X), rtol=1e-5, atol=1e-5)
 
 
 def test_parameters_of_the_reference_network():
