@@ -20,11 +20,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clplat import Experience, require
-from clplat.ema import EMA, Frozen
+from clplat import require
+from clplat.ema import EMA
 from clplat.strategies._augment import augment, draw
 from clplat.strategies._norms import batch_of
-from clplat.strategies._tta import Stepping, copy_into, cross_entropy, laid_out
+from clplat.strategies._tta import Taught, cross_entropy, laid_out
 
 _MASKS, _AUGMENTATIONS = 0, 1  # what is drawn
 _CPU_IMAGES = 256  # images that a CPU's caches take in one pass: larger passes were slower
@@ -36,7 +36,7 @@ def put_back(parameters: list[Tensor], source: list[Tensor], masks: list[Tensor]
         mine.copy_(torch.where(mask, original, mine))
 
 
-class CoTTA(Stepping):
+class CoTTA(Taught):
     """Images must lie in [0, 1], so normalisation belongs in the model. Shapes: B images, C classes, N augmentations.
 
     The teacher predicts, in evaluation as well (without augmentations, with the statistics of the evaluation batch).
@@ -78,11 +78,7 @@ class CoTTA(Stepping):
         require("slow_decay", slow_decay, 0 <= slow_decay <= 1, "in [0, 1]")
         self.restore, self.gate, self.gate_by, self.augmentations = restore, gate, gate_by, augmentations
         self.loss, self.images_at_once = loss, images_at_once
-        self.source = Frozen(self.model)  # θ_0: the anchor, and what weights are restored to
         self.teacher = EMA(self.model, slow_decay, warmup=False)
-        self.register_buffer("seed", torch.randint(2**31, ()))  # equal on all processes, which were seeded alike
-
-    seed: Tensor
 
     def _start(self) -> dict[str, Any]:
         return {"batches": 0, "open": 0}
@@ -91,26 +87,12 @@ class CoTTA(Stepping):
         leaves = (m for m in self.model.modules() if not any(True for _ in m.children()))
         return [p for m in leaves for p in m.parameters()]
 
-    def _take_source(self) -> None:
-        copy_into(self.source.model, self.model)
-        copy_into(self.teacher.model, self.model)
-
-    def _restore_source(self) -> None:
-        copy_into(self.model, self.source.model)
-        copy_into(self.teacher.model, self.source.model)
-
     def _generator(self, purpose: int) -> torch.Generator:
         """The same draws on every process, anew for each batch, from two numbers that a checkpoint holds."""
         generator = torch.Generator(self.seed.device)
         return generator.manual_seed((int(self.seed) * 1_000_003 + self.kept["batches"]) * 2 + purpose)
 
     # --- hooks --------------------------------------------------------------------------------------------------------
-
-    def grow(self, experience: Experience) -> None:
-        super().grow(experience)
-        if self.adapting:
-            self.source.grow(self.model)
-            self.teacher.grow(self.model)
 
     def _adapt(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.kept["batches"] += 1
@@ -131,12 +113,6 @@ class CoTTA(Stepping):
         if self.restore and chosen:
             mine, originals = (list(side) for side in zip(*chosen, strict=True))
             put_back(mine, originals, self._masks(mine))
-
-    def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
-        if not self.adapting:
-            return super().predict(inputs, task)
-        model: Any = self.teacher.model
-        return getattr(model, "predict", model)(inputs, task)
 
     def measurements(self) -> dict[str, float]:
         return {"open_gate": self.kept["open"] / max(self.kept["batches"], 1)} if self.adapting else {}

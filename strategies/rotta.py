@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clplat import Experience, require
+from clplat import require
 from clplat.ema import Frozen
 from clplat.memory import _gather
 from clplat.strategies._augment import augment, draw
 from clplat.strategies._norms import batch_of, norm_affine
-from clplat.strategies._tta import Stepping, copy_into, cross_entropy, entropy, refuse_without_norms
+from clplat.strategies._tta import Taught, cross_entropy, entropy, refuse_without_norms
 
 
 def heuristic(age: float, uncertainty: float, size: int, classes: int) -> float:
@@ -69,7 +69,7 @@ def place(held: list[list[float]], new: list[list[float]], size: int, classes: i
     return kept
 
 
-class RoTTA(Stepping):
+class RoTTA(Taught):
     """The teacher predicts, also in evaluation, by the statistics it has followed. Shapes: B images, C classes, N held.
 
     Settings: Adam 1e-3, batch 64 (CIFAR).
@@ -101,10 +101,7 @@ class RoTTA(Stepping):
         require("slow_rate", slow_rate, 0 <= slow_rate <= 1, "in [0, 1]")
         self.memory, self.update_every = memory, update_every or memory
         self.share, self.slow_rate = share, slow_rate
-        self.source, self.teacher = Frozen(self.model), Frozen(self.model)
-        self.register_buffer("seed", torch.randint(2**31, ()))  # equal on all processes, which were seeded alike
-
-    seed: Tensor
+        self.teacher = Frozen(self.model)
 
     def _chosen(self) -> Iterable[nn.Parameter]:
         return norm_affine(self.model)
@@ -116,20 +113,6 @@ class RoTTA(Stepping):
             "waiting": 0,
             "updates": 0,
         }  # images (n, ...); class, uncertainty, age of each
-
-    def _take_source(self) -> None:
-        copy_into(self.source.model, self.model)
-        copy_into(self.teacher.model, self.model)
-
-    def _restore_source(self) -> None:
-        copy_into(self.model, self.source.model)
-        copy_into(self.teacher.model, self.source.model)
-
-    def grow(self, experience: Experience) -> None:
-        super().grow(experience)
-        if self.adapting:
-            self.source.grow(self.model)
-            self.teacher.grow(self.model)
 
     def _adapt(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         predictions = self.teacher(x)  # (B, C)
@@ -172,12 +155,6 @@ class RoTTA(Stepping):
         if self.adapting:
             slow: list[Tensor] = list(self.teacher.model.parameters())
             torch._foreach_lerp_(slow, list(self.model.parameters()), self.slow_rate)
-
-    def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
-        if not self.adapting:
-            return super().predict(inputs, task)
-        model: Any = self.teacher.model
-        return getattr(model, "predict", model)(inputs, task)
 
     def measurements(self) -> dict[str, float]:
         return {"updates": float(self.kept["updates"])} if self.adapting else {}

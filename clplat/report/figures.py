@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clplat.compare import Group
+from clplat.compare import Estimate, Group
 from clplat.report import adaptation
 from clplat.report.data import Log, average_curve, list_curve, longest_experiences, mean_matrix, series, step_curve
 from clplat.report.numbers import show, show_estimate, unit_of
@@ -61,11 +61,17 @@ def _name(experiences: list[dict[str, Any]], j: int) -> str:
     return str(experiences[j].get("name")) if j < len(experiences) else str(j + 1)
 
 
+def _scored(matrices: list[list[list[Estimate]]]) -> list[int]:
+    """Columns with a number in any of the matrices."""
+    return sorted({j for m in matrices for row in m for j, cell in enumerate(row) if cell.mean is not None})
+
+
 def _matrices(groups: list[Group], experiences: list[dict[str, Any]]) -> Figure | None:
     panels: list[Panel] = []
     for index, group in enumerate(groups):
         matrix = mean_matrix(group)
-        if not any(cell.mean is not None for row in matrix for cell in row):
+        # One test set among many experiences (adapting: the clean one) is a line, which has a chart of its own.
+        if len(_scored([matrix])) < min(2, len(experiences)):
             continue
         columns = [_name(experiences, j) for j in range(len(matrix[0]))]
         rows = ["before", *(_name(experiences, i) for i in range(len(matrix) - 1))]
@@ -100,10 +106,9 @@ def _averages(groups: list[Group], logs: dict[Group, list[Log]]) -> Figure | Non
 
 def _per_experience(groups: list[Group], experiences: list[dict[str, Any]]) -> Figure | None:
     matrices = [mean_matrix(g) for g in groups]
-    width = max((len(row) for m in matrices for row in m), default=0)
-    shown = list(range(width))
-    if width > _MOST_PANELS:
-        shown = [round(k * (width - 1) / (_MOST_PANELS - 1)) for k in range(_MOST_PANELS)]
+    scored = shown = _scored(matrices)
+    if len(scored) > _MOST_PANELS:
+        shown = [scored[round(k * (len(scored) - 1) / (_MOST_PANELS - 1))] for k in range(_MOST_PANELS)]
     panels: list[Panel] = []
     for j in shown:
         columns = [[row[j] for row in m] if m and j < len(m[0]) else [] for m in matrices]
@@ -112,11 +117,13 @@ def _per_experience(groups: list[Group], experiences: list[dict[str, Any]]) -> F
             for i, (g, c) in enumerate(zip(groups, columns, strict=True))
         ])  # fmt: skip
         if lines:
-            name = _name(experiences, j)
-            panels.append(Lines(name, "experiences finished", "", lines, y_range=(0, 1), marks=[j + 1]))
+            # What is adapted to has no test set: the one that it may carry is of the data of the source.
+            adapted = j < len(experiences) and experiences[j].get("kind") == "adapt"
+            name, marks = ("source data", []) if adapted else (_name(experiences, j), [j + 1])
+            panels.append(Lines(name, "experiences finished", "", lines, y_range=(0, 1), marks=marks))
     caption = "Accuracy on each test set as the run goes on. The thin line marks the end of its own experience."
-    if width > _MOST_PANELS:
-        caption += f" {_MOST_PANELS} of {width} test sets are drawn, evenly spaced; the matrix has all."
+    if len(scored) > _MOST_PANELS:
+        caption += f" {_MOST_PANELS} of {len(scored)} test sets are drawn, evenly spaced; the matrix has all."
     alt = f"Small charts of accuracy over time for {len(panels)} test sets."
     return Figure("accuracy-per-experience", "Accuracy on each experience", caption, alt, panels)
 

@@ -166,6 +166,16 @@ def test_other_kinds_with_null_columns(fabricate, report, kind):
     assert "Interact return" in page.text
 
 
+def test_one_test_set_among_many_experiences_is_a_line_and_no_matrix(fabricate, report):
+    run = fabricate(kind="adapt")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["accuracy_matrix"] = [[row[0], *[None] * (len(row) - 1)] for row in summary["accuracy_matrix"]]
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = report([run])
+    assert "Accuracy matrix" not in page.text
+    assert "source data" in page.text
+
+
 def test_streams_have_sections_of_their_own(fabricate, report, tmp_path):
     runs = [
         fabricate(stream=s, strategy=m, seed=k) for s in ("digits", "text") for m in ("er", "naive") for k in (0, 1)

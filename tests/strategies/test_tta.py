@@ -178,3 +178,16 @@ def test_norm_layers_are_asked_for():
     for name in ("tent", "eata", "rotta"):
         with pytest.raises(UserError, match="adapts normalisation layers"):
             MAKE[name](torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", ["cotta", "rotta"])
+def test_inputs_outside_of_what_is_augmented_are_told_once(name, recwarn):
+    inside, outside = made(name), made(name)
+    optimizer = started(inside)
+    step(inside, optimizer, images())
+    assert not recwarn
+    optimizer = started(outside)
+    with pytest.warns(UserWarning, match=r"inputs reach from -.* \[0, 1\]"):
+        step(outside, optimizer, images() * 4 - 2)
+    step(outside, optimizer, images() * 4 - 2)
+    assert not recwarn
