@@ -154,7 +154,7 @@ def requests_table(entries: Sequence[Entry], reference: bool) -> str:
         key = "accuracy_erased" if (e["models"]["unlearned"] or {}).get("accuracy_erased_test") is None else (
             "accuracy_erased_test")  # fmt: skip
         row = [escape(e["name"]), ids(e["request"]), f"{e['training_samples']:,}".replace(",", " "),
-               _time(e["finished"]), show(e["seconds"], "seconds")]  # fmt: skip
+               _time(e["finished"]).replace(" ", "<br>"), show(e["seconds"], "seconds")]  # fmt: skip
         row += [show(e["oracle_seconds"], "seconds")] if reference else []
         rows.append([*row, _arrow(e, key), _arrow(e, "loss_auc"), _arrow(e, "accuracy_retained_test")])
     caption = "Before → after. Accuracy is over held-out samples; of a request for single samples, over these."
