@@ -23,7 +23,7 @@ from clplat.errors import UserError
 from clplat.nested import check_nested
 from clplat.settings import AuditSettings, Config, FabricSettings, LoopSettings, Part, StartSettings, TrackingSettings
 from clplat.syntax import REQUIRED, Option
-from clplat.values import parse_value
+from clplat.values import typed
 
 PARTS = {"strategy": "strategies", "stream": "streams", "backbone": "backbones", "head": "heads"}
 SECTIONS: dict[str, type] = {
@@ -209,21 +209,9 @@ def _resolve(layers: Iterable[Mapping[str, Any]], argv: list[str], name: str | N
         _merge(given, layer)
     parts = {p: given.pop(p, None) for p in PARTS}
     keys, unknown = _known_keys(parts, faults)
-    values: dict[str, Any] = {}
-    for key, value in given.items():
-        if key.partition(".")[0] in unknown:
-            continue
-        if key not in keys:
-            faults.append(f"{key}: no such key{_nearest_key(key, keys)}")
-            continue
-        try:
-            values[key] = parse_value(keys[key], value)
-        except ValueError as error:
-            faults.append(f"{key}: {error}")
+    known_parts = {k: v for k, v in given.items() if k.partition(".")[0] not in unknown}
+    values = typed(keys, known_parts, faults, lambda key: _nearest_key(key, keys))
     check_nested(keys, values, faults)
-    for key, option in keys.items():
-        if option.default is REQUIRED and key not in given:
-            faults.append(f"{key}: is required{' (' + option.help + ')' if option.help else ''}")
     known = {p: str(n) for p, n in parts.items() if p not in unknown}
     complete = {k: values.get(k, o.default) for k, o in keys.items()}
     if not unknown:

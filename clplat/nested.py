@@ -11,8 +11,8 @@ from typing import Any
 
 from clplat import discovery
 from clplat.errors import UserError
-from clplat.syntax import REQUIRED, Option
-from clplat.values import parse_value
+from clplat.syntax import Option
+from clplat.values import typed
 
 NAME, OPTIONS = "stream.base", "stream.base_options"
 
@@ -40,18 +40,13 @@ def check_nested(keys: Mapping[str, Option], values: dict[str, Any], faults: lis
     if ".py" in name and entry.qualname.startswith("/"):
         values[NAME] = entry.qualname
     known["seed"] = Option("seed", int | None, None, "of the base alone")
-    typed: dict[str, Any] = {}
-    for key, value in given.items():
-        if key not in known:
-            near = discovery.did_you_mean(str(key), known) or f" ({name} takes: {', '.join(known)})"
-            faults.append(f"{OPTIONS}.{key}: no such key{near}")
-            continue
-        try:
-            typed[key] = parse_value(known[key], value)
-        except ValueError as error:
-            faults.append(f"{OPTIONS}.{key}: {error}")
-    for key, option in known.items():
-        if option.default is REQUIRED and key not in given:
-            faults.append(f"{OPTIONS}.{key}: is required{' (' + option.help + ')' if option.help else ''}")
+    takes = f" ({name} takes: {', '.join(known)})"
+    found = typed(
+        known,
+        {str(key): value for key, value in given.items()},
+        faults,
+        lambda key: discovery.did_you_mean(key, known) or takes,
+        prefix=f"{OPTIONS}.",
+    )
     if OPTIONS in values:
-        values[OPTIONS] = typed
+        values[OPTIONS] = found

@@ -1,14 +1,15 @@
-"""Checks a value of a configuration against the type of its option."""
+"""Checks values of a configuration against the types of their options."""
 
 from __future__ import annotations
 
 import json
 import types
 import typing
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from clplat.discovery import did_you_mean
-from clplat.syntax import Option
+from clplat.syntax import REQUIRED, Option
 
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 _WORDS: dict[Any, str] = {
@@ -19,6 +20,35 @@ _WORDS: dict[Any, str] = {
     type(None): "null",
     Any: "any value",
 }
+
+
+def typed(
+    options: Mapping[str, Option],
+    given: Mapping[str, Any],
+    faults: list[str],
+    near: Callable[[str], str],
+    *,
+    prefix: str = "",
+) -> dict[str, Any]:
+    """What is given, as its options' types; adds a line to `faults` for each key that is unknown, wrong or missing.
+
+    Args:
+        near: what to say of an unknown key after "no such key".
+        prefix: of the keys in `faults`.
+    """
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in options:
+            faults.append(f"{prefix}{key}: no such key{near(key)}")
+            continue
+        try:
+            values[key] = parse_value(options[key], value)
+        except ValueError as error:
+            faults.append(f"{prefix}{key}: {error}")
+    for key, option in options.items():
+        if option.default is REQUIRED and key not in given:
+            faults.append(f"{prefix}{key}: is required{' (' + option.help + ')' if option.help else ''}")
+    return values
 
 
 def parse_value(option: Option, value: Any) -> Any:

@@ -39,7 +39,8 @@ class Images(ScenarioStream):
     Args:
         seed: of everything drawn; null takes the run's seed.
         data_root: folder of data sets; null is $CLPLAT_DATA.
-        dataset: which; read from `<data root>/<dataset>/train.npz` and `test.npz`.
+        dataset: which; read from `<data root>/<dataset>/train.npz` and `test.npz`. A list unites sets of images of one
+            shape, each with its own classes, in that order; they are normalised alike.
         labels: fine, or coarse for the superclasses of cifar100.
         normalize: by mean and standard deviation of the dataset or of imagenet (three channels), or none: in [0, 1].
         augment: of training batches. flip_crop: mirrored with probability 1/2, and moved by up to 4 pixels.
@@ -54,38 +55,67 @@ class Images(ScenarioStream):
         *,
         seed: int | None = None,
         data_root: str | None = None,
-        dataset: Literal[
-            "cifar10", "cifar100", "mnist", "fashion_mnist", "notmnist", "svhn", "omniglot", "pacs32"
-        ] = "cifar10",
+        dataset: Literal["cifar10", "cifar100", "mnist", "fashion_mnist", "notmnist", "svhn", "omniglot", "pacs32"]
+        | list[str] = "cifar10",
         labels: Literal["fine", "coarse"] = "fine",
         normalize: Literal["dataset", "imagenet", "none"] = "dataset",
         augment: Literal["none", "flip_crop"] = "none",
         download: bool = False,
         **scenario: Any,
     ) -> None:
-        options = (("dataset", dataset, tuple(STATISTICS)), ("labels", labels, ("fine", "coarse")),
+        names: list[str] = list(dataset) if isinstance(dataset, list) else [dataset]
+        options = (*(("dataset", name, tuple(STATISTICS)) for name in names), ("labels", labels, ("fine", "coarse")),
                    ("normalize", normalize, ("dataset", "imagenet", "none")),
                    ("augment", augment, ("none", "flip_crop")))  # fmt: skip
         faults = [f"stream.{k}: {v!r} is unknown (valid: {', '.join(ok)})" for k, v, ok in options if v not in ok]
+        if not names or len(set(names)) < len(names):
+            faults.append(f"stream.dataset: {names} is empty or names a set twice (valid: a set, or distinct ones)")
         if faults:
             raise UserError(*faults)
-        train, test = load_images(dataset, data_root, download)
+        train, test, class_names = _united({name: load_images(name, data_root, download) for name in names})
+        what = " + ".join(names)
         if normalize == "imagenet" and train.images.shape[1] != 3:
-            raise UserError(
-                f"stream.normalize: 'imagenet' needs three channels, {dataset} has one (valid: dataset, none)"
-            )
+            raise UserError(f"stream.normalize: 'imagenet' needs three channels, {what} has one (valid: dataset, none)")
         domains = "domain" in train.extra and "domain" in test.extra
         source = Source(
-            (train.images, _labels(train, dataset, labels)),
-            (test.images, _labels(test, dataset, labels)),
+            (train.images, _labels(train, what, labels)),
+            (test.images, _labels(test, what, labels)),
             train_domains=train.extra["domain"] if domains else None,
             test_domains=test.extra["domain"] if domains else None,
-            class_names=CLASS_NAMES[dataset].split() if dataset in CLASS_NAMES else (),
-            domain_names=DOMAIN_NAMES[dataset].split() if dataset in DOMAIN_NAMES else (),
-            normalize={"dataset": STATISTICS[dataset], "imagenet": IMAGENET, "none": None}[normalize],
+            class_names=class_names,
+            domain_names=DOMAIN_NAMES[what].split() if what in DOMAIN_NAMES else (),
+            normalize={"dataset": _statistics(names), "imagenet": IMAGENET, "none": None}[normalize],
             augment=flip_crop if augment == "flip_crop" else None,
         )
         super().__init__(source, seed=seed, **scenario)
+
+
+def _united(sets: dict[str, tuple[ImageSet, ImageSet]]) -> tuple[ImageSet, ImageSet, list[str]]:
+    """Training and test part of all sets, the classes of each after those of the one before, and their names."""
+    if len(sets) == 1:
+        ((name, (train, test)),) = sets.items()
+        return train, test, CLASS_NAMES.get(name, "").split()
+    shapes = {name: tuple(train.images.shape[1:]) for name, (train, _) in sets.items()}
+    if len(set(shapes.values())) > 1:
+        raise UserError(f"stream.dataset: images are {shapes} (valid: sets of images of one shape)")
+    names: list[str] = []
+    numbered: list[tuple[Tensor, Tensor]] = []
+    for name, (train, test) in sets.items():
+        numbered.append((train.labels + len(names), test.labels + len(names)))
+        numbers = [f"{name}_{c}" for c in range(int(train.labels.max()) + 1)]
+        names += CLASS_NAMES[name].split() if name in CLASS_NAMES else numbers
+    parts = [
+        ImageSet(torch.cat([s[i].images for s in sets.values()]), torch.cat([n[i] for n in numbered]), {})
+        for i in (0, 1)
+    ]
+    return parts[0], parts[1], names
+
+
+def _statistics(names: list[str]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of sets of equal weight."""
+    mean, std = torch.tensor([STATISTICS[n] for n in names], dtype=torch.float64).unbind(1)  # (sets, C) each
+    spread = (std**2 + mean**2).mean(0) - mean.mean(0) ** 2
+    return mean.mean(0).tolist(), spread.sqrt().tolist()
 
 
 def _labels(part: ImageSet, dataset: str, which: str) -> Tensor:

@@ -106,8 +106,8 @@ def erased_batch(strategy, size=6):
     return batch
 
 
-def reference(strategy, factors=None):
-    """A float64 copy of the plain network, and W + s B A of each layer as a function of float64 factors."""
+def reference(strategy):
+    """Float64 copies of the factors, by layer, and features and logits of the plain network with W + s B A of them."""
     scale = strategy.lora.alpha / strategy.lora.rank
     pairs = strategy.lora.factors(strategy.adapter)
     leaves = {n: [p.detach().double().requires_grad_() for p in pair] for n, pair in pairs.items()}
@@ -117,14 +117,14 @@ def reference(strategy, factors=None):
     }
     plain.load_state_dict(state)
 
-    def logits(x):
+    def features(x):
         weights = {
-            f"backbone.{n}.weight": plain.get_parameter(f"backbone.{n}.weight").detach() + scale * b @ a
+            f"{n}.weight": plain.backbone.get_parameter(f"{n}.weight").detach() + scale * b @ a
             for n, (a, b) in leaves.items()
         }
-        return torch.func.functional_call(plain, weights, (x.double(),))
+        return torch.func.functional_call(plain.backbone, weights, (x.double(),))
 
-    return leaves, logits
+    return leaves, features, lambda x: plain.head(features(x))
 
 
 def blocks_of(leaves, depth=3):

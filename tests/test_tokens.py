@@ -128,9 +128,10 @@ def _not_cached(*args, **kwargs):
 PIECES = [" t", "he", " a", "nd", " the", " and", " ", "t", "h", "e", "a", "n", "d", "é"]
 
 
-def _folder(folder: Path) -> None:
-    words = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{b:02X}>" for b in range(256)), *PIECES]
-    pieces = [[w.encode().hex(), float(-i)] for i, w in enumerate(words)]
+def _folder(folder: Path, scored: dict[str, float]) -> None:
+    """A model's folder whose tokenizer has single bytes and, from id 259 on, these pieces."""
+    words = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{b:02X}>" for b in range(256)), *scored]
+    pieces = [[w.encode().hex(), scored.get(w, 0.0)] for w in words]
     keys = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len")
     (folder / "config.json").write_text(json.dumps({**dict.fromkeys(keys, 1), "vocab_size": len(words)}))
     (folder / "tok9.json").write_text(json.dumps({"pieces": pieces}))
@@ -152,8 +153,16 @@ def _greedy(text: str, pieces: list[str]) -> list[int]:
         ids[at : at + 2] = [min(found)]
 
 
+@pytest.mark.parametrize(("te", "ea", "expected"), [(-1, -2, [" ", "te", "a"]), (-2, -1, [" ", "t", "ea"])])
+def test_the_better_scored_of_two_pairs_that_exclude_each_other_is_merged(tmp_path, te, ea, expected):
+    scored = {" ": -9.0, "t": -9.0, "e": -9.0, "a": -9.0, "te": float(te), "ea": float(ea)}
+    _folder(tmp_path, scored)
+    (ids,) = load_tokenizer(str(tmp_path)).encode(["tea"])
+    assert [list(scored)[i - 259] for i in ids] == expected
+
+
 def test_the_bpe_of_llama2c(tmp_path):
-    _folder(tmp_path)
+    _folder(tmp_path, {piece: float(-i) for i, piece in enumerate(PIECES)})
     tokenizer = load_tokenizer(str(tmp_path))
     for text in ["the and", "then a the", "tea\nand é", "日 the", ""]:
         (ids,) = tokenizer.encode([text])

@@ -154,10 +154,10 @@ def requests_table(entries: Sequence[Entry], reference: bool) -> str:
         key = "accuracy_erased" if (e["models"]["unlearned"] or {}).get("accuracy_erased_test") is None else (
             "accuracy_erased_test")  # fmt: skip
         row = [escape(e["name"]), ids(e["request"]), f"{e['training_samples']:,}".replace(",", " "),
-               _time(e["finished"]), show(e["seconds"], "seconds")]  # fmt: skip
+               _time(e["finished"]).replace(" ", "<br>"), show(e["seconds"], "seconds")]  # fmt: skip
         row += [show(e["oracle_seconds"], "seconds")] if reference else []
         rows.append([*row, _arrow(e, key), _arrow(e, "loss_auc"), _arrow(e, "accuracy_retained_test")])
-    caption = "Before → after. Accuracy is over held-out samples; of a request for single samples, over these"
+    caption = "Before → after. Accuracy is over held-out samples; of a request for single samples, over these."
     return (
         f'<section class="card asked"><h2>What was asked and done</h2>{table(caption, head, rows, words=2)}</section>'
     )
@@ -194,7 +194,7 @@ def _evidence(e: Entry) -> str:
                 rows.append([escape(label) + more, *map(show, values)])
         rows += _relearn_rows(e["relearning"])
         sizes = models["unlearned"]
-        scored = ", ".join(f"{sizes['scored'][s]} of {sizes['sizes'][s]} {label}" for s, label in _SETS.items()
+        scored = "; ".join(f"{sizes['scored'][s]} of {sizes['sizes'][s]} {label}" for s, label in _SETS.items()
                            if sizes["sizes"][s])  # fmt: skip
         parts.append(table(f"Scored: {scored}", ["Measure", "before", "after", "retrained"], rows))
     if e["against_oracle"]:

@@ -90,6 +90,20 @@ def test_a_sample_seen_in_two_guises_is_two_samples():
     assert [rows([p]) for p in kept] == [[r for r in range(20) if r != 13], of_class(0, 1)]
 
 
+def test_a_class_that_is_erased_goes_in_every_guise():
+    stream = [learn(0, 0, 1), learn(1, 0, 1, world=lambda x: -x), forget(2, 0)]  # the request names one guise
+    sets = sets_of(stream, 2)
+    for name in ("retained", "retained_test"):
+        assert [rows([p]) for p in sets[name]] == [of_class(1), of_class(1)]
+
+
+def test_a_sample_that_is_learned_twice_is_scored_once():
+    stream = [learn(0, 0, 1), learn(1, 1, 2), forget(2, 0)]
+    sets = sets_of(stream, 2)
+    for name in ("retained", "retained_test"):
+        assert rows(sets[name]) == of_class(1, 2)
+
+
 def test_draws_are_without_replacement_and_repeat():
     pieces = sets_of([learn(0, 0, 1), learn(1, 2, 3), forget(2, 0)], 2)["retained"]
     chosen = rows(draw(pieces, 12, 5))

@@ -23,10 +23,10 @@ needs_data = pytest.mark.skipif(not REAL, reason="CLPLAT_DATA is not set: no rea
 
 
 def write(root: Path, name: str, *, colour: bool = True, splits=("train", "test"), **extra: np.ndarray) -> Path:
-    """A small set: 10 classes, 4 (2) images a class, bytes drawn."""
+    """A small set: 10 classes, 4 (2) images a class, bytes drawn by the length of its name."""
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(len(name))
     for split, each in zip(splits, (4, 2), strict=False):
         labels = np.arange(10 * each) % 10
         images = rng.integers(0, 256, (len(labels), 6, 5, 3)[: 4 if colour else 3], dtype=np.uint8)
@@ -151,6 +151,49 @@ def test_notmnist_of_one_part_is_split(tmp_path: Path) -> None:
     write(tmp_path, "notmnist", colour=False, splits=("test",))
     stream = Images(dataset="notmnist", data_root=str(tmp_path))
     assert (len(stream[0].train.inputs), len(stream[0].test.inputs)) == (32, 8)
+
+
+def test_a_list_unites_sets_each_with_its_own_classes(tmp_path: Path) -> None:
+    stored = [np.load(write(tmp_path, name, colour=False) / "train.npz")["images"] for name in ("mnist", "notmnist")]
+    stream = Images(dataset=["mnist", "notmnist"], data_root=str(tmp_path), experiences=2)
+    assert stream.class_names == (*(f"mnist_{i}" for i in range(10)), *"ABCDEFGHIJ")
+    assert [e.classes for e in stream] == [tuple(range(10)), tuple(range(10, 20))]
+    assert [len(e.test) for e in stream] == [20, 20]
+    for e, images in zip(stream, stored, strict=True):
+        inputs, labels = e.train.all()
+        assert torch.equal(inputs[:, 0], torch.from_numpy(images))
+        assert (labels - e.classes[0]).tolist() == [i % 10 for i in range(40)]
+
+
+def test_united_sets_are_normalised_as_one_of_equal_parts(tmp_path: Path) -> None:
+    for name in ("mnist", "notmnist"):
+        write(tmp_path, name, colour=False)
+    stream = Images(dataset=["mnist", "notmnist"], data_root=str(tmp_path))
+    parts = [np.random.default_rng(0).standard_normal(1000) for _ in range(2)]
+    one, other = (  # any two samples of one size with these moments
+        (p - p.mean()) / p.std() * STATISTICS[n][1][0] + STATISTICS[n][0][0]
+        for p, n in zip(parts, ("mnist", "notmnist"), strict=True)
+    )
+    both = torch.from_numpy(np.concatenate([one, other]))
+    prepared = stream.prepare(both.float().view(1, 1, 1, -1), training=False)
+    assert abs(prepared.mean()) < 1e-5
+    assert abs(prepared.std(correction=0) - 1) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("dataset", "fault"),
+    [
+        (["mnist", "cifar10"], r"images are .*\(1, 6, 5\).*\(3, 6, 5\).*valid: sets of images of one shape"),
+        (["mnist", "mnist"], "names a set twice"),
+        ([], "is empty"),
+        (["mnist", "mnistt"], "'mnistt' is unknown"),
+    ],
+)
+def test_sets_that_can_not_be_united(tmp_path: Path, dataset: list[str], fault: str) -> None:
+    write(tmp_path, "mnist", colour=False)
+    write(tmp_path, "cifar10")
+    with pytest.raises(UserError, match=f"stream.dataset: .*{fault}"):
+        Images(dataset=dataset, data_root=str(tmp_path))
 
 
 def test_unknown_options(tmp_path: Path) -> None:
