@@ -308,8 +308,9 @@ class SVDOrthogonal(Strategy):
             with evaluating(self):
                 size = len(experience.train)
                 rows = torch.arange(min(size, self.importance_samples), device=experience.train.inputs.device)
-                raw, labels = experience.train.batch(rows * size // len(rows))
-                self.losses(self.prepare(raw), labels)  # not features alone, which pass by a decoder, or CLIP's text
+                raw, _ = experience.train.batch(positions := rows * size // len(rows))
+                # Not features alone, which pass by a decoder, or CLIP's text.
+                self.losses(self.prepare(raw), experience.train.targets()[positions])
         finally:
             for hook in hooks:
                 hook.remove()
