@@ -11,9 +11,12 @@ Checked  against peft 0.21 (tuner `osf`, Apache-2.0), whose forward and projecte
     after the task:     W ← U_h S_h V_hᵀ + U_l S_l V_lᵀ
 Differs  the paper writes G ← G − U_h (U_hᵀ G V_h) V_hᵀ, which leaves more free (`block: paper`); all code has what is
          above. Cosines are taken over the first min(o, d) features of input and output, as code does; negative ones
-         count as 0. They are taken when a task ends, so that no sample of it is kept. The research scripts compute W
-         without gradients to its factors, which so stay as they are, and `unload` of peft's tuner drops what a task
-         learned: neither is followed. Which layers the paper splits is not known in full: here all of the blocks.
+         count as 0. They are taken when a task ends, so that no sample of it is kept, and of text at all positions,
+         padding included. The research scripts compute W without gradients to its factors, which so stay as they are,
+         and `unload` of peft's tuner drops what a task learned: neither is followed. Which layers the paper splits is
+         not known in full: here all of the blocks; the scripts leave out cross-attention, and train what they do not
+         split, which here is frozen after the first task (`train_rest`). Their growing rank counts in max(o, d), so
+         that a wide FFN soon is frozen whole; `ranks: linear` counts in r.
 """
 
 from __future__ import annotations
@@ -305,8 +308,9 @@ class SVDOrthogonal(Strategy):
             with evaluating(self):
                 size = len(experience.train)
                 rows = torch.arange(min(size, self.importance_samples), device=experience.train.inputs.device)
-                raw, _ = experience.train.batch(rows * size // len(rows))
-                self.model.features(self.prepare(raw))
+                raw, _ = experience.train.batch(positions := rows * size // len(rows))
+                # Not features alone, which pass by a decoder, or CLIP's text.
+                self.losses(self.prepare(raw), experience.train.targets()[positions])
         finally:
             for hook in hooks:
                 hook.remove()

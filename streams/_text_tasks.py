@@ -41,6 +41,18 @@ class Task:
     metric: str = "exact_match"
 
 
+def cut(task: Task, classes: int) -> list[Task]:
+    """A task in parts of so many classes, numbered from 1; itself where it has no more, or free text."""
+    if len(task.labels) <= classes:
+        return [task]
+    parts = []
+    for number, start in enumerate(range(0, len(task.labels), classes), 1):
+        labels = task.labels[start : start + classes]
+        train, test = ([row for row in rows if row.answers[0] in labels] for rows in (task.train, task.test))
+        parts.append(Task(f"{task.name}{number}", train, test, labels, task.metric))
+    return parts
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +159,7 @@ def instruction_lines(file: Path | None) -> dict[str, str]:
     return {group: line.rstrip("\n") for group, line in found.items()}
 
 
-def olora_task(root: Path, name: str, instructions: dict[str, str]) -> Task:
+def olora_task(root: Path, name: str, instructions: dict[str, str], preamble: bool = True) -> Task:
     """One task of the O-LoRA benchmarks from `root`/olora_text, or from the repository's own CL_Benchmark folder.
 
     Where only training rows are there, the last fifth is held out; where only test rows are, every fifth of them is,
@@ -177,8 +189,8 @@ def olora_task(root: Path, name: str, instructions: dict[str, str]) -> Task:
 
     def row(content: dict[str, Any]) -> Row:
         asked = "" if group == "COPA" else f"{instructions[group]}\nOption: {', '.join(labels)} \n"
-        prompt = f"Task:{group}\nDataset:{dataset}\n{asked}{content['sentence']}\nAnswer:"
-        return Row(prompt, (content["label"],))
+        before = f"Task:{group}\nDataset:{dataset}\n{asked}" if preamble else ""
+        return Row(f"{before}{content['sentence']}\nAnswer:", (content["label"],))
 
     train, test = ([r for r in rows if r["label"] in labels] for rows in (train, test))
     return Task(name, [row(r) for r in train], [row(r) for r in test], labels)
@@ -196,6 +208,7 @@ TRACE = {
     "NumGLUE-ds": "exact_match",
     "20Minuten": "rouge_l",
 }
+BESIDE_TRACE = {"MedMCQA": "choice", "JEC-QA": "choice"}  # two more that I-LoRA's stream has
 _ASKS = ("prompt", "instruction", "input", "question", "sentence", "text")
 _ANSWERS = ("answer", "answers", "output", "outputs", "label", "response", "completion")
 

@@ -44,15 +44,18 @@ class Text(Stream):
         seed: of everything drawn; null takes the run's seed.
         data_root: folder of data sets; null takes $CLPLAT_DATA.
         benchmark: olora: the standard benchmark and the 15 tasks, from olora_text/ in the data root. superni: from
-            superni_text/. trace: the eight tasks of TRACE, each a folder of `path` with train.json and test.json.
-            jsonl: any instruction set: `path` is a file, or a folder of folders with train.jsonl and test.jsonl (or
-            .json, .jsonl.gz); a row holds prompt and answer, or instruction, input and output.
+            superni_text/. trace: the eight tasks of TRACE, each a folder of `path` with train.json and test.json; by
+            name also MedMCQA and JEC-QA, laid out alike. jsonl: any instruction set: `path` is a file, or a folder of
+            folders with train.jsonl and test.jsonl (or .json, .jsonl.gz); a row holds prompt and answer, or
+            instruction, input and output.
         order: of the tasks of olora, 1 to 6.
         tasks: names in order; null takes those of `order`, or all that the benchmark has.
         absent: what to do about a task that is not there: error, or skip it.
         path: of trace and jsonl; a relative one that is not in the working directory is looked for in the data root.
         instructions: file of instruction lines in the benchmark's format (its configs/instruction_config.json), found
             like `path`; null takes our own wording.
+        preamble: begin prompts of olora with group, data set, instruction and options; false leaves the text and its
+            cue for the answer, for models that know no instructions and have little room.
         tokenizer: folder, name below $CLPLAT_DATA/weights or hub name; null takes that of the backbone's weights, and
             `bytes` (one token a byte) where these are random.
         max_length: tokens of a prompt, ≥ 32.
@@ -63,6 +66,8 @@ class Text(Stream):
             answers, scored by exact match, or as TRACE does; free text by ROUGE-L.
         candidates: what scores compare: all answers of the stream, or those named in the prompt, which are the task's.
         choices: a task of superni, trace or jsonl with at most so many different answers is a choice among them, ≥ 1.
+        classes_per_task: cut a task with more classes to choose from into several, of so many each in the order of its
+            labels, ≥ 1; its prompts stay as they are. Null cuts none.
         train_per_class: keep so many training samples of each class of a task, drawn, ≥ 1; null keeps all.
         test_per_class: the same for test samples, drawn alike for every seed.
         validation: share, in [0, 1), of each class's training samples held out.
@@ -85,6 +90,7 @@ class Text(Stream):
         absent: Literal["error", "skip"] = "error",
         path: str | None = None,
         instructions: str | None = None,
+        preamble: bool = True,
         tokenizer: str | None = None,
         max_length: int = 512,
         max_answer: int = 50,
@@ -92,6 +98,7 @@ class Text(Stream):
         evaluate: Literal["score", "generate"] = "score",
         candidates: Literal["all", "prompt"] = "all",
         choices: int = 20,
+        classes_per_task: int | None = None,
         train_per_class: int | None = None,
         test_per_class: int | None = None,
         validation: float = 0.0,
@@ -102,12 +109,15 @@ class Text(Stream):
             max_answer=(max_answer, max_answer >= 2, "≥ 2"),
             buckets=(buckets, buckets >= 1, "≥ 1"),
             choices=(choices, choices >= 1, "≥ 1"),
+            classes_per_task=(classes_per_task, classes_per_task is None or classes_per_task >= 1, "≥ 1, or null"),
             train_per_class=(train_per_class, train_per_class is None or train_per_class >= 1, "≥ 1, or null"),
             test_per_class=(test_per_class, test_per_class is None or test_per_class >= 1, "≥ 1, or null"),
             validation=(validation, 0 <= validation < 1, "in [0, 1)"),
         )
         found = _read(benchmark, tasks or (list(ORDERS[order]) if benchmark == "olora" else None), absent, path,
-                      instructions, choices, find_root(data_root))  # fmt: skip
+                      instructions, preamble, choices, find_root(data_root))  # fmt: skip
+        if classes_per_task is not None:
+            found = [part for task in found for part in _text_tasks.cut(task, classes_per_task)]
         free = next((t for t in found if not t.labels), None)
         if free is not None and evaluate == "score":
             raise UserError(
@@ -268,8 +278,8 @@ def _answers(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> Tensor
 
 
 def _read(
-    benchmark: str, names: list[str] | None, absent: str, path: str | None, instructions: str | None, choices: int,
-    root: Path | None,
+    benchmark: str, names: list[str] | None, absent: str, path: str | None, instructions: str | None, preamble: bool,
+    choices: int, root: Path | None,
 ) -> list[Task]:  # fmt: skip
     """The tasks of a benchmark, in order."""
     if benchmark in ("olora", "superni"):
@@ -288,11 +298,12 @@ def _read(
     assert place is not None
     if benchmark == "olora":
         names, known = names or [], list(OLORA)
-        lines = _text_tasks.instruction_lines(None if instructions is None else _find(instructions, root))
+        file = None if instructions is None else _find(instructions, root, "instructions")
+        lines = _text_tasks.instruction_lines(file)
     elif benchmark == "superni":
         known = _text_tasks.superni_names(place)
     elif benchmark == "trace":
-        known = list(_text_tasks.TRACE)
+        names, known = names or list(_text_tasks.TRACE), [*_text_tasks.TRACE, *_text_tasks.BESIDE_TRACE]
     else:
         known = [place.name.partition(".")[0]] if place.is_file() else sorted(p.name for p in place.glob("*/"))
     if not known:
@@ -303,13 +314,14 @@ def _read(
     for name in dict.fromkeys(names):
         try:
             if benchmark == "olora":
-                found.append(_text_tasks.olora_task(place, name, lines))
+                found.append(_text_tasks.olora_task(place, name, lines, preamble))
             elif benchmark == "superni":
                 found.append(_text_tasks.superni_task(place, name, choices))
             elif place.is_file():
                 found.append(_text_tasks.file_task(place, choices, "rouge_l"))
             else:
-                metric = _text_tasks.TRACE.get(name, "rouge_l") if benchmark == "trace" else "rouge_l"
+                metrics = _text_tasks.TRACE | _text_tasks.BESIDE_TRACE if benchmark == "trace" else {}
+                metric = metrics.get(name, "rouge_l")
                 found.append(_text_tasks.folder_task(place / name, name, choices, _text_tasks.plain_row, metric))
         except MissingError as error:
             missing += error.faults
@@ -330,7 +342,7 @@ def _full(name: str, known: Sequence[str]) -> str:
     return fits[0]
 
 
-def _find(path: str, root: Path | None) -> Path:
+def _find(path: str, root: Path | None, option: str = "path") -> Path:
     """A path as given, or in the data root.
 
     Raises:
@@ -339,7 +351,7 @@ def _find(path: str, root: Path | None) -> Path:
     for place in (Path(path).expanduser(), *([root / path] if root is not None else [])):
         if place.exists():
             return place
-    raise MissingError(f"stream.path: {path} is missing: put it there, or into the data root")
+    raise MissingError(f"stream.{option}: {path} is missing: put it there, or into the data root")
 
 
 def _check(**options: tuple[object, bool, str]) -> None:

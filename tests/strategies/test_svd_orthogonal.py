@@ -7,12 +7,16 @@ import torch
 from svd import effective, svd
 from torch import nn
 
+from clplat import Data, Experience, Kind
 from clplat.backbones.base import Classifier
+from clplat.backbones.language_model import language_model
 from clplat.backbones.vit import vit_micro
 from clplat.errors import UserError
 from clplat.heads import Growing, Linear
+from clplat.strategies import svd_orthogonal
 from clplat.strategies.naive import Naive
 from clplat.strategies.svd_orthogonal import SVDOrthogonal, cosines, kept_rank, normalized
+from clplat.stream import Answers
 
 
 @pytest.fixture
@@ -218,6 +222,19 @@ def test_resumes(experiences, model, resumes, options):
     for head in (Growing, Linear):
         make = lambda head=head: SVDOrthogonal(model=model(head, hidden=(7, 6)), lr=0.01, **options)  # noqa: E731
         assert resumes(make, experiences())
+
+
+def test_importance_is_of_a_decoder_too(monkeypatch):
+    answers = Answers(torch.tensor([[5, 1], [6, 1]]), end=1, vocabulary=30, new_tokens=0)
+    backbone = language_model((2, 9), family="t5", dim=16, depth=1, heads=2, vocabulary=30)
+    strategy = SVDOrthogonal(model=backbone.assemble(None, answers))
+    inputs = torch.full((4, 2, 9), -1, dtype=torch.int32)
+    inputs[:, 0, :5] = torch.arange(20).view(4, 5) + 2
+    data = Data(inputs, torch.tensor([0, 1, 0, 1]))
+    monkeypatch.setattr(svd_orthogonal, "cosines", lambda x, y: torch.ones(1))
+    strategy.end(Experience(index=0, name="a", kind=Kind.LEARN, train=data))
+    assert len(strategy.importance) == len(backbone.layers("attention")) + len(backbone.layers("ffn")) > 10
+    assert set(strategy.importance) == {1.0}  # every layer met the samples once
 
 
 def test_importance_is_in_the_state(model):

@@ -170,8 +170,8 @@ def test_a_file_holds_every_fifth_row_out(tmp_path):
 
 def test_trace(tmp_path):
     trace = tmp_path / "trace"
-    for name in _text_tasks.TRACE:
-        letters = name in ("C-STANCE", "FOMC", "ScienceQA")
+    for name in [*_text_tasks.TRACE, "MedMCQA"]:
+        letters = name in ("C-STANCE", "FOMC", "ScienceQA", "MedMCQA")
         rows = [{"prompt": f"{name} {i}", "answer": "ABC"[i % 3] if letters else f"{name} says {i}"} for i in range(30)]
         (trace / name).mkdir(parents=True)
         for part in ("train", "test"):
@@ -183,6 +183,8 @@ def test_trace(tmp_path):
     assert right["C-STANCE"] == ("choice", "A")
     assert right["MeetingBank"] == ("rouge_l", "MeetingBank says 0")
     assert right["Py150"][0] == "similarity"
+    more = Text(benchmark="trace", path=str(trace), tasks=["MedMCQA", "20Minuten"], evaluate="generate", max_length=64)
+    assert more._right(more[0].test.targets()[0].tolist()) == [("choice", "A")]
     two = Text(benchmark="trace", path=str(trace), tasks=["FOMC", "C-STANCE"])
     assert [e.name for e in two] == ["FOMC", "C-STANCE"]
     assert two.class_names == ("A", "B", "C")
@@ -225,6 +227,8 @@ def test_the_benchmark_with_its_template(tmp_path):
     )
     prompt = _read(stream, stream[3].train, 1)[0]
     assert prompt == f"Task:TC\nDataset:agnews\n{asked} \nagnews train 1\nAnswer:"
+    bare = Text(tasks=["agnews"], data_root=str(tmp_path), preamble=False)
+    assert _read(bare, bare[0].train, 1)[0] == "agnews train 1\nAnswer:"
     others = Text(tasks=["copa", "mnli"], data_root=str(tmp_path))
     assert _read(others, others[0].test, 1)[0] == "Task:COPA\nDataset:COPA\ncopa test 1\nAnswer:"
     assert len(others[1].test) == 9  # without the row that has no gold label
@@ -237,6 +241,16 @@ def test_the_benchmark_with_its_template(tmp_path):
     (tmp_path / "lines.json").write_text(json.dumps(lines))
     with pytest.raises(UserError, match=r"stream\.instructions: .* lacks SC"):
         Text(tasks=["agnews"], data_root=str(tmp_path), instructions="lines.json")
+
+
+def test_a_task_is_cut_into_parts_of_its_classes(tmp_path):
+    for name in ("dbpedia", "agnews"):
+        _olora(tmp_path, name, 28, 28)
+    stream = Text(tasks=["dbpedia", "agnews"], classes_per_task=5, candidates="prompt", data_root=str(tmp_path))
+    assert [e.name for e in stream] == ["dbpedia1", "dbpedia2", "dbpedia3", "agnews"]
+    assert [e.classes for e in stream] == [(*range(5),), (*range(5, 10),), (*range(10, 14),), (*range(14, 18),)]
+    assert [(len(e.train), len(e.test)) for e in stream] == [(10, 10), (10, 10), (8, 8), (28, 28)]
+    assert _read(stream, stream[2].test, 0)[1:] == ("Plant", ["Plant", "Album", "Film", "Written Work"])
 
 
 def test_the_published_orders():
@@ -261,6 +275,8 @@ def test_what_is_missing_is_named(tmp_path, sets):
         Text(data_root=str(tmp_path), tasks=["yahoo"], absent="skip")  # nothing would be left
     with pytest.raises(MissingError, match=r"stream\.path: nowhere is missing"):
         Text(benchmark="trace", path="nowhere")
+    with pytest.raises(MissingError, match=r"stream\.instructions: nowhere\.json is missing"):
+        Text(instructions="nowhere.json", data_root=str(tmp_path))
     (sets / "size" / "test.jsonl").unlink()
     with pytest.raises(MissingError, match=r"size is missing: put .*test\.jsonl"):
         Text(benchmark="jsonl", path=str(sets), tasks=["size"])
@@ -273,8 +289,9 @@ def test_what_is_missing_is_named(tmp_path, sets):
 
 def test_faults_are_told_in_one_line_each(sets):
     with pytest.raises(UserError) as caught:
-        Text(order=7, max_length=5, max_answer=1, choices=0, validation=1.0, train_per_class=0, test_per_class=0)
-    assert len(caught.value.faults) == 7
+        Text(order=7, max_length=5, max_answer=1, choices=0, validation=1.0, train_per_class=0, test_per_class=0,
+             classes_per_task=0)  # fmt: skip
+    assert len(caught.value.faults) == 8
     for options, message in (
         ({"tasks": ["colour"]}, r"stream\.tasks: 'colour' is unknown \(valid: color, free, size\)"),
         ({"path": None}, r"stream\.path: null \(valid for jsonl"),
