@@ -152,8 +152,12 @@ class ImageText(_Told):
             absent = ~(torch.arange(len(self.classes), device=labels.device)[:, None] == rivals).any(1)
             return nn.functional.cross_entropy(self(inputs).masked_fill(absent, -torch.inf), labels, reduction="none")
         return nn.functional.cross_entropy(
-            self._logits(inputs, self.classes[rivals]), torch.searchsorted(rivals, labels), reduction="none"
+            self.among(inputs, rivals), torch.searchsorted(rivals, labels), reduction="none"
         )
+
+    def among(self, inputs: Tensor, classes: Tensor) -> Tensor:
+        """Logits (B, K) for images (B, 3, H, W) with the prompts of K classes only, which are read anew."""
+        return self._logits(inputs, self.classes[classes])
 
     def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
         """Logits (B, C); -inf for the classes of other tasks where the task is told."""

@@ -18,7 +18,7 @@ Differs  values that the text leaves open are those of the authors' script for C
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -110,9 +110,10 @@ class MoRAM(Strategy):
         threshold: δ, least score of an active atom in evaluation; -1 lets all pass, above 1 gives the backbone back.
         dropout: share of a layer's inputs that is dropped on the way to its keys in training, in [0, 1).
         roles: of the layers that get atoms.
-        own_classes: let only the classes of this experience compete in the loss. In a language model none compete.
-        text_loss: add each class's cross-entropy over the samples of a process's batch, which CLIP's loss has: for
-            heads whose rows are embedded prompts.
+        own_classes: let only the classes of this experience compete in the loss. In CLIP they always do so; in a
+            language model none compete.
+        text_loss: add each class's cross-entropy over the samples of a process's batch, which CLIP's loss has: the mean
+            over all classes of a head, or over those met by a model that has prompts. Not for language models.
         optimizer: sgd, adam or adamw; made anew for each experience.
         lr: learning rate, > 0.
         beta2: decay of the squared gradients of adam and adamw, in [0, 1).
@@ -149,8 +150,12 @@ class MoRAM(Strategy):
         require("threshold", threshold, threshold >= -1, "≥ -1")
         require("dropout", dropout, 0 <= dropout < 1, "in [0, 1)")
         require("beta2", beta2, 0 <= beta2 < 1, "in [0, 1)")
+        told = hasattr(model, "losses")
+        valid = "false for a model whose answers are text"
+        require("text_loss", text_loss, not text_loss or not told or hasattr(model, "among"), valid)
         self.added, self.beta2, self.own_classes, self.text_loss = rank, beta2, own_classes, text_loss
-        self._met: set[int] = set()  # this and `_others` follow from the experiences met
+        self._met: set[int] = set()  # this, `_now` and `_others` follow from the experiences met
+        self._now: list[int] = []
         self._others: list[int] = []  # classes met before, and not in this experience
         backbone = self.model.backbone
         backbone.requires_grad_(False)
@@ -166,7 +171,7 @@ class MoRAM(Strategy):
 
     def grow(self, experience: Experience) -> None:
         super().grow(experience)
-        self._others = sorted(self._met - set(experience.classes))
+        self._now, self._others = sorted(experience.classes), sorted(self._met - set(experience.classes))
         self._met |= set(experience.classes)
         for layer in self._layers:
             layer.append(self.added)
@@ -180,6 +185,8 @@ class MoRAM(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
+        if self.text_loss and hasattr(self.model, "among"):
+            return self._with_prompts(x, y)
         if hasattr(self.model, "losses") or not (self.text_loss or (self.own_classes and self._others)):
             return self.mean(self.losses(x, y))
         logits = own = self.model(x)  # (B, C)
@@ -187,6 +194,16 @@ class MoRAM(Strategy):
             own = logits.index_fill(1, torch.tensor(self._others, device=logits.device), -torch.inf)
         loss = self.mean(F.cross_entropy(own, y, reduction="none"))
         return loss + across_batch(logits, y) if self.text_loss else loss
+
+    def _with_prompts(self, x: Tensor, y: Tensor) -> Tensor:
+        """Both losses of a model that has a prompt for each class. Those of other experiences have no sample here, so
+        that nothing but the number of them is in the second loss.
+        """
+        model: Any = self.model
+        now = torch.tensor(self._now, device=y.device)
+        logits, own = model.among(x, now), torch.searchsorted(now, y)  # (B, K), (B,)
+        text = across_batch(logits, own) * (len(now) / len(self._met))
+        return self.mean(F.cross_entropy(logits, own, reduction="none")) + text
 
     def measurements(self) -> dict[str, float]:
         return {"atoms": float(len(self._layers[0].keys) + len(self._layers[0].new_keys))}

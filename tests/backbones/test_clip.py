@@ -64,6 +64,7 @@ def test_the_current_classes_and_replayed_ones_compete():
     y = torch.tensor([3, 0, 2])  # the second is replayed
     expected = F.cross_entropy(logits[:, [0, 2, 3]], torch.tensor([2, 0, 1]), reduction="none")
     torch.testing.assert_close(model.losses(x, y), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(model.among(x, torch.tensor([3, 0])), logits[:, [3, 0]], atol=1e-6, rtol=1e-6)
 
 
 def test_a_told_task_restricts_the_classes_of_unseen_tasks_too():

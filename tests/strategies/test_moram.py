@@ -373,3 +373,30 @@ def test_resumes(experiences, model, resumes):
 def test_refuses_what_is_out_of_range(model, options, message):
     with pytest.raises(UserError, match=message):
         MoRAM(model=model(), **options)
+
+
+def prompts(model):
+    """A model that has a prompt for each class, and so a loss of its own."""
+    net = model()
+    net.losses = lambda inputs, labels: 1 / 0
+    net.among = lambda inputs, classes: net(inputs)[:, classes]
+    return net
+
+
+def test_both_losses_of_a_model_with_prompts(model, experiences):
+    stream = experiences(2)
+    strategy = strategy_of(prompts(model), text_loss=True)
+    for e in stream:
+        strategy.grow(e)
+    x, y = stream[1].train.all()
+    logits = strategy.model(x)[:, [2, 3]]
+    text = -sum(logits.log_softmax(0)[i, c - 2] for i, c in enumerate(y.tolist())) / 4  # two classes met before count
+    found = strategy.training_step((x, y), 0).item()
+    assert found == pytest.approx((F.cross_entropy(logits, y - 2) + text).item(), abs=1e-5)
+
+
+def test_no_text_loss_where_answers_are_text(model):
+    net = model()
+    net.losses = lambda inputs, labels: net(inputs)
+    with pytest.raises(UserError, match="text_loss"):
+        strategy_of(net, text_loss=True)
