@@ -117,8 +117,9 @@ class Answerer(_Told):
 class ImageText(_Told):
     """CLIP as a classifier: an image is of the class whose prompt it is nearest to. All parameters are the backbone's.
 
-    In training the classes of the current experience compete, and those of replayed samples; in evaluation all of the
-    stream, seen or not, or those of the task where it is told.
+    In training the classes of the current experience compete, and those of the samples that this process replays, so
+    that with replay two processes do not add up to one; in evaluation all classes of the stream, seen or not, or those
+    of the task where it is told.
 
     Source: Zheng et al., "ZSCL", ICCV 2023, arXiv:2303.06628 (told tasks); Xu et al., "RAIL", NeurIPS 2024,
     arXiv:2406.18868 (all classes).
