@@ -84,12 +84,18 @@ def build_erasure_page(found: Mapping[str, Any]) -> str:
     return document("clplat erasure report", title, _facts(found), main, "The numbers are in erasure.json beside it.")
 
 
+def _reference(oracle: Mapping[str, Any]) -> str:
+    """The run that columns call "retrained", and a warning where its method does not make it one."""
+    doubt = "" if oracle["guarantee"]["level"] == "exact" else ", itself approximate: no retrained model"
+    return f"{oracle['strategy']}, seed {oracle['seed']}, {oracle['run_dir']}{doubt}"
+
+
 def _facts(found: Mapping[str, Any]) -> str:
     run, oracle = found["run"], found["oracle"]
     facts = {
         "Run": f"{run['name']}, {run['run_dir']}", "Method": run["strategy"], "Stream": run["stream"],
         "Backbone": run["backbone"], "Seed": run["seed"], "Written": found["written"][:19].replace("T", " ") + " UTC",
-        "Reference": "none" if oracle is None else f"{oracle['strategy']}, seed {oracle['seed']}, {oracle['run_dir']}",
+        "Reference": "none" if oracle is None else _reference(oracle),
         "Configuration": str(run["config_sha256"])[:12],
         "Commit": str(run["git_commit"])[:10] if run["git_commit"] else None,
         "Checkpoint": str(run["checkpoint_sha256"])[:12] if run["checkpoint_sha256"] else None,
