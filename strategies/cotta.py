@@ -55,6 +55,7 @@ class CoTTA(Taught):
     """
 
     paper = "arXiv:2203.13591"
+    teacher: EMA
 
     def __init__(
         self,
