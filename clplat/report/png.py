@@ -36,7 +36,9 @@ def draw(figure: Figure) -> bytes:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
     if len(labels) > 1 and not isinstance(figure.panels[0], Heat | Bars):
-        canvas.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+        room = int(4.4 * columns / (0.07 * max(map(len, labels)) + 0.5))  # inches: a letter's, and a line's before it
+        beside = max(1, min(4, len(labels), room))
+        canvas.legend(handles, labels, loc="outside lower center", ncols=beside, frameon=False, fontsize=8)
     target = io.BytesIO()
     canvas.savefig(target, format="png")
     return target.getvalue()
