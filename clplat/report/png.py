@@ -38,6 +38,7 @@ def draw(figure: Figure) -> bytes:
     if len(labels) > 1 and not isinstance(figure.panels[0], Heat | Bars):
         room = int(4.4 * columns / (0.07 * max(map(len, labels)) + 0.5))  # inches: a letter's, and a line's before it
         beside = max(1, min(4, len(labels), room))
+        canvas.set_figheight(canvas.get_figheight() + 0.18 * (len(labels) // beside))
         canvas.legend(handles, labels, loc="outside lower center", ncols=beside, frameon=False, fontsize=8)
     target = io.BytesIO()
     canvas.savefig(target, format="png")
