@@ -124,8 +124,7 @@ class Text(Stream):
                 f"stream.evaluate: score needs answers to choose from, but those of {free.name} are free text (valid: "
                 "generate)"
             )
-        self.buckets = buckets
-        self.tokenizer, self.free = load_tokenizer(tokenizer), free is not None
+        self.buckets, self.tokenizer, self.free = buckets, load_tokenizer(tokenizer), free is not None
         names = list(dict.fromkeys(label for t in found for label in t.labels))
         self._references: dict[tuple[int, ...], list[tuple[str, str]]] = {}
         drawn = [_draw(t, seed or 0, i, train_per_class, test_per_class, validation) for i, t in enumerate(found)]
@@ -138,9 +137,8 @@ class Text(Stream):
             class_names=() if self.free else names,
         )
         classes = _answers(self.tokenizer, [] if self.free else names, max_answer)
-        self.answers = Answers(
-            classes, self.tokenizer.end, self.tokenizer.size, max_answer if evaluate == "generate" else 0
-        )
+        generated = max_answer if evaluate == "generate" else 0
+        self.answers = Answers(classes, self.tokenizer.end, self.tokenizer.size, generated)
 
     def arrange(self, data: Data, order: Tensor, batch_size: int) -> Tensor:
         """Batches of prompts of similar length; answers are short beside them."""
