@@ -110,13 +110,15 @@ def demo_table() -> str:
 
 
 def benchmarks_table() -> str:
-    """The newest results of `make bench`, one row for each figure."""
+    """The newest results of `make bench`: the figures that have a limit, and the peer's."""
     files = [json.loads(file.read_text(encoding="utf-8")) for file in BENCHMARKS.glob("*.json")]
     if not files:
         return paragraph("No results are checked in yet; `make bench` measures them.")
     found = max(files, key=lambda results: results["date"])
     rows = []
     for row in found["rows"]:
+        if row["part"] != "peers" and (row["limit"] is None or row["unit"] == "kB"):
+            continue  # these stand in benchmarks/README.md alone
         unit = "×" if row["how"] == "ratio" else row["unit"]
         shown = ".3g" if row["how"] == "ratio" else "+.1f"
         middle, low, high = (f"{row[k]:{shown}} {unit}" for k in ("median", "min", "max"))
@@ -125,9 +127,9 @@ def benchmarks_table() -> str:
         rows.append([row["name"], *sides, f"{middle} ({low} to {high})", limit])
     head = ["figure", "by hand", "clplat (or the peer named)", "pairs: median (min to max)", "limit"]
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    parts = ", ".join(dict.fromkeys(row["part"] for row in found["rows"] if row["date"] == found["date"]))
-    text = f"""Two cores, one thread; {versions}. Measured last: {parts}, {found["date"]}, {found["processor"]}, at load
-        {found["load"][0]}; other rows earlier, on an idle machine. What each figure is: [benchmarks/](benchmarks)."""
+    days = sorted({row["date"][:10] for row in found["rows"]})
+    text = f"""Two cores ({found["processor"]}), one thread; {versions}. Measured on {" and ".join(days)}. All
+        figures, and what each is: [benchmarks/](benchmarks)."""
     return table(head, rows) + "\n" + paragraph(text)
 
 

@@ -121,6 +121,8 @@ class LoRA(nn.Module):
         for parameter, flag in flags:  # peft freezes all that it finds
             parameter.requires_grad_(flag)
         self.adapters[adapter] = size
+        for parameter in self.parameters_of(adapter):  # small steps round away in half precision
+            parameter.data = _wide(parameter.data)
         self.use(*self.active, train=self.trained)
 
     def remove(self, adapter: str) -> None:

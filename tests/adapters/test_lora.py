@@ -135,6 +135,20 @@ def test_mixed_precision_trains_the_factors_in_float32():
     assert exact(X.double()).shape == out.shape
 
 
+def test_factors_on_a_backbone_in_half_precision_are_in_single_precision():
+    backbone, lora = make("both", tiny_vit().bfloat16())
+    lora.add("a")
+    stirred(lora, "a")
+    lora.use("a", train="a")
+    assert {p.dtype for p in lora.parameters_of("a")} == {torch.float32}
+    outputs = backbone(X.bfloat16())
+    outputs.float().square().sum().backward()
+    assert outputs.dtype == torch.bfloat16
+    assert {p.grad.dtype for p in lora.parameters_of("a")} == {torch.float32}
+    expected = changed_by_hand(lora, ["a"], 1.5)(X.double())
+    torch.testing.assert_close(outputs.double(), expected, rtol=0.1, atol=0.1)
+
+
 def test_dropout_acts_on_the_way_to_the_change_only():
     backbone, lora = make("ffn", dropout=0.5)
     lora.add("a")
