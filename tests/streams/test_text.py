@@ -13,6 +13,7 @@ from clplat.backbones.language_model import language_model
 from clplat.build import build
 from clplat.config import resolve
 from clplat.errors import Interrupted, MissingError, UserError
+from clplat.stream import Data
 from clplat.streams import _text_tasks
 from clplat.streams.text import KEPT_AT_END, Text
 
@@ -359,6 +360,18 @@ def test_batches_hold_prompts_of_similar_length(sets):
     lengths = (data.inputs[data.row_ids(), 0] >= 0).sum(1)
     padded = [lengths[o].view(-1, 5).amax(1).sum() for o in (drawn, stream.arrange(data, drawn, 5))]
     assert padded[1] == lengths.sort().values.view(-1, 5).amax(1).sum() < padded[0]
+
+
+def test_a_run_takes_the_batches_as_its_stream_arranges_them(sets, tmp_path, monkeypatch):
+    taken, original = [], Data.batch
+    monkeypatch.setattr(Text, "arrange", lambda self, data, order, batch_size: order.sort().values)
+    monkeypatch.setattr(Data, "batch", lambda self, at: (taken.append(at.tolist()), original(self, at))[1])
+    config = _config(sets, tmp_path, loop={"batch_size": 4, "max_epochs": 1, "checkpoint_seconds": None})
+    plain, options = config["stream"], {k: v for k, v in config["stream"].items() if k != "name"}
+    for stream in (plain, {"name": "unlearning", "base": "text", "base_options": options, "count": 1}):
+        taken.clear()
+        clplat.run(config | {"stream": stream, "strategy": "finetune_retained"}, quiet=True)
+        assert [4, 5, 6, 7] in taken
 
 
 @pytest.mark.parametrize("stop", [1, 4])
