@@ -1,50 +1,18 @@
-"""Text streams: what a sample says, who is scored how, and whole runs of language models over them."""
+"""Text streams: what a sample says, and who is scored how."""
 
 import gzip
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
+from texts import LABELS, ROOT, needs_data, write
 
-import clplat
-from clplat.backbones.language_model import language_model
-from clplat.build import build
-from clplat.config import resolve
-from clplat.errors import Interrupted, MissingError, UserError
-from clplat.stream import Data
+from clplat.errors import MissingError, UserError
 from clplat.streams import _text_tasks
 from clplat.streams.text import KEPT_AT_END, Text
 
-LABELS = {"color": ("blue", "red"), "size": ("big", "red", "small")}
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLPLAT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("CLPLAT_DATA", raising=False)
-
-
-def _write(folder: Path, part: str, rows: list[dict]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{part}.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
-
-
-@pytest.fixture
-def sets(tmp_path) -> Path:
-    """Two tasks to choose in, which share a label, and one of free text with two right answers a sample."""
-    folder = tmp_path / "sets"
-    for task, labels in LABELS.items():
-        for part, count in (("train", 12), ("test", 6)):
-            rows = [{"prompt": f"{task} {i}?", "answer": labels[i % len(labels)]} for i in range(count)]
-            _write(folder / task, part, rows)
-    for part, count in (("train", 30), ("test", 4)):
-        rows = [
-            {"instruction": "Name it.", "input": f"thing {i}", "output": [f"t{i}", f"it is {i}"]} for i in range(count)
-        ]
-        _write(folder / "free", part, rows)
-    return folder
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def _read(stream, data, position):
@@ -90,12 +58,12 @@ def test_no_answer_stands_in_the_inputs_and_no_task_shares_rows(sets):
 
 
 def test_long_prompts_lose_their_middle(sets):
-    _write(
+    write(
         sets / "long",
         "train",
         [{"prompt": "x" * 70 + f"{i} the very end: ANSWER", "answer": "ab"[i % 2]} for i in range(8)],
     )
-    _write(sets / "long", "test", [{"prompt": "short", "answer": "a"}])
+    write(sets / "long", "test", [{"prompt": "short", "answer": "a"}])
     stream = Text(benchmark="jsonl", path=str(sets), tasks=["long"], max_length=40)
     assert stream.input_shape == (2, 40)
     prompt, _, _ = _read(stream, stream[0].train, 0)
@@ -300,151 +268,10 @@ def test_faults_are_told_in_one_line_each(sets):
     ):
         with pytest.raises(UserError, match=message):
             Text(**{"benchmark": "jsonl", "path": str(sets), "data_root": str(sets), **options})
-    _write(sets / "odd", "train", [{"what": 1}])
-    _write(sets / "odd", "test", [{"what": 1}])
+    write(sets / "odd", "train", [{"what": 1}])
+    write(sets / "odd", "test", [{"what": 1}])
     with pytest.raises(UserError, match=r"stream\.path: a row has what \(valid: one of prompt"):
         Text(benchmark="jsonl", path=str(sets), tasks=["odd"])
-
-
-# --- whole runs -------------------------------------------------------------------------------------------------------
-
-
-def _config(sets: Path, tmp_path: Path, **more):
-    return {
-        "strategy": {"name": "naive", "optimizer": "adamw", "lr": 3e-3},
-        "stream": {"name": "text", "benchmark": "jsonl", "path": str(sets), "tasks": ["color", "size"]},
-        "backbone": {"name": "language_model", "dim": 16, "depth": 1, "heads": 2},
-        "loop": {"batch_size": 4, "max_epochs": 2, "checkpoint_seconds": None},
-        "fabric": {"accelerator": "cpu"},
-        "tracking": {"enabled": False},
-        "output": str(tmp_path / "runs"),
-        **more,
-    }
-
-
-@pytest.mark.parametrize("strategy", ["naive", "er", "ewc", "joint", "lwf", "si", "derpp"])
-def test_strategies_run_on_text(strategy, sets, tmp_path):
-    config = _config(sets, tmp_path)
-    config["strategy"]["name"] = strategy
-    result = clplat.run(config, quiet=True)
-    assert result.summary["status"] == "complete"
-    assert all(0 <= value <= 1 for row in result.accuracy_matrix for value in row)
-
-
-def test_a_model_learns_its_answers(sets, tmp_path):
-    config = _config(sets, tmp_path, loop={"batch_size": 4, "max_epochs": 25, "checkpoint_seconds": None})
-    config["stream"]["tasks"] = ["color"]
-    # Test prompts are training prompts here, so a model that has learned answers them.
-    matrix = clplat.run(config, quiet=True, **{"strategy.lr": 1e-2}).accuracy_matrix
-    assert matrix[1][0] == 1.0
-    learner = clplat.load(next((tmp_path / "runs").glob("*/*")))
-    stream, _ = build(resolve(config=config))
-    raw, labels = stream[0].test.all()
-    assert torch.equal(learner.predict(raw).argmax(1), labels)
-
-
-@pytest.mark.parametrize("family", ["llama", "t5"])
-def test_free_text_is_learned_replayed_and_generated(family, sets, tmp_path):
-    config = _config(sets, tmp_path)
-    config["strategy"] = {"name": "er", "optimizer": "adamw", "memory": 8, "replay_batch": 4}
-    config["stream"] |= {"tasks": ["color", "free"], "evaluate": "generate", "max_answer": 8}
-    config["backbone"]["family"] = family
-    result = clplat.run(config, quiet=True)
-    assert result.summary["status"] == "complete"
-    assert len(result.accuracy_matrix) == 3
-
-
-def test_batches_hold_prompts_of_similar_length(sets):
-    stream = Text(benchmark="jsonl", path=str(sets), tasks=["free"], max_length=64, evaluate="generate")
-    data, drawn = stream[0].train, torch.randperm(30, generator=torch.Generator().manual_seed(0))
-    lengths = (data.inputs[data.row_ids(), 0] >= 0).sum(1)
-    padded = [lengths[o].view(-1, 5).amax(1).sum() for o in (drawn, stream.arrange(data, drawn, 5))]
-    assert padded[1] == lengths.sort().values.view(-1, 5).amax(1).sum() < padded[0]
-
-
-def test_a_run_takes_the_batches_as_its_stream_arranges_them(sets, tmp_path, monkeypatch):
-    taken, original = [], Data.batch
-    monkeypatch.setattr(Text, "arrange", lambda self, data, order, batch_size: order.sort().values)
-    monkeypatch.setattr(Data, "batch", lambda self, at: (taken.append(at.tolist()), original(self, at))[1])
-    config = _config(sets, tmp_path, loop={"batch_size": 4, "max_epochs": 1, "checkpoint_seconds": None})
-    plain, options = config["stream"], {k: v for k, v in config["stream"].items() if k != "name"}
-    for stream in (plain, {"name": "unlearning", "base": "text", "base_options": options, "count": 1}):
-        taken.clear()
-        clplat.run(config | {"stream": stream, "strategy": "finetune_retained"}, quiet=True)
-        assert [4, 5, 6, 7] in taken
-
-
-@pytest.mark.parametrize("stop", [1, 4])
-def test_a_resumed_run_is_the_run(stop, sets, tmp_path, monkeypatch):
-    from clplat.runner import Runner
-
-    config = _config(sets, tmp_path)
-    config["strategy"] = {"name": "er", "optimizer": "adamw", "memory": 6, "replay_batch": 3}
-    config["backbone"]["family"] = "t5"  # its dropout draws, too
-    straight = clplat.run(config, quiet=True)
-    original = Runner._between_steps
-
-    def interrupt(self, experience):
-        self.stop_requested = self.progress.experience == 1 and self.progress.steps == stop
-        original(self, experience)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Runner, "_between_steps", interrupt)
-        with pytest.raises(Interrupted):
-            clplat.run({**config, "output": str(tmp_path / "cut")}, quiet=True)
-    (folder,) = (tmp_path / "cut").glob("*/*")
-    resumed = clplat.resume(folder, quiet=True)
-    assert resumed.accuracy_matrix == straight.accuracy_matrix
-    one, two = (clplat.load(r.run_dir).state_dict() for r in (straight, resumed))
-    assert all(torch.equal(one[k], two[k]) for k in one)
-
-
-def test_a_language_model_is_asked_to_forget_an_answer(sets, tmp_path):
-    config = _config(sets, tmp_path, strategy="finetune_retained")
-    config["stream"] = {"name": "unlearning", "base": "text", "base_options": config["stream"], "count": 1}
-    del config["stream"]["base_options"]["name"]
-    assert [len(row) for row in clplat.run(config, quiet=True).accuracy_matrix] == [3] * 4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "t5"])
-def test_two_processes_equal_one_with_the_doubled_batch(family, sets, tmp_path):
-    config = _config(sets, tmp_path, loop={"batch_size": 8, "max_epochs": 2, "checkpoint_seconds": None})
-    config["strategy"] = {"name": "er", "memory": 6, "replay_batch": 4, "lr": 0.1}
-    config["stream"] |= {"tasks": ["color", "free"], "evaluate": "generate", "max_answer": 8}
-    config["backbone"]["family"] = family
-    if family == "t5":  # its dropout is drawn by each process for itself
-        folder = tmp_path / "plain"
-        backbone = language_model((2, 9), family="t5", dim=16, depth=1, heads=2, vocabulary=259)
-        backbone.net.config.dropout_rate = 0.0
-        backbone.net.config.save_pretrained(folder)
-        config["backbone"] = {"name": "language_model", "config": str(folder)}
-        config["stream"]["tokenizer"] = "bytes"
-    one = clplat.run(config, quiet=True)
-    halved = {"loop.batch_size": 4, "strategy.replay_batch": 2, "fabric.devices": 2}
-    two = clplat.run({**config, "output": str(tmp_path / "two")}, quiet=True, **halved)
-    expected, found = (clplat.load(r.run_dir).state_dict() for r in (one, two))
-    for name, value in expected.items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0)
-    assert two.accuracy_matrix == one.accuracy_matrix
-
-
-def test_a_head_is_refused_and_the_tokenizer_must_fit(sets, tmp_path):
-    with pytest.raises(UserError, match=r"head: 'cosine' has no meaning here \(backbone language_model"):
-        build(resolve(config=_config(sets, tmp_path, head="cosine")))
-    config = _config(sets, tmp_path)
-    config["backbone"]["vocabulary"] = 100
-    with pytest.raises(UserError, match=r"stream\.tokenizer: gives 259 ids, but the model knows 100"):
-        build(resolve(config=config))
-    with pytest.raises(UserError, match=r"backbone: language_model takes text"):
-        build(resolve(strategy="naive", backbone="language_model"))
-    with pytest.raises(UserError, match=r"backbone: mlp takes no token ids \(valid: language_model\)"):
-        build(resolve(config=_config(sets, tmp_path, backbone="mlp")))
-
-
-ROOT = os.environ.get("CLPLAT_DATA")
-needs_data = pytest.mark.skipif(not ROOT or not Path(ROOT, "olora_text").is_dir(), reason="no olora_text at hand")
 
 
 @needs_data
@@ -458,18 +285,3 @@ def test_the_data_root_holds_fourteen_of_the_fifteen_tasks(monkeypatch):
     assert set(_text_tasks.OLORA) - set(file) == {"yahoo"}
     with pytest.raises(MissingError, match="yahoo is missing"):
         Text(order=3)
-
-
-@needs_data
-def test_the_small_llama_on_the_data_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLPLAT_DATA", ROOT)
-    config = _config(Path(), tmp_path, backbone={"name": "language_model", "weights": "stories260k"})
-    config["stream"] = {"name": "text", "tasks": ["cb", "copa"], "train_per_class": 4, "test_per_class": 4}
-    config["stream"]["max_length"] = 200
-    stream, _ = build(resolve(config=config))
-    assert stream.tokenizer.size == 512  # the model's own
-    assert clplat.run(config, quiet=True).summary["status"] == "complete"
-    config["stream"]["max_length"] = 512
-    config["stream"]["tasks"] = ["boolqa"]
-    with pytest.raises(UserError, match=r"stream\.max_length: prompts of 512 tokens .* context of 512"):
-        build(resolve(config=config))
