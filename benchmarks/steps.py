@@ -119,7 +119,7 @@ def seed_and_stream(model: str, method: str, epochs: int, seed: int) -> Any:
 
 def config(model: str, method: str, epochs: int, seed: int, output: Path) -> Any:
     """The same work as a configuration."""
-    from clplat.config import resolve
+    from clplat.config.resolve import resolve
 
     return resolve(
         strategy={"name": method, "lr": hand.LR},

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clplat import checkpoint
+from clplat.config.settings import Config, StartSettings
 from clplat.errors import UserError
 from clplat.result import Result
-from clplat.settings import Config, StartSettings
 
 if TYPE_CHECKING:
     from clplat.strategy import Strategy
@@ -32,7 +32,7 @@ def run(
         Interrupted: after Ctrl-C; the run can be resumed.
         DivergedError: the loss is no longer finite.
     """
-    from clplat.config import resolve
+    from clplat.config.resolve import resolve
 
     return run_config(resolve(config=config, **overrides), dry_run=dry_run, quiet=quiet)
 
@@ -50,7 +50,7 @@ def run_config(
 
 def resume(run_dir: str | Path, *, quiet: bool = False) -> Result:
     """Go on with a run from its last good checkpoint, mid-experience included. Raises as `run` does."""
-    from clplat.config import resolve
+    from clplat.config.resolve import resolve
     from clplat.launch import launch
 
     run_dir = Path(run_dir)
@@ -95,7 +95,7 @@ def load(run_dir: str | Path) -> Strategy:
         UserError: not a run directory, or no whole checkpoint in it.
     """
     from clplat.build import build_strategy
-    from clplat.config import resolve
+    from clplat.config.resolve import resolve
     from clplat.record import RunRecord
     from clplat.stream import Experience
 

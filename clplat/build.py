@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from clplat import discovery
 from clplat.backbones.base import Classifier
-from clplat.config import DEFAULTS, PARTS
+from clplat.config.resolve import DEFAULTS, PARTS, discovery
+from clplat.config.settings import Config, Part
 from clplat.errors import MissingError, UserError
 from clplat.ledger import stream_faults
 from clplat.metrics.erasure import erased_samples
 from clplat.record import ExperienceRecord, RunRecord
-from clplat.settings import Config, Part
 from clplat.start import start_from
 from clplat.strategy import Strategy, check_hooks, check_kinds
 from clplat.stream import Answers, Kind, Stream

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from clplat import checkpoint
 from clplat.build import build_stream
-from clplat.config import resolve
-from clplat.discovery import load as load_part
+from clplat.config.discovery import load as load_part
+from clplat.config.resolve import resolve
 from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
 from clplat.record import ExperienceRecord

@@ -20,6 +20,7 @@ import torch
 from clplat import checkpoint, late
 from clplat import errors as errors_module
 from clplat.build import build, new_record, read_reference
+from clplat.config.settings import Config, FabricSettings
 from clplat.errors import ClplatError, Interrupted, UserError
 from clplat.files import to_json, write_atomic
 from clplat.lightning import Fabric
@@ -27,7 +28,6 @@ from clplat.result import Result
 from clplat.rundir import make_run_dir
 from clplat.runlog import RunLog, flat
 from clplat.runner import Runner
-from clplat.settings import Config, FabricSettings
 from clplat.snapshot import restore
 from clplat.start import start_run
 from clplat.stream import Kind

@@ -6,9 +6,9 @@ import json
 import time
 from pathlib import Path
 
+from clplat.config.settings import Config
 from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
-from clplat.settings import Config
 
 
 def make_run_dir(config: Config, run_dir: Path | None = None) -> Path:

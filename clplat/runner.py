@@ -22,6 +22,7 @@ from torch import Tensor
 
 from clplat import audit, checkpoint, measurement, online
 from clplat.batches import batches_per_epoch, epoch_order, local_slice
+from clplat.config.settings import AuditSettings, LoopSettings
 from clplat.errors import DivergedError, Interrupted
 from clplat.evaluation import Evaluator, renew_means
 from clplat.interaction import PAUSE, play
@@ -34,7 +35,6 @@ from clplat.progress import Progress
 from clplat.record import RunRecord
 from clplat.runlog import RunLog
 from clplat.schedule import rate_factor
-from clplat.settings import AuditSettings, LoopSettings
 from clplat.snapshot import snapshot
 from clplat.strategy import Strategy
 from clplat.stream import Data, Experience, Kind, Stream

@@ -10,8 +10,8 @@ from typing import Any
 from clplat import checkpoint
 from clplat.backbones._weights import fit
 from clplat.backbones.base import Classifier
+from clplat.config.settings import Config
 from clplat.errors import UserError
-from clplat.settings import Config
 
 
 def start_run(config: Config, *, quiet: bool, make: bool = True) -> Path | None:
@@ -70,7 +70,7 @@ def start_from(model: Classifier, folder: Path, *, head: bool) -> list[str]:
 
 def _resolve(config: Config, named: str) -> Config:
     """The configuration to run first, with this run's places."""
-    from clplat.config import resolve
+    from clplat.config.resolve import resolve
 
     try:
         source = resolve(config=named)

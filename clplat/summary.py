@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import clplat
+from clplat.config.settings import Config
 from clplat.files import to_json
 from clplat.metrics import online, summarize
 from clplat.record import RunRecord
-from clplat.settings import Config
 
 _COST = ("train_seconds", "eval_seconds", "samples_per_second", "first_step_seconds", "peak_rss_bytes",
          "peak_device_bytes", "trainable_parameters", "stored_bytes", "train_flops")  # fmt: skip

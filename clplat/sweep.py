@@ -93,7 +93,7 @@ def sweep(
 def perform(keys: Sequence[str], config: dict[str, Any], run_dir: Path) -> Mapping[str, Any]:
     """One run of a trial: begun, resumed where a dead worker left it, or already complete."""
     from clplat import api
-    from clplat.config import resolve
+    from clplat.config.resolve import resolve
 
     with contextlib.suppress(FileNotFoundError, ValueError):
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
@@ -107,7 +107,7 @@ def perform(keys: Sequence[str], config: dict[str, Any], run_dir: Path) -> Mappi
 
 def check(plan: Plan, keys: Sequence[str]) -> None:
     """Find the faults of the configuration before the first trial: both ends of every range must be valid."""
-    from clplat.config import resolve
+    from clplat.config.resolve import resolve
 
     faults: list[str] = []
     for values in ({k: s.ends()[0] for k, s in plan.space.items()}, {k: s.ends()[-1] for k, s in plan.space.items()}):

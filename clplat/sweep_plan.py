@@ -132,7 +132,7 @@ def read_plan(config: str | Path, keys: Sequence[str], trials: int | None) -> Pl
     Raises:
         UserError: one line for each fault.
     """
-    from clplat.config import find_config, read_yaml
+    from clplat.config.resolve import find_config, read_yaml
 
     path = find_config(config)
     base = read_yaml(path)
@@ -190,7 +190,7 @@ def _check_values(values: dict[str, Any], faults: list[str]) -> None:
         else:
             values["grace_seconds"] = number
     if "metric" in values:
-        from clplat.discovery import did_you_mean
+        from clplat.config.discovery import did_you_mean
         from clplat.metrics.catalogue import METRICS
 
         if values["metric"] not in METRICS:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from clplat.config.settings import TrackingSettings
 from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
-from clplat.settings import TrackingSettings
 from clplat.store import RunSender
 
 PAUSE_SECONDS = 1.0  # between two deliveries: gathers lines into batches

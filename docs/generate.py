@@ -23,9 +23,9 @@ import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from clplat import compare, discovery, syntax
+from clplat import compare
 from clplat.commands.keys import _shown, _type_name
-from clplat.config import expand, experiments, section_options
+from clplat.config.resolve import discovery, expand, experiments, section_options, syntax
 from clplat.report import tables
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat import discovery
+from clplat.config.resolve import discovery
 from clplat.datasets import find_root
 from clplat.errors import ClplatError, MissingError, UserError
 from clplat.ledger import same_source

@@ -34,7 +34,7 @@ def make_runner() -> Iterator[Callable[..., Any]]:
     """Makes runners, of the mixed stream unless another is given, without files unless a run directory is; closes their
     logs."""
     from clplat.build import build_strategy, build_stream, new_record
-    from clplat.config import resolve
+    from clplat.config.resolve import resolve
     from clplat.launch import make_fabric
     from clplat.runlog import RunLog
     from clplat.runner import Runner

@@ -9,7 +9,7 @@ import torch
 
 import clplat
 from clplat.build import build
-from clplat.config import resolve
+from clplat.config.resolve import resolve
 from clplat.errors import MissingError, UserError
 
 BAD = {

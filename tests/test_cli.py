@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from clplat import config as config_module
 from clplat.cli import COMMANDS, main
 from clplat.commands.arguments import parse_seeds
+from clplat.config.resolve import resolve as config_module
 from clplat.errors import DivergedError, Interrupted, MissingError, UserError
 
 

@@ -6,12 +6,12 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from clplat import config as config_module
-from clplat.config import expand, find_config, read_yaml, resolve
+from clplat.config.resolve import expand, find_config, read_yaml, resolve
+from clplat.config.resolve import resolve as config_module
+from clplat.config.settings import Config, LoopSettings, Part
+from clplat.config.syntax import Option
+from clplat.config.values import describe, parse_value
 from clplat.errors import UserError
-from clplat.settings import Config, LoopSettings, Part
-from clplat.syntax import Option
-from clplat.values import describe, parse_value
 
 PATH_STRATEGY = '''
 from clplat import Kind, Strategy

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from clplat import discovery, syntax
+from clplat.config.resolve import discovery, syntax
 from clplat.errors import UserError
 
 STRATEGY = '''

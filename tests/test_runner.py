@@ -14,7 +14,7 @@ from mixed import mixed_config
 import clplat
 from clplat import Kind, checkpoint
 from clplat.build import build_stream
-from clplat.config import resolve
+from clplat.config.resolve import resolve
 from clplat.errors import DivergedError, Interrupted, UserError
 from clplat.runner import Runner
 from clplat.snapshot import restore, snapshot

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from clplat import charts
+from clplat.config.settings import TrackingSettings
 from clplat.errors import UserError
-from clplat.settings import TrackingSettings
 from clplat.tracking import Tracker, absolute_uri, default_uri, pending, read_state, send_pending
 
 # MLflow and SQLAlchemy warn of their own deprecations at import and leave a database connection to the collector.
@@ -304,7 +304,7 @@ def test_a_password_is_not_shown(run_dir, monkeypatch):
 CHILD = """
     import json, sys, time
     from pathlib import Path
-    from clplat.settings import TrackingSettings
+    from clplat.config.settings import TrackingSettings
     from clplat.tracking import Tracker
 
     run_dir, steps, linger = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])

@@ -7,7 +7,7 @@ import re
 from types import ModuleType
 from typing import Any, NoReturn
 
-from clplat.discovery import did_you_mean
+from clplat.config.discovery import did_you_mean
 from clplat.errors import UserError
 
 _SEEDS = re.compile(r"[\[\]\d.,]+")

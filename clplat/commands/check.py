@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from clplat import discovery
 from clplat.commands.arguments import Parser
+from clplat.config.resolve import discovery
 
 
 def configure(parser: Parser) -> None:

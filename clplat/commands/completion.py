@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 
-from clplat import discovery
 from clplat.commands.arguments import Parser, parser_for
-from clplat.config import PARTS, SECTIONS, experiments, section_options
+from clplat.config.resolve import PARTS, SECTIONS, discovery, experiments, section_options
 
 SHELLS = ("bash", "zsh")
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from clplat.commands.arguments import Parser
-from clplat.config import find_config
+from clplat.config.resolve import find_config
 from clplat.errors import UserError
 from clplat.files import write_atomic
 

@@ -9,9 +9,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from clplat import discovery
-from clplat.config import DEFAULTS, PARTS, SECTIONS, section_options
-from clplat.syntax import REQUIRED, Option
+from clplat.config.resolve import DEFAULTS, PARTS, SECTIONS, discovery, section_options
+from clplat.config.syntax import REQUIRED, Option
 
 _TITLES = {
     "loop": "the loop over the stream",

@@ -7,9 +7,8 @@ import dataclasses
 import json
 from typing import Any
 
-from clplat import discovery
 from clplat.commands.arguments import Parser
-from clplat.config import experiments
+from clplat.config.resolve import discovery, experiments
 from clplat.errors import UserError
 
 GROUPS = (*discovery.GROUPS, "metrics", "experiments")

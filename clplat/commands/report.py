@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from clplat.commands.arguments import Parser
-from clplat.discovery import did_you_mean
+from clplat.config.discovery import did_you_mean
 from clplat.errors import UserError
 
 

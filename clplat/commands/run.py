@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from clplat.commands.arguments import Parser, parse_seeds
 from clplat.commands.keys import keys_help
-from clplat.config import PARTS, expand, find_config, read_yaml
+from clplat.config.resolve import PARTS, expand, find_config, read_yaml
+from clplat.config.settings import Config
 from clplat.errors import DivergedError, UserError
-from clplat.settings import Config
 
 if TYPE_CHECKING:
     from clplat.result import Result

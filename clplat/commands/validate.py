@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clplat.commands.arguments import Parser
-from clplat.config import expand
+from clplat.config.resolve import expand
 from clplat.errors import MissingError, UserError
 
 TAKES_KEYS = True

@@ -12,10 +12,10 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clplat import checkpoint
+from clplat.config.settings import FabricSettings
 from clplat.errors import UserError
 from clplat.launch import make_fabric
 from clplat.lightning import Fabric
-from clplat.settings import FabricSettings
 from clplat.stream import Kind
 from clplat.testing.result import CheckFailed, NotApplicable, expect, listed
 from clplat.testing.streams import TinyStream

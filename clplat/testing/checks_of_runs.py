@@ -12,7 +12,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from clplat import checkpoint, discovery
+from clplat import checkpoint
+from clplat.config.resolve import discovery
 from clplat.evaluation import Evaluator, evaluating
 from clplat.strategy import Strategy, check_hooks
 from clplat.stream import Experience, Kind

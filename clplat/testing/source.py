@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 
-from clplat import syntax
+from clplat.config.resolve import syntax
 from clplat.strategy import Strategy
 
 

@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clplat import checkpoint, discovery
+from clplat import checkpoint
 from clplat.backbones.base import Backbone, Classifier
 from clplat.backbones.cnn import slim_resnet18
 from clplat.backbones.mlp import mlp
 from clplat.backbones.vit import vit_micro
 from clplat.build import check_stream, new_record, seed_everything
+from clplat.config.resolve import discovery
+from clplat.config.settings import Config, FabricSettings, LoopSettings, Part
 from clplat.errors import Interrupted, UserError
 from clplat.evaluation import evaluating
 from clplat.heads import Growing
@@ -28,7 +30,6 @@ from clplat.metrics import summarize
 from clplat.record import RunRecord
 from clplat.runlog import RunLog
 from clplat.runner import Runner
-from clplat.settings import Config, FabricSettings, LoopSettings, Part
 from clplat.snapshot import restore, snapshot
 from clplat.strategy import Strategy
 from clplat.stream import Experience, Kind

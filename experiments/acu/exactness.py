@@ -23,7 +23,7 @@ from torch import Tensor
 
 import clplat
 from clplat.build import build_stream
-from clplat.config import resolve
+from clplat.config.resolve import resolve
 from clplat.counterfactual import counterfactual
 from clplat.frozen import frozen_features
 from clplat.ledger import Membership

@@ -19,7 +19,7 @@ from clplat.audit import audit_dir
 from clplat.audit.sandbox import relearn
 from clplat.audit.sets import draw, sets_of
 from clplat.build import build_strategy, build_stream
-from clplat.config import resolve
+from clplat.config.resolve import resolve
 from clplat.errors import UserError
 from clplat.evaluation import evaluating
 

@@ -11,7 +11,7 @@ import torch
 
 import clplat
 from clplat.build import build
-from clplat.config import resolve
+from clplat.config.resolve import resolve
 
 
 def config(folder: Path) -> dict[str, Any]:

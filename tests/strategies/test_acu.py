@@ -6,12 +6,12 @@ import torch
 
 from clplat import Data, Experience, Kind, Stream
 from clplat.build import new_record
+from clplat.config.settings import FabricSettings, LoopSettings
 from clplat.errors import UserError
 from clplat.launch import make_fabric
 from clplat.metrics.cost import stored_bytes
 from clplat.runlog import RunLog
 from clplat.runner import Runner
-from clplat.settings import FabricSettings, LoopSettings
 from clplat.strategies.acu import ACU
 from clplat.streams.unlearning import Unlearning
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clplat import Experience, Kind, discovery
+from clplat import Experience, Kind
+from clplat.config.resolve import discovery
 from clplat.errors import UserError
 from clplat.heads import Growing, Linear
 from clplat.strategies.moram import AtomLinear, MoRAM, across_batch, activations

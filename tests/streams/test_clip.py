@@ -10,7 +10,7 @@ from PIL import Image
 
 import clplat
 from clplat.build import build
-from clplat.config import resolve
+from clplat.config.resolve import resolve
 from clplat.errors import MissingError, UserError
 from clplat.streams import clip as module
 from clplat.streams.clip import MTIL, MTIL_2, PROMPTS, SMALL, XTAIL, Clip

@@ -9,7 +9,7 @@ from texts import ROOT, needs_data
 import clplat
 from clplat.backbones.language_model import language_model
 from clplat.build import build
-from clplat.config import resolve
+from clplat.config.resolve import resolve
 from clplat.errors import UserError
 from clplat.stream import Data
 from clplat.streams.text import Text

@@ -8,9 +8,9 @@ import torch
 import yaml
 
 import clplat
-from clplat import Kind, discovery
+from clplat import Kind
 from clplat.cli import main
-from clplat.config import resolve
+from clplat.config.resolve import discovery, resolve
 from clplat.errors import MissingError, UserError
 from clplat.ledger import parse_id, stream_faults
 from clplat.streams.digits import Digits

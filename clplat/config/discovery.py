@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clplat import syntax
+from clplat.config.resolve import syntax
+from clplat.config.syntax import Option
 from clplat.errors import UserError
-from clplat.syntax import Option
 
 GROUPS = ("strategies", "streams", "backbones", "heads")
 ROOTS = {"strategies": "Strategy", "streams": "Stream"}
@@ -32,7 +32,7 @@ GIVEN = {
     "backbones": {"input_shape"},
     "heads": {"in_features", "num_classes"},
 }
-_HOME = Path(__file__).parent
+_HOME = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -226,13 +226,13 @@ def _backbones() -> dict[str, Entry]:
 
 
 def _heads() -> dict[str, Entry]:
-    """Public classes of clplat/heads.py, `GrowingHead` or `Growing` as `growing`; a base called `Head` is none."""
-    file = _HOME / "heads.py"
+    """Public classes of clplat/backbones/heads.py, `GrowingHead` or `Growing` as `growing`; a base called `Head` is none."""
+    file = _HOME / "backbones" / "heads.py"
     found = {}
     for cls, node in syntax.read(file).names.items() if file.is_file() else ():
         name = cls.lower().removesuffix("head")
         if isinstance(node, ast.ClassDef) and not cls.startswith("_") and name:
-            found[name] = Entry(name, "heads", file, f"clplat.heads:{cls}", syntax.summary(syntax.docstring(node)))
+            found[name] = Entry(name, "heads", file, f"clplat.backbones.heads:{cls}", syntax.summary(syntax.docstring(node)))
     return found
 
 

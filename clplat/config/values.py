@@ -8,8 +8,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from clplat.discovery import did_you_mean
-from clplat.syntax import REQUIRED, Option
+from clplat.config.discovery import did_you_mean
+from clplat.config.syntax import REQUIRED, Option
 
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 _WORDS: dict[Any, str] = {

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clplat import discovery
+from clplat.config.resolve import discovery
+from clplat.config.syntax import Option
+from clplat.config.values import typed
 from clplat.errors import UserError
-from clplat.syntax import Option
-from clplat.values import typed
 
 NAME, OPTIONS = "stream.base", "stream.base_options"
 

@@ -18,12 +18,20 @@ from typing import Any
 
 import yaml
 
-from clplat import discovery, syntax
+from clplat.config.nested import check_nested
+from clplat.config.resolve import discovery, syntax
+from clplat.config.settings import (
+    AuditSettings,
+    Config,
+    FabricSettings,
+    LoopSettings,
+    Part,
+    StartSettings,
+    TrackingSettings,
+)
+from clplat.config.syntax import REQUIRED, Option
+from clplat.config.values import typed
 from clplat.errors import UserError
-from clplat.nested import check_nested
-from clplat.settings import AuditSettings, Config, FabricSettings, LoopSettings, Part, StartSettings, TrackingSettings
-from clplat.syntax import REQUIRED, Option
-from clplat.values import typed
 
 PARTS = {"strategy": "strategies", "stream": "streams", "backbone": "backbones", "head": "heads"}
 SECTIONS: dict[str, type] = {
@@ -31,7 +39,8 @@ SECTIONS: dict[str, type] = {
     "tracking": TrackingSettings,
 }  # fmt: skip
 DEFAULTS = {"stream": "digits", "backbone": "mlp", "head": "growing"}
-_EXPERIMENTS = (Path(__file__).parent.parent / "experiments", Path(__file__).parent / "experiments")
+_PACKAGE = Path(__file__).parents[1]
+_EXPERIMENTS = (_PACKAGE.parent / "experiments", _PACKAGE / "experiments")
 
 
 def resolve(
