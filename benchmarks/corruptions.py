@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.corruptions_by_hand import BY_HAND
 from benchmarks.timing import Row, paired
-from clplat.corruptions import STANDARD, corrupt
+from clplat.data.corruptions import STANDARD, corrupt
 
 IMAGES, SEVERITY = 256, 5
 LIMIT = 0.1  # of all fifteen together

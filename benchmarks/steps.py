@@ -84,7 +84,7 @@ def ours(model: str, method: str, epochs: int, seed: int, run_dir: Path) -> Gene
 
 def theirs(model_name: str, method: str, epochs: int, seed: int) -> Iterator[Samples]:
     """Train by hand on the same data in the same order from the same initial weights."""
-    from clplat.batches import epoch_order
+    from clplat.data.batches import epoch_order
     from clplat.runner import FLUSH_STEPS
 
     stream = seed_and_stream(model_name, method, epochs, seed)

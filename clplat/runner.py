@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from clplat import audit, checkpoint, measurement, online
-from clplat.batches import batches_per_epoch, epoch_order, local_slice
 from clplat.config.settings import AuditSettings, LoopSettings
+from clplat.data.batches import batches_per_epoch, epoch_order, local_slice
 from clplat.errors import DivergedError, Interrupted
 from clplat.evaluation import Evaluator, renew_means
 from clplat.interaction import PAUSE, play

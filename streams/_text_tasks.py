@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clplat.data.tokens import read_json
 from clplat.errors import MissingError, UserError
-from clplat.tokens import read_json
 
 
 @dataclass(frozen=True)

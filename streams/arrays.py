@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.datasets import find_root, read_npz
+from clplat.data.datasets import find_root, read_npz
+from clplat.data.scenarios import ScenarioStream, Source
 from clplat.errors import MissingError, UserError
-from clplat.scenarios import ScenarioStream, Source
 
 PARTS = ("train_inputs", "train_labels", "test_inputs", "test_labels")
 DOMAINS = ("train_domains", "test_domains")

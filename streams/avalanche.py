@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.datasets import channels_first, find_root
+from clplat.data.datasets import channels_first, find_root
+from clplat.data.splits import hold_out
+from clplat.data.worlds import generator
 from clplat.errors import MissingError, UserError
-from clplat.splits import hold_out
 from clplat.stream import Data, Experience, Kind, Stream
-from clplat.worlds import generator
 
 
 class Avalanche(Stream):

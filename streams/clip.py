@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clplat.datasets import find_root, load_images
+from clplat.data.datasets import find_root, load_images
+from clplat.data.tokens import encode_cached, load_tokenizer, padded, read_json
+from clplat.data.worlds import generator
 from clplat.errors import MissingError, UserError
 from clplat.stream import Answers, Data, Experience, Kind, Stream
 from clplat.streams.images import CLASS_NAMES
-from clplat.tokens import encode_cached, load_tokenizer, padded, read_json
-from clplat.worlds import generator
 
 STATISTICS = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])  # CLIP's own
 SMALL = ("mnist", "fashion_mnist", "cifar10", "notmnist")
@@ -218,7 +218,7 @@ def _load(names: Sequence[str], data_root: str | None, side: int, download: bool
 
 
 def _of_arrays(name: str, data_root: str | None, side: int, download: bool) -> _Set:
-    """A set of `clplat.datasets`: small images, grey ones in three equal channels, enlarged or reduced to `side`."""
+    """A set of `clplat.data.datasets`: small images, grey ones in three equal channels, enlarged or reduced to `side`."""
     train, test = load_images(name, data_root, download)
     names = _cifar100_names(data_root) if name == "cifar100" else CLASS_NAMES.get(name, "").split()
     names = [_plain(n) for n in names] or [str(i) for i in range(int(train.labels.max()) + 1)]

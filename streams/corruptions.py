@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.corruptions.constants import EXTRA, NAMES, ORDERS, STANDARD
-from clplat.corruptions.order import Visit, sample_order, visits
-from clplat.corruptions.published import FOLDERS
-from clplat.corruptions.sources import Made, Published
-from clplat.datasets import find_root, load_images, stratified_split
+from clplat.data.corruptions.constants import EXTRA, NAMES, ORDERS, STANDARD
+from clplat.data.corruptions.order import Visit, sample_order, visits
+from clplat.data.corruptions.published import FOLDERS
+from clplat.data.corruptions.sources import Made, Published
+from clplat.data.datasets import find_root, load_images, stratified_split
 from clplat.errors import MissingError, UserError
 from clplat.stream import Data, Experience, Kind, Stream
 from clplat.streams.digits import read_digits

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from clplat.datasets import stratified_split
+from clplat.data.datasets import stratified_split
+from clplat.data.scenarios import ScenarioStream, Source
 from clplat.errors import MissingError
-from clplat.scenarios import ScenarioStream, Source
 
 
 class Digits(ScenarioStream):

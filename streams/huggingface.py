@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.datasets import channels_first
+from clplat.data.datasets import channels_first
+from clplat.data.scenarios import ScenarioStream, Source
 from clplat.errors import MissingError, UserError
-from clplat.scenarios import ScenarioStream, Source
 
 
 class HuggingFace(ScenarioStream):

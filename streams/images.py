@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clplat.datasets import ImageSet, load_images
+from clplat.data.datasets import ImageSet, load_images
+from clplat.data.scenarios import ScenarioStream, Source
 from clplat.errors import UserError
-from clplat.scenarios import ScenarioStream, Source
 
 # Mean and standard deviation of the training images in [0, 1], per channel.
 STATISTICS: dict[str, tuple[list[float], list[float]]] = {

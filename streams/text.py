@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.batches import by_length
-from clplat.datasets import find_root
+from clplat.data.batches import by_length
+from clplat.data.datasets import find_root
+from clplat.data.splits import hold_out
+from clplat.data.tokens import Tokenizer, encode_cached, load_tokenizer, padded
+from clplat.data.worlds import generator
 from clplat.errors import MissingError, UserError
 from clplat.metrics.text import TEXT_METRICS
-from clplat.splits import hold_out
 from clplat.stream import Answers, Data, Experience, Kind, Stream
 from clplat.streams import _text_tasks
 from clplat.streams._text_tasks import OLORA, ORDERS, Row, Task
-from clplat.tokens import Tokenizer, encode_cached, load_tokenizer, padded
-from clplat.worlds import generator
 
 KEPT_AT_END = 16  # tokens of a prompt that is cut: its cue for the answer
 

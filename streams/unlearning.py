@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from clplat.config.resolve import discovery
-from clplat.datasets import find_root
+from clplat.data.datasets import find_root
+from clplat.data.worlds import generator
 from clplat.errors import ClplatError, MissingError, UserError
 from clplat.ledger import same_source
 from clplat.requests import History
 from clplat.stream import Data, Experience, Kind, Stream
-from clplat.worlds import generator
 
 Users = dict[int, tuple[Data, Tensor]]
 _DRAWN = {"unit": "class", "count": 1, "size": 1, "positions": "random"}  # options of drawn requests

@@ -5,7 +5,7 @@ import torch
 from clplat import Data, Experience, Kind
 from clplat.backbones.base import Classifier
 from clplat.backbones.vit import vit_micro
-from clplat.batches import epoch_order
+from clplat.data.batches import epoch_order
 from clplat.heads import Linear
 from clplat.strategies.gs_lora import GSLoRA
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clplat.batches import by_length, epoch_order
+from clplat.data.batches import by_length, epoch_order
 
 
 @given(n=st.integers(1, 200), batch=st.integers(1, 16), window=st.integers(1, 20), seed=st.integers(0, 1000))

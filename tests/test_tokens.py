@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from clplat import tokens
+from clplat.data import tokens
+from clplat.data.tokens import Bytes, encode_cached, load_tokenizer, padded
 from clplat.errors import MissingError, UserError
-from clplat.tokens import Bytes, encode_cached, load_tokenizer, padded
 
 TEXTS = ["", "a", "naïve café\nTask: x", "日本"]
 

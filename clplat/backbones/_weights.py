@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clplat.datasets import find_root
+from clplat.data.datasets import find_root
 from clplat.errors import MissingError, UserError
 
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from clplat.answering import ImageText
 from clplat.backbones import _weights
 from clplat.backbones.base import Backbone, Head, Role, image_shape, require
+from clplat.data.tokens import HUB_FILES, find_folder, read_json
 from clplat.errors import UserError
 from clplat.stream import Answers
-from clplat.tokens import HUB_FILES, find_folder, read_json
 
 FILES = (*HUB_FILES, "*.safetensors", "*.safetensors.index.json")
 

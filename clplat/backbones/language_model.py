@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from clplat.answering import Answerer, trimmed
 from clplat.backbones import _llama2c, _weights
 from clplat.backbones.base import Backbone, Head, Role, require
+from clplat.data.tokens import HUB_FILES, find_folder, read_json
 from clplat.errors import UserError
 from clplat.stream import Answers
-from clplat.tokens import HUB_FILES, find_folder, read_json
 
 FILES = (*HUB_FILES, "*.safetensors", "*.safetensors.index.json")
 

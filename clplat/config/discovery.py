@@ -232,7 +232,9 @@ def _heads() -> dict[str, Entry]:
     for cls, node in syntax.read(file).names.items() if file.is_file() else ():
         name = cls.lower().removesuffix("head")
         if isinstance(node, ast.ClassDef) and not cls.startswith("_") and name:
-            found[name] = Entry(name, "heads", file, f"clplat.backbones.heads:{cls}", syntax.summary(syntax.docstring(node)))
+            found[name] = Entry(
+                name, "heads", file, f"clplat.backbones.heads:{cls}", syntax.summary(syntax.docstring(node))
+            )
     return found
 
 

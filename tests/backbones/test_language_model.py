@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from clplat.answering import _by_length
 from clplat.backbones.language_model import language_model
+from clplat.data.tokens import load_tokenizer
 from clplat.errors import MissingError, UserError
 from clplat.losses import Losses
 from clplat.stream import Answers
-from clplat.tokens import load_tokenizer
 
 END = 2
 ANSWERS = torch.tensor([[5, 6, 7, END], [5, END, -1, -1], [9, 8, END, -1], [END, -1, -1, -1]])  # (C, A)

@@ -14,8 +14,8 @@ import torch
 from corruptions.make_reference import SIDES, picture, write_frost
 from corruptions.recorded import Recorded
 
-from clplat.corruptions import FUNCTIONS, as_bytes, textures
-from clplat.corruptions.constants import FAMILIES, NAMES
+from clplat.data.corruptions import FUNCTIONS, as_bytes, textures
+from clplat.data.corruptions.constants import FAMILIES, NAMES
 
 REFERENCE = np.load(Path(__file__).with_name("reference.npz"))
 IN_DISTRIBUTION = ("impulse_noise", "shot_noise")

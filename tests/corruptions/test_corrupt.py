@@ -9,14 +9,14 @@ import pytest
 import torch
 from corruptions.make_reference import picture
 
-from clplat.corruptions import corrupt, family_for
-from clplat.corruptions.constants import NAMES, STANDARD
-from clplat.corruptions.draws import Draws
-from clplat.corruptions.jpeg import round_trip
-from clplat.corruptions.linear import mirrored, reflected
-from clplat.corruptions.motion import along
-from clplat.corruptions.spatter import edges
-from clplat.corruptions.weather import plasma
+from clplat.data.corruptions import corrupt, family_for
+from clplat.data.corruptions.constants import NAMES, STANDARD
+from clplat.data.corruptions.draws import Draws
+from clplat.data.corruptions.jpeg import round_trip
+from clplat.data.corruptions.linear import mirrored, reflected
+from clplat.data.corruptions.motion import along
+from clplat.data.corruptions.spatter import edges
+from clplat.data.corruptions.weather import plasma
 from clplat.errors import MissingError, UserError
 
 
@@ -108,7 +108,7 @@ def test_jpeg_is_pillows_to_the_bit():
 
 def test_glass_blur_by_the_loop_it_stands_for():
     """One pixel after the other, from the last to the first, each takes the value at its shift."""
-    from clplat.corruptions.blur import _sources
+    from clplat.data.corruptions.blur import _sources
 
     for shift in (1, 2, 4):
         moves = Draws(torch.arange(3), "glass").integers(-shift, shift, 16 - 2 * shift, 12 - 2 * shift, 2)

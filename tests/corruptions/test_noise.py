@@ -8,8 +8,8 @@ import torch
 from corruptions.make_reference import picture
 from scipy import stats
 
-from clplat.corruptions import Draws, corrupt
-from clplat.corruptions.constants import FAMILIES
+from clplat.data.corruptions import Draws, corrupt
+from clplat.data.corruptions.constants import FAMILIES
 
 MANY = torch.arange(400)
 

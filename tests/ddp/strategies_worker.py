@@ -13,7 +13,7 @@ import torch
 from clplat import Data, Experience, Kind
 from clplat.backbones.base import Classifier
 from clplat.backbones.mlp import mlp
-from clplat.batches import batches_per_epoch, epoch_order, local_slice
+from clplat.data.batches import batches_per_epoch, epoch_order, local_slice
 from clplat.heads import Growing
 from clplat.memory import ClassBalanced, Reservoir
 from clplat.strategies.cumulative import Cumulative

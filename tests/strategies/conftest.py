@@ -8,7 +8,7 @@ import torch
 from clplat import Data, Experience, Kind, checkpoint
 from clplat.backbones.base import Classifier
 from clplat.backbones.mlp import mlp
-from clplat.batches import epoch_order
+from clplat.data.batches import epoch_order
 from clplat.heads import Growing, Linear
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from clplat import Kind
-from clplat.corruptions.constants import EXTRA, NAMES, ORDERS, STANDARD
-from clplat.corruptions.order import correlated
+from clplat.data.corruptions.constants import EXTRA, NAMES, ORDERS, STANDARD
+from clplat.data.corruptions.order import correlated
 from clplat.errors import MissingError, UserError
 from clplat.evaluation import Evaluator
 from clplat.streams.corruptions import Corruptions

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from clplat.datasets import stratified_split
+from clplat.data.datasets import stratified_split
 from clplat.errors import MissingError
 from clplat.streams.digits import Digits, read_digits
 

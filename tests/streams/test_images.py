@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clplat.datasets import TORCHVISION, read_npz
+from clplat.data.datasets import TORCHVISION, read_npz
 from clplat.errors import MissingError, UserError
 from clplat.streams.images import STATISTICS, Images, flip_crop
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
 from clplat import Kind, Stream
+from clplat.data.scenarios import ScenarioStream, Source
 from clplat.errors import UserError
-from clplat.scenarios import ScenarioStream, Source
 
 CLASSES, EACH, TEST_EACH = 6, 20, 4
 

@@ -14,12 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.corruptions.constants import Family
-from clplat.corruptions.data import Corrupted, Segment
-from clplat.corruptions.order import Visit
-from clplat.corruptions.published import Blocks, ImageFiles, cifar_count, imagenet_files, imagenet_names, read_cifar
+from clplat.data.corruptions.constants import Family
+from clplat.data.corruptions.data import Corrupted, Segment
+from clplat.data.corruptions.order import Visit
+from clplat.data.corruptions.published import (
+    Blocks,
+    ImageFiles,
+    cifar_count,
+    imagenet_files,
+    imagenet_names,
+    read_cifar,
+)
+from clplat.data.worlds import generator
 from clplat.stream import Data
-from clplat.worlds import generator
 
 
 class Images(ABC):

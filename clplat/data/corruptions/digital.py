@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clplat.corruptions.draws import Draws
-from clplat.corruptions.linear import box, sandwich, smooth
+from clplat.data.corruptions.draws import Draws
+from clplat.data.corruptions.linear import box, sandwich, smooth
 
 _STEPS = 32  # of a pixel: OpenCV rounds the coordinates of an affine map to these
 

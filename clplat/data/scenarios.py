@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clplat.data.splits import Rows, blurred, class_groups, first_per_class, hold_out, repeated
+from clplat.data.worlds import generator, permutations, rotations
 from clplat.errors import UserError
-from clplat.splits import Rows, blurred, class_groups, first_per_class, hold_out, repeated
 from clplat.stream import Data, Experience, Kind, Stream
-from clplat.worlds import generator, permutations, rotations
 
 Augment = Callable[[Tensor], Tensor]
 SCENARIOS = ("class", "task", "domain", "permuted", "rotated")

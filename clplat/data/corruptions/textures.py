@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.corruptions.draws import Draws
-from clplat.corruptions.linear import smooth
+from clplat.data.corruptions.draws import Draws
+from clplat.data.corruptions.linear import smooth
 from clplat.errors import MissingError
 
 FILES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")

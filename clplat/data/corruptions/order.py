@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clplat.worlds import generator
+from clplat.data.worlds import generator
 
 _UP_AND_DOWN = (1, 2, 3, 4, 5, 4, 3, 2, 1)
 MOST_SLOTS = 100

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clplat.corruptions import textures
-from clplat.corruptions.draws import Draws
-from clplat.corruptions.linear import sandwich, zooms
-from clplat.corruptions.motion import along
+from clplat.data.corruptions import textures
+from clplat.data.corruptions.draws import Draws
+from clplat.data.corruptions.linear import sandwich, zooms
+from clplat.data.corruptions.motion import along
 
 _LUMA = (0.299, 0.587, 0.114)
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.corruptions.data import Segment
+from clplat.data.corruptions.data import Segment
 from clplat.errors import MissingError
 from clplat.stream import Data
 

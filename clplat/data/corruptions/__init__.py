@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clplat.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, zoom_blur
-from clplat.corruptions.constants import CODES, EXTRA, FAMILIES, NAMES, ORDERS, STANDARD, Family
-from clplat.corruptions.digital import brightness, contrast, elastic_transform, pixelate, saturate
-from clplat.corruptions.draws import Draws
-from clplat.corruptions.jpeg import jpeg_compression
-from clplat.corruptions.motion import motion_blur
-from clplat.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
-from clplat.corruptions.spatter import spatter
-from clplat.corruptions.weather import fog, frost, snow
+from clplat.data.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, zoom_blur
+from clplat.data.corruptions.constants import CODES, EXTRA, FAMILIES, NAMES, ORDERS, STANDARD, Family
+from clplat.data.corruptions.digital import brightness, contrast, elastic_transform, pixelate, saturate
+from clplat.data.corruptions.draws import Draws
+from clplat.data.corruptions.jpeg import jpeg_compression
+from clplat.data.corruptions.motion import motion_blur
+from clplat.data.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
+from clplat.data.corruptions.spatter import spatter
+from clplat.data.corruptions.weather import fog, frost, snow
 from clplat.errors import UserError
 
 __all__ = ["CODES", "EXTRA", "NAMES", "ORDERS", "STANDARD", "Draws", "corrupt", "family_for"]

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clplat.corruptions.draws import Draws
-from clplat.corruptions.linear import SMALL, exact, reflected, smooth, whole, zoom_matrix, zooms
+from clplat.data.corruptions.draws import Draws
+from clplat.data.corruptions.linear import SMALL, exact, reflected, smooth, whole, zoom_matrix, zooms
 
 _LARGE = 121  # taps from which a kernel is applied by Fourier transform
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clplat.corruptions.draws import Draws
-from clplat.corruptions.linear import smooth
+from clplat.data.corruptions.draws import Draws
+from clplat.data.corruptions.linear import smooth
 
 _WATER, _MUD = (175, 238, 238), (63, 42, 20)
 _LOW, _HIGH = 50, 150  # thresholds of edges

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clplat.corruptions import corrupt
-from clplat.corruptions.constants import Family
+from clplat.data.corruptions import corrupt
+from clplat.data.corruptions.constants import Family
 from clplat.stream import Data
 
 Segment = tuple[str, int]  # corruption, severity

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.corruptions.draws import Draws
+from clplat.data.corruptions.draws import Draws
 
 _GUIDE = 10  # bits of a draw that point into the table of counts
 

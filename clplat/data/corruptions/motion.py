@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clplat.corruptions.draws import Draws
+from clplat.data.corruptions.draws import Draws
 
 _PIECE = 1 << 16  # values blurred at a time on a CPU
 
