@@ -45,8 +45,8 @@ class Both:
     def __init__(self, learned: int, width: int = WIDTH, **options: Any) -> None:
         from clplat import Experience, Kind
         from clplat.backbones.base import Classifier
+        from clplat.backbones.heads import Linear
         from clplat.backbones.mlp import mlp
-        from clplat.heads import Linear
         from clplat.strategies.acu import ACU
 
         torch.manual_seed(0)

@@ -25,8 +25,8 @@ Step = Callable[[], None]
 def classifier() -> Any:
     """The model, always with the same weights."""
     from clplat.backbones.base import Classifier
+    from clplat.backbones.heads import Linear
     from clplat.backbones.vit import vit_tiny
-    from clplat.heads import Linear
 
     torch.manual_seed(0)
     return Classifier(vit_tiny((3, 32, 32), depth=DEPTH), Linear(192, CLASSES))

@@ -24,7 +24,7 @@ AUGMENTATIONS, RATE, DECAY, RESTORE = 32, 0.001, 0.999, 0.01
 def _model() -> Any:
     from clplat.backbones.base import Classifier
     from clplat.backbones.cnn import resnet20
-    from clplat.heads import Linear
+    from clplat.backbones.heads import Linear
 
     torch.manual_seed(0)
     return Classifier(resnet20((3, 32, 32)), Linear(64, 10))

@@ -23,8 +23,8 @@ def stepper(make: Callable[[Any], Any], tasks: int) -> Callable[[], float]:
     """Takes `STEPS` steps of a strategy that has met `tasks` tasks; returns milliseconds a step."""
     from clplat import Experience, Kind
     from clplat.backbones.base import Classifier
+    from clplat.backbones.heads import Linear
     from clplat.backbones.mlp import mlp
-    from clplat.heads import Linear
 
     torch.manual_seed(0)
     strategy = make(Classifier(mlp((784,), [400, 400]), Linear(400, 10)))

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from clplat import Experience, Kind, Strategy, require
 from clplat.backbones.base import Classifier, Role
+from clplat.backbones.heads import Growing
 from clplat.ema import Frozen
 from clplat.generated import GeneratedClassifier, Target
-from clplat.heads import Growing
 from clplat.hypernetwork import Generator, factored_change, output_change
 from clplat.lookahead import simulated_step
 from clplat.memory import ClassBalanced

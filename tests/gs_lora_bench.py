@@ -4,9 +4,9 @@ import torch
 
 from clplat import Data, Experience, Kind
 from clplat.backbones.base import Classifier
+from clplat.backbones.heads import Linear
 from clplat.backbones.vit import vit_micro
 from clplat.data.batches import epoch_order
-from clplat.heads import Linear
 from clplat.strategies.gs_lora import GSLoRA
 
 CLASSES, SHAPE = 4, (3, 4, 4)

@@ -8,10 +8,10 @@ from torch import nn
 
 from clplat import Experience, Kind
 from clplat.backbones.base import Classifier
+from clplat.backbones.heads import Growing, Masked
 from clplat.backbones.mlp import mlp
 from clplat.ema import EMA, Frozen
 from clplat.errors import UserError
-from clplat.heads import Growing, Masked
 
 
 def walk(ema, model, steps=5):

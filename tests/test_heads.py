@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from clplat import heads
+from clplat.backbones import heads
 from clplat.backbones.base import Head
 from clplat.errors import MissingError, UserError
 from clplat.stream import Experience, Kind

@@ -138,8 +138,8 @@ def pieces(*kinds: Kind) -> Stream:
 
 def moving(stream: Stream) -> Moving:
     from clplat.backbones.base import Classifier
+    from clplat.backbones.heads import Linear
     from clplat.backbones.mlp import MLP
-    from clplat.heads import Linear
 
     torch.manual_seed(0)
     return Moving(model=Classifier(MLP(3, [4]), Linear(4, 2)), optimizer="adam", lr=0.01)

@@ -8,8 +8,8 @@ from torch import nn
 from clplat import Experience, Kind
 from clplat.backbones.base import Classifier
 from clplat.backbones.cnn import ResNet
+from clplat.backbones.heads import Linear
 from clplat.backbones.vit import vit_micro
-from clplat.heads import Linear
 
 CLASSES = 4
 SGD = {"adapt_optimizer": "sgd", "adapt_lr": 0.05}

@@ -53,7 +53,7 @@ class Backbone(nn.Module, ABC):
     """Inputs to features. A subclass sets `embed_dim` and writes `features` and `blocks`."""
 
     embed_dim: int
-    needs_head: ClassVar[bool] = True  # whether logits come from a head of clplat.heads
+    needs_head: ClassVar[bool] = True  # whether logits come from a head of clplat.backbones.heads
     input_mean: Tensor | None
     input_std: Tensor | None
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clplat.answering import ImageText
 from clplat.backbones import _weights
+from clplat.backbones.answering import ImageText
 from clplat.backbones.base import Backbone, Head, Role, image_shape, require
 from clplat.data.tokens import HUB_FILES, find_folder, read_json
 from clplat.errors import UserError

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clplat.answering import Answerer, trimmed
 from clplat.backbones import _llama2c, _weights
+from clplat.backbones.answering import Answerer, trimmed
 from clplat.backbones.base import Backbone, Head, Role, require
 from clplat.data.tokens import HUB_FILES, find_folder, read_json
 from clplat.errors import UserError

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from clplat import checkpoint
 from clplat.backbones.base import Backbone, Classifier
 from clplat.backbones.cnn import slim_resnet18
+from clplat.backbones.heads import Growing
 from clplat.backbones.mlp import mlp
 from clplat.backbones.vit import vit_micro
 from clplat.build import check_stream, new_record, seed_everything
@@ -23,7 +24,6 @@ from clplat.config.resolve import discovery
 from clplat.config.settings import Config, FabricSettings, LoopSettings, Part
 from clplat.errors import Interrupted, UserError
 from clplat.evaluation import evaluating
-from clplat.heads import Growing
 from clplat.launch import make_fabric
 from clplat.lightning import Fabric
 from clplat.metrics import summarize

@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from clplat.backbones.base import Classifier
+from clplat.backbones.heads import Growing, Linear
 from clplat.backbones.mlp import mlp
 from clplat.backbones.vit import vit_micro
 from clplat.errors import UserError
-from clplat.heads import Growing, Linear
 from clplat.losses import Losses, losses
 from clplat.stream import Experience, Kind
 

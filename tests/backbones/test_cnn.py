@@ -135,8 +135,8 @@ def test_normalising_inside_is_normalising_outside(tmp_path):
 @pytest.mark.skipif("CLPLAT_DATA" not in os.environ, reason="needs a data root")
 def test_pretrained_resnet20_with_its_head_knows_cifar10():
     from clplat.backbones.base import Classifier
+    from clplat.backbones.heads import Linear
     from clplat.data.datasets import load_images
-    from clplat.heads import Linear
 
     root = os.environ["CLPLAT_DATA"]
     path = str(Path(root) / "weights" / "cifar10_resnet20" / "model.safetensors")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from clplat.answering import _by_length
+from clplat.backbones.answering import _by_length
 from clplat.backbones.language_model import language_model
 from clplat.data.tokens import load_tokenizer
 from clplat.errors import MissingError, UserError
@@ -99,7 +99,7 @@ def test_padding_changes_nothing(family):
 def test_batches_cut_by_length_give_the_same_logits(family, monkeypatch):
     model, x = _model(family), _inputs()
     whole = model(x)
-    monkeypatch.setattr("clplat.answering.TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("clplat.backbones.answering.TOKENS_AT_ONCE", 1)
     assert len(_by_length(x[:, 0], 1, 12)) == 3
     torch.testing.assert_close(model(x), whole)
     rows, prompts = zip(*_by_length(x[:, 0], 1, 12), strict=True)
@@ -108,7 +108,7 @@ def test_batches_cut_by_length_give_the_same_logits(family, monkeypatch):
 
 
 def test_a_part_of_a_batch_holds_no_more_tokens_than_allowed(monkeypatch):
-    monkeypatch.setattr("clplat.answering.TOKENS_AT_ONCE", 100)
+    monkeypatch.setattr("clplat.backbones.answering.TOKENS_AT_ONCE", 100)
     lengths = torch.randint(1, 40, (50,))
     ids = torch.where(torch.arange(40) < lengths[:, None], 7, -1)
     parts = _by_length(ids, 2, 11)

@@ -5,9 +5,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from clplat.backbones.base import Classifier
+from clplat.backbones.heads import Linear
 from clplat.backbones.vit import suited_patch, vit, vit_micro, vit_tiny
 from clplat.errors import MissingError, UserError
-from clplat.heads import Linear
 
 
 @pytest.fixture(autouse=True)

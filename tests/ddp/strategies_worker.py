@@ -12,9 +12,9 @@ import torch
 
 from clplat import Data, Experience, Kind
 from clplat.backbones.base import Classifier
+from clplat.backbones.heads import Growing
 from clplat.backbones.mlp import mlp
 from clplat.data.batches import batches_per_epoch, epoch_order, local_slice
-from clplat.heads import Growing
 from clplat.memory import ClassBalanced, Reservoir
 from clplat.strategies.cumulative import Cumulative
 from clplat.strategies.derpp import DERpp

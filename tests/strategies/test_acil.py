@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from clplat import Data, Experience, Kind, Stream
+from clplat.backbones.heads import NCM
 from clplat.errors import UserError
 from clplat.evaluation import Evaluator
 from clplat.frozen import frozen_features, in_chunks
-from clplat.heads import NCM
 from clplat.strategies.acil import ACIL
 
 

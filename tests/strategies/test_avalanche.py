@@ -57,7 +57,7 @@ def native(model, experiences, name, options, batch, epochs):
 
 @pytest.mark.parametrize("name", sorted(set(PLUGINS) - {"agem", "replay", "gem"}))
 def test_the_same_weights_as_in_avalanches_own_loop(name, experiences, model, drive, monkeypatch):
-    from clplat.heads import Linear
+    from clplat.backbones.heads import Linear
 
     stream, options = experiences(3), SMALL.get(name, {})
     theirs, ours = model(Linear), model(Linear)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from clplat import Data, Experience, Kind
 from clplat.backbones.base import Classifier
 from clplat.backbones.cnn import slim_resnet18
+from clplat.backbones.heads import NCM, Growing
 from clplat.backbones.vit import vit_micro
 from clplat.errors import UserError
 from clplat.generated import Target
-from clplat.heads import NCM, Growing
 from clplat.lookahead import simulated_step
 from clplat.strategies._hypernet import least_entropy
 from clplat.strategies.hnet import HNet

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from clplat.backbones.base import States
+from clplat.backbones.heads import Growing, Linear
 from clplat.errors import UserError
-from clplat.heads import Growing, Linear
 from clplat.per_parameter import trainable
 from clplat.strategies.ilora import ILoRA, Slow, barrier, distance, path_losses
 from clplat.strategies.lora import SequentialLoRA

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from clplat.backbones.base import Backbone, Classifier
+from clplat.backbones.heads import Growing, Linear
 from clplat.backbones.vit import vit_micro
 from clplat.errors import UserError
-from clplat.heads import Growing, Linear
 from clplat.strategies.lora import SequentialLoRA
 
 

@@ -3,7 +3,7 @@ import math
 import torch
 
 from clplat import Experience, Kind
-from clplat.heads import Growing, Linear
+from clplat.backbones.heads import Growing, Linear
 from clplat.strategies.lwf import LwF, distillation
 from clplat.strategies.naive import Naive
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from clplat import Experience, Kind
+from clplat.backbones.heads import Growing, Linear
 from clplat.config.resolve import discovery
 from clplat.errors import UserError
-from clplat.heads import Growing, Linear
 from clplat.strategies.moram import AtomLinear, MoRAM, across_batch, activations
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from clplat import Experience, Kind
+from clplat.backbones.heads import Growing, Linear
 from clplat.errors import UserError
-from clplat.heads import Growing, Linear
 from clplat.strategies.olora import OLoRA, overlap
 
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from clplat import Data, Experience, Kind
 from clplat.backbones.base import Classifier
+from clplat.backbones.heads import Growing, Linear
 from clplat.backbones.language_model import language_model
 from clplat.backbones.vit import vit_micro
 from clplat.errors import UserError
-from clplat.heads import Growing, Linear
 from clplat.strategies import svd_orthogonal
 from clplat.strategies.naive import Naive
 from clplat.strategies.svd_orthogonal import SVDOrthogonal, cosines, kept_rank, normalized
