@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from clplat.components.losses import losses
 from clplat.errors import UserError
 from clplat.lightning import LightningModule
-from clplat.losses import losses
 from clplat.stream import Data, Experience, Kind
 
 # The hooks a subclass writes for each kind; the loop calls them, and refuses a kind whose hook is missing.
@@ -171,7 +171,7 @@ class Strategy(LightningModule):
         return raw if self._prepare is None else self._prepare(raw, augmented)
 
     def losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Loss (B,) of each sample of prepared inputs (B, ...), as the model defines it (see `clplat.losses`).
+        """Loss (B,) of each sample of prepared inputs (B, ...), as the model defines it (see `clplat.components.losses`).
 
         Cross-entropy for a classifier, the answer's tokens for a language model. Labels are opaque rows: (B,) class
         ids, or (B, A) token ids where answers are free text.

@@ -18,11 +18,11 @@ from torch import Tensor
 from clplat import Experience, Kind, Strategy, require
 from clplat.backbones.base import Classifier, Role
 from clplat.backbones.heads import Growing
-from clplat.ema import Frozen
-from clplat.generated import GeneratedClassifier, Target
-from clplat.hypernetwork import Generator, factored_change, output_change
-from clplat.lookahead import simulated_step
-from clplat.memory import ClassBalanced
+from clplat.components.ema import Frozen
+from clplat.components.generated import GeneratedClassifier, Target
+from clplat.components.hypernetwork import Generator, factored_change, output_change
+from clplat.components.lookahead import simulated_step
+from clplat.components.memory import ClassBalanced
 
 
 def least_entropy(logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Experience, Kind, Strategy
-from clplat.memory import Archive, ClassBalanced
+from clplat.components.memory import Archive, ClassBalanced
 
 
 class Rehearsal(Strategy):

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clplat import Experience, Kind, Strategy, require
-from clplat.ema import Frozen
+from clplat.components.ema import Frozen
+from clplat.components.per_parameter import PerParameter, trainable
 from clplat.errors import UserError
-from clplat.per_parameter import PerParameter, trainable
 from clplat.strategies._norms import Statistics, batch_of, make_adaptable, norm_affine, set_statistics
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from clplat import Experience, Kind, Strategy, require
-from clplat.frozen import frozen_features, in_chunks
-from clplat.ridge import Ridge
+from clplat.components.frozen import frozen_features, in_chunks
+from clplat.components.ridge import Ridge
 
 
 class ACIL(Strategy):

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from clplat import Data, Experience, Kind
+from clplat.components.frozen import frozen_features
+from clplat.components.memory import Archive
+from clplat.components.ridge import Ridge
 from clplat.errors import UserError
-from clplat.frozen import frozen_features
-from clplat.memory import Archive
-from clplat.ridge import Ridge
 from clplat.strategies.acil import ACIL
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from clplat import require
-from clplat.ema import EMA
+from clplat.components.ema import EMA
 from clplat.strategies._augment import augment, draw
 from clplat.strategies._norms import batch_of
 from clplat.strategies._tta import Taught, cross_entropy, laid_out

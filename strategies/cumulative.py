@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from clplat import Data, Experience, Kind, Strategy
-from clplat.memory import Archive
+from clplat.components.memory import Archive
 
 
 class Cumulative(Strategy):

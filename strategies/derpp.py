@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Kind, Strategy, require
-from clplat.memory import Reservoir
+from clplat.components.memory import Reservoir
 
 
 def logit_distance(logits: Tensor, stored: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Experience, Kind, require
+from clplat.components.per_parameter import PerParameter
 from clplat.errors import UserError
-from clplat.per_parameter import PerParameter
 from clplat.strategies._norms import batch_of, norm_affine, set_statistics
 from clplat.strategies._tta import NormStepping, entropy, mended
 

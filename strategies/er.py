@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clplat import Kind, Strategy, require
-from clplat.memory import Reservoir
+from clplat.components.memory import Reservoir
 
 
 class ER(Strategy):

@@ -21,8 +21,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clplat import Experience, Kind, Strategy, require
-from clplat.losses import Losses
-from clplat.per_parameter import PerParameter, trainable
+from clplat.components.losses import Losses
+from clplat.components.per_parameter import PerParameter, trainable
 
 VALUES_AT_ONCE = 2**25  # gradient values held at a time while the Fisher information is summed
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from clplat import Data, Experience, Kind, Strategy, require
 from clplat.adapters import LoRA
 from clplat.backbones.base import Classifier
+from clplat.components.memory import ClassBalanced
 from clplat.data.batches import epoch_order
-from clplat.memory import ClassBalanced
 
 ZERO = 1e-3  # a group whose norm is below counts as zero in the measurements
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Literal
 
 from clplat import require
-from clplat.hypernetwork import Chunked
+from clplat.components.hypernetwork import Chunked
 from clplat.strategies._hypernet import Hypernet
 
 

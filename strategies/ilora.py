@@ -28,10 +28,10 @@ from torch.func import functional_call
 
 from clplat import Experience, require
 from clplat.backbones.base import Projection, States
+from clplat.components.losses import Losses
+from clplat.components.memory import Reservoir
+from clplat.components.per_parameter import trainable
 from clplat.evaluation import evaluating
-from clplat.losses import Losses
-from clplat.memory import Reservoir
-from clplat.per_parameter import trainable
 from clplat.strategies._lora import Adapted
 
 Consistency = Literal["mse", "one_sided"]

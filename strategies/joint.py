@@ -8,7 +8,7 @@ Differs  published tables give the last row only; here each row is the bound of 
 from __future__ import annotations
 
 from clplat import Experience, Kind
-from clplat.ema import Frozen
+from clplat.components.ema import Frozen
 from clplat.strategies.cumulative import Cumulative
 
 

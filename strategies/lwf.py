@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Experience, Kind, Strategy, require
-from clplat.ema import Frozen
+from clplat.components.ema import Frozen
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Data, Experience, Kind, Strategy
-from clplat.ema import Frozen
-from clplat.memory import Archive
+from clplat.components.ema import Frozen
+from clplat.components.memory import Archive
 
 
 class Retrain(Strategy):

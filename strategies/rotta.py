@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from clplat import require
-from clplat.ema import Frozen
-from clplat.memory import _gather
+from clplat.components.ema import Frozen
+from clplat.components.memory import _gather
 from clplat.strategies._augment import augment, draw
 from clplat.strategies._norms import batch_of, norm_affine
 from clplat.strategies._tta import Taught, cross_entropy, entropy, refuse_without_norms

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clplat import Experience, Kind, Strategy, require
-from clplat.per_parameter import PerParameter, trainable
+from clplat.components.per_parameter import PerParameter, trainable
 
 
 class SI(Strategy):

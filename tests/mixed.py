@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Data, Experience, Kind, Strategy, Stream
-from clplat.memory import Reservoir
+from clplat.components.memory import Reservoir
 
 MIXED = Path(__file__)
 CENTRES = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0], [0.0, -3.0]])

@@ -10,7 +10,7 @@ from clplat import Experience, Kind
 from clplat.backbones.base import Classifier
 from clplat.backbones.heads import Growing, Masked
 from clplat.backbones.mlp import mlp
-from clplat.ema import EMA, Frozen
+from clplat.components.ema import EMA, Frozen
 from clplat.errors import UserError
 
 

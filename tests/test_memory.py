@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clplat.components.memory import Archive, ClassBalanced, Reservoir
 from clplat.errors import UserError
-from clplat.memory import Archive, ClassBalanced, Reservoir
 
 MEMORIES = [Reservoir, ClassBalanced]
 

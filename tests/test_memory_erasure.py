@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clplat import Data, Experience, Kind
-from clplat.memory import Archive, ClassBalanced, Reservoir
+from clplat.components.memory import Archive, ClassBalanced, Reservoir
 
 N, CLASSES = 60, 4
 INPUTS = torch.arange(1.0, N + 1)[:, None].repeat(1, 2)  # a sample is its number from 1, so that 0 is nobody

@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clplat.components.ridge import BLOCK, Ridge, add_products, times
 from clplat.errors import UserError
-from clplat.ridge import BLOCK, Ridge, add_products, times
 
 D, C, N = 24, 4, 60
 

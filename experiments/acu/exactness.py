@@ -23,9 +23,9 @@ from torch import Tensor
 
 import clplat
 from clplat.build import build_stream
+from clplat.components.frozen import frozen_features
 from clplat.config.resolve import resolve
 from clplat.counterfactual import counterfactual
-from clplat.frozen import frozen_features
 from clplat.ledger import Membership
 from clplat.stream import Data, Stream
 

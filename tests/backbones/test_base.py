@@ -7,8 +7,8 @@ from clplat.backbones.base import Classifier
 from clplat.backbones.heads import Growing, Linear
 from clplat.backbones.mlp import mlp
 from clplat.backbones.vit import vit_micro
+from clplat.components.losses import Losses, losses
 from clplat.errors import UserError
-from clplat.losses import Losses, losses
 from clplat.stream import Experience, Kind
 
 

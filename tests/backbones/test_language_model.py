@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from clplat.backbones.answering import _by_length
 from clplat.backbones.language_model import language_model
+from clplat.components.losses import Losses
 from clplat.data.tokens import load_tokenizer
 from clplat.errors import MissingError, UserError
-from clplat.losses import Losses
 from clplat.stream import Answers
 
 END = 2

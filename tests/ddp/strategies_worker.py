@@ -14,8 +14,8 @@ from clplat import Data, Experience, Kind
 from clplat.backbones.base import Classifier
 from clplat.backbones.heads import Growing
 from clplat.backbones.mlp import mlp
+from clplat.components.memory import ClassBalanced, Reservoir
 from clplat.data.batches import batches_per_epoch, epoch_order, local_slice
-from clplat.memory import ClassBalanced, Reservoir
 from clplat.strategies.cumulative import Cumulative
 from clplat.strategies.derpp import DERpp
 from clplat.strategies.dp_hnet import DPHNet

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import clplat
-from clplat.ridge import Ridge
+from clplat.components.ridge import Ridge
 
 TWO = {"fabric.devices": 2, "fabric.accelerator": "cpu"}
 # 13 samples a batch over two processes: shares of 7 and 6, and a ragged last batch.

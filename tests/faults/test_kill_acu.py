@@ -95,14 +95,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, t
 
 
 MOMENTS = {
-    "gathering": ("clplat.ridge:Ridge.add", 5),
-    "between gathering and solving": ("clplat.ridge:Ridge.solve", 2),
-    "within the solve": ("clplat.ridge:Ridge._factor", 2),
+    "gathering": ("clplat.components.ridge:Ridge.add", 5),
+    "between gathering and solving": ("clplat.components.ridge:Ridge.solve", 2),
+    "within the solve": ("clplat.components.ridge:Ridge._factor", 2),
     "at the second batch of a request": ("clplat.strategies.acu:ACU.forget_step", 2),
-    "between a request's samples and its answer": ("clplat.ridge:Ridge.remove", 1),
-    "between a request's factor and its sums": ("clplat.ridge:Ridge._commit", 1),
+    "between a request's samples and its answer": ("clplat.components.ridge:Ridge.remove", 1),
+    "between a request's factor and its sums": ("clplat.components.ridge:Ridge._commit", 1),
     "after the answer, before the checkpoint": ("clplat.checkpoint:save", 23),
-    "in the second request": ("clplat.ridge:Ridge.remove", 2),
+    "in the second request": ("clplat.components.ridge:Ridge.remove", 2),
 }
 
 

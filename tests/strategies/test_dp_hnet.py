@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clplat.components.hypernetwork import Recurrent, output_change
 from clplat.errors import UserError
-from clplat.hypernetwork import Recurrent, output_change
 from clplat.strategies import dp_hnet
 from clplat.strategies.dp_hnet import DPHNet, fisher
 

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from clplat import Data, Experience, Kind
+from clplat.components.per_parameter import trainable
 from clplat.errors import UserError
-from clplat.per_parameter import trainable
 from clplat.strategies.ewc import EWC, fisher, quadratic
 from clplat.strategies.naive import Naive
 

@@ -11,9 +11,9 @@ from clplat.backbones.base import Classifier
 from clplat.backbones.cnn import slim_resnet18
 from clplat.backbones.heads import NCM, Growing
 from clplat.backbones.vit import vit_micro
+from clplat.components.generated import Target
+from clplat.components.lookahead import simulated_step
 from clplat.errors import UserError
-from clplat.generated import Target
-from clplat.lookahead import simulated_step
 from clplat.strategies._hypernet import least_entropy
 from clplat.strategies.hnet import HNet
 

@@ -8,8 +8,8 @@ from clplat.backbones.base import Classifier
 from clplat.backbones.cnn import slim_resnet18
 from clplat.backbones.heads import Linear
 from clplat.backbones.mlp import mlp
-from clplat.generated import Target
-from clplat.hypernetwork import Chunked, factored_change, output_change
+from clplat.components.generated import Target
+from clplat.components.hypernetwork import Chunked, factored_change, output_change
 from clplat.strategies.hnet import HNet
 
 

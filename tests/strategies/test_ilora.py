@@ -6,8 +6,8 @@ from torch import nn
 
 from clplat.backbones.base import States
 from clplat.backbones.heads import Growing, Linear
+from clplat.components.per_parameter import trainable
 from clplat.errors import UserError
-from clplat.per_parameter import trainable
 from clplat.strategies.ilora import ILoRA, Slow, barrier, distance, path_losses
 from clplat.strategies.lora import SequentialLoRA
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clplat.per_parameter import trainable
+from clplat.components.per_parameter import trainable
 from clplat.strategies.naive import Naive
 from clplat.strategies.si import SI
 

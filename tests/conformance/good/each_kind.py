@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Kind, Strategy
-from clplat.memory import Reservoir
+from clplat.components.memory import Reservoir
 
 
 class Ascent(Strategy):

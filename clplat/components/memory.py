@@ -20,8 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from clplat.components.stored import CHUNK, Stored
 from clplat.errors import UserError
-from clplat.stored import CHUNK, Stored
 from clplat.strategy import require
 from clplat.stream import Data
 

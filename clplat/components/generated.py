@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clplat.backbones.base import Classifier, Head, Role
+from clplat.components.hypernetwork import Generator
 from clplat.errors import UserError
-from clplat.hypernetwork import Generator
 from clplat.stream import Experience, Kind
 
 
