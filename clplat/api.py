@@ -96,7 +96,7 @@ def load(run_dir: str | Path) -> Strategy:
     """
     from clplat.build import build_strategy
     from clplat.config.resolve import resolve
-    from clplat.record import RunRecord
+    from clplat.metrics.record import RunRecord
     from clplat.stream import Experience
 
     run_dir = Path(run_dir)

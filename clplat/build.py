@@ -17,7 +17,7 @@ from clplat.config.settings import Config, Part
 from clplat.errors import MissingError, UserError
 from clplat.ledger import stream_faults
 from clplat.metrics.erasure import erased_samples
-from clplat.record import ExperienceRecord, RunRecord
+from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.start import start_from
 from clplat.strategy import Strategy, check_hooks, check_kinds
 from clplat.stream import Answers, Kind, Stream

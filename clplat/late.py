@@ -18,7 +18,7 @@ from clplat.config.discovery import load as load_part
 from clplat.config.resolve import resolve
 from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
-from clplat.record import ExperienceRecord
+from clplat.metrics.record import ExperienceRecord
 from clplat.requests import History
 from clplat.strategy import check_kinds
 from clplat.stream import Kind, Stream

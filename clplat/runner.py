@@ -30,9 +30,9 @@ from clplat.ledger import Ledger
 from clplat.lightning import Fabric
 from clplat.metrics import per_experience
 from clplat.metrics.cost import step_flops
+from clplat.metrics.record import RunRecord
 from clplat.metrics.representation import gradient_norm
 from clplat.progress import Progress
-from clplat.record import RunRecord
 from clplat.runlog import RunLog
 from clplat.schedule import rate_factor
 from clplat.snapshot import snapshot

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clplat import checkpoint, late
-from clplat.record import RunRecord
+from clplat.metrics.record import RunRecord
 from clplat.stream import Stream
 
 if TYPE_CHECKING:

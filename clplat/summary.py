@@ -11,7 +11,7 @@ import clplat
 from clplat.config.settings import Config
 from clplat.files import to_json
 from clplat.metrics import online, summarize
-from clplat.record import RunRecord
+from clplat.metrics.record import RunRecord
 
 _COST = ("train_seconds", "eval_seconds", "samples_per_second", "first_step_seconds", "peak_rss_bytes",
          "peak_device_bytes", "trainable_parameters", "stored_bytes", "train_flops")  # fmt: skip

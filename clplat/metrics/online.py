@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clplat.metrics.matrix import _mean
-from clplat.record import RunRecord
+from clplat.metrics.record import RunRecord
 
 
 @dataclass(frozen=True)

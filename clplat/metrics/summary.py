@@ -13,8 +13,8 @@ from clplat.metrics.adaptation import ReturnCurve
 from clplat.metrics.anytime import Evaluation
 from clplat.metrics.catalogue import METRICS
 from clplat.metrics.matrix import Matrix
+from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.metrics.unlearning import Request
-from clplat.record import ExperienceRecord, RunRecord
 from clplat.stream import Kind
 
 UNMEASURED = "a score it needs was not measured"

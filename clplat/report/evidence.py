@@ -24,9 +24,9 @@ from clplat.audit.sets import SETS
 from clplat.compare import load_summaries
 from clplat.errors import UserError
 from clplat.metrics import membership, reference
+from clplat.metrics.record import RunRecord
 from clplat.metrics.relearning import RelearnTime, anamnesis_index, relearn_time
 from clplat.metrics.summary import per_request
-from clplat.record import RunRecord
 from clplat.report.data import read_log
 
 Scores = Mapping[str, np.ndarray]

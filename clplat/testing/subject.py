@@ -27,7 +27,7 @@ from clplat.evaluation import evaluating
 from clplat.launch import make_fabric
 from clplat.lightning import Fabric
 from clplat.metrics import summarize
-from clplat.record import RunRecord
+from clplat.metrics.record import RunRecord
 from clplat.runlog import RunLog
 from clplat.runner import Runner
 from clplat.snapshot import restore, snapshot

@@ -17,7 +17,7 @@ from clplat.metrics.online import (
     segments_of,
     table,
 )  # fmt: skip
-from clplat.record import ExperienceRecord, RunRecord
+from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.stream import Kind
 
 L, A = Kind.LEARN, Kind.ADAPT

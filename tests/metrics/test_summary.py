@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from clplat.files import to_json
 from clplat.metrics import METRICS, per_experience, summarize
-from clplat.record import ExperienceRecord, RunRecord
+from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.stream import Kind
 
 NAMES = {n for n, info in METRICS.items() if info.group == "metrics"}
