@@ -85,7 +85,7 @@ def ours(model: str, method: str, epochs: int, seed: int, run_dir: Path) -> Gene
 def theirs(model_name: str, method: str, epochs: int, seed: int) -> Iterator[Samples]:
     """Train by hand on the same data in the same order from the same initial weights."""
     from clplat.data.batches import epoch_order
-    from clplat.runner import FLUSH_STEPS
+    from clplat.run.runner import FLUSH_STEPS
 
     stream = seed_and_stream(model_name, method, epochs, seed)
     model = hand.MODELS[model_name]()
@@ -110,7 +110,7 @@ def theirs(model_name: str, method: str, epochs: int, seed: int) -> Iterator[Sam
 
 def seed_and_stream(model: str, method: str, epochs: int, seed: int) -> Any:
     """The stream of a configuration, with torch seeded as clplat seeds it before it builds a model."""
-    from clplat.build import build_stream, seed_everything
+    from clplat.run.build import build_stream, seed_everything
 
     stream = build_stream(config(model, method, epochs, seed, Path("unused")))
     seed_everything(seed)
@@ -136,10 +136,10 @@ def config(model: str, method: str, epochs: int, seed: int, output: Path) -> Any
 
 def make_runner(model: str, method: str, epochs: int, seed: int, run_dir: Path) -> tuple[Any, Clock]:
     """A runner that writes to `run_dir`, and the clock it tells of every step."""
-    from clplat.build import build_strategy, build_stream, new_record
-    from clplat.launch import make_fabric
-    from clplat.runlog import RunLog
-    from clplat.runner import Runner
+    from clplat.run.build import build_strategy, build_stream, new_record
+    from clplat.run.launch import make_fabric
+    from clplat.run.runlog import RunLog
+    from clplat.run.runner import Runner
 
     cfg, clock = config(model, method, epochs, seed, run_dir), Clock()
     stream = build_stream(cfg)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from clplat.api import resume as resume
     from clplat.api import run as run
     from clplat.metrics.record import RunRecord as RunRecord
-    from clplat.result import Result as Result
+    from clplat.run.result import Result as Result
     from clplat.strategy import Strategy as Strategy
     from clplat.strategy import require as require
     from clplat.stream import Data as Data

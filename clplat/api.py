@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clplat import checkpoint
 from clplat.config.settings import Config, StartSettings
 from clplat.errors import UserError
-from clplat.result import Result
+from clplat.run import checkpoint
+from clplat.run.result import Result
 
 if TYPE_CHECKING:
     from clplat.strategy import Strategy
@@ -41,7 +41,7 @@ def run_config(
     config: Config, *, dry_run: bool = False, quiet: bool = False, run_dir: Path | None = None, report: bool = True
 ) -> Result:
     """One run of a resolved configuration; `run_dir` overrides where it goes. Raises as `run` does."""
-    from clplat.launch import launch
+    from clplat.run.launch import launch
 
     if dry_run:
         return _dry_run(config)
@@ -51,7 +51,7 @@ def run_config(
 def resume(run_dir: str | Path, *, quiet: bool = False) -> Result:
     """Go on with a run from its last good checkpoint, mid-experience included. Raises as `run` does."""
     from clplat.config.resolve import resolve
-    from clplat.launch import launch
+    from clplat.run.launch import launch
 
     run_dir = Path(run_dir)
     path = run_dir / "config.yaml"
@@ -94,9 +94,9 @@ def load(run_dir: str | Path) -> Strategy:
     Raises:
         UserError: not a run directory, or no whole checkpoint in it.
     """
-    from clplat.build import build_strategy
     from clplat.config.resolve import resolve
     from clplat.metrics.record import RunRecord
+    from clplat.run.build import build_strategy
     from clplat.stream import Experience
 
     run_dir = Path(run_dir)
@@ -117,8 +117,8 @@ def load(run_dir: str | Path) -> Strategy:
 def _dry_run(config: Config) -> Result:
     import tempfile
 
-    from clplat.launch import launch
-    from clplat.start import start_run
+    from clplat.run.launch import launch
+    from clplat.run.start import start_run
 
     kept = start_run(config, quiet=True, make=False)  # a run to start from is not made for two steps
     config = replace(config, start=replace(config.start, run=str(kept)) if kept else StartSettings())

@@ -12,19 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clplat import checkpoint
-from clplat.build import build_stream
 from clplat.config.discovery import load as load_part
 from clplat.config.resolve import resolve
 from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
 from clplat.metrics.record import ExperienceRecord
 from clplat.requests import History
+from clplat.run import checkpoint
+from clplat.run.build import build_stream
 from clplat.strategy import check_kinds
 from clplat.stream import Kind, Stream
 
 if TYPE_CHECKING:
-    from clplat.runner import Runner
+    from clplat.run.runner import Runner
 
 FILE = "requests.json"
 

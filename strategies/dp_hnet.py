@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from clplat import Experience, require
 from clplat.components.generated import GeneratedClassifier
 from clplat.components.hypernetwork import Recurrent
-from clplat.evaluation import evaluating
+from clplat.run.evaluation import evaluating
 from clplat.strategies._hypernet import Hypernet
 
 VALUES_AT_ONCE = 2**25  # gradient values held at a time while the Fisher information is summed

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clplat import Data, Experience, Kind, require
 from clplat.adapters import WeightAverage
-from clplat.evaluation import evaluating
+from clplat.run.evaluation import evaluating
 from clplat.strategies.gs_lora import GSLoRA
 
 CHUNK = 512  # samples whose features are made at a time

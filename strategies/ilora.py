@@ -31,7 +31,7 @@ from clplat.backbones.base import Projection, States
 from clplat.components.losses import Losses
 from clplat.components.memory import Reservoir
 from clplat.components.per_parameter import trainable
-from clplat.evaluation import evaluating
+from clplat.run.evaluation import evaluating
 from clplat.strategies._lora import Adapted
 
 Consistency = Literal["mse", "one_sided"]

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from clplat import Experience, Kind, Strategy, require
 from clplat.backbones.base import Classifier, Role
 from clplat.errors import UserError
-from clplat.evaluation import evaluating
+from clplat.run.evaluation import evaluating
 
 Block = Literal["factored", "paper"]
 

@@ -33,11 +33,11 @@ def run_mixed(tmp_path: Path) -> Callable[..., Any]:
 def make_runner() -> Iterator[Callable[..., Any]]:
     """Makes runners, of the mixed stream unless another is given, without files unless a run directory is; closes their
     logs."""
-    from clplat.build import build_strategy, build_stream, new_record
     from clplat.config.resolve import resolve
-    from clplat.launch import make_fabric
-    from clplat.runlog import RunLog
-    from clplat.runner import Runner
+    from clplat.run.build import build_strategy, build_stream, new_record
+    from clplat.run.launch import make_fabric
+    from clplat.run.runlog import RunLog
+    from clplat.run.runner import Runner
 
     logs = []
 

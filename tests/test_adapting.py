@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import clplat
-from clplat import checkpoint
 from clplat.errors import Interrupted
-from clplat.snapshot import restore
+from clplat.run import checkpoint
+from clplat.run.snapshot import restore
 
 FILE = Path(__file__).with_name("adapting.py")
 

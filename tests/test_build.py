@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import clplat
-from clplat.build import build
 from clplat.config.resolve import resolve
 from clplat.errors import MissingError, UserError
+from clplat.run.build import build
 
 BAD = {
     "strategy": {"name": "er", "memory": -5, "lr": -1.0, "momentum": 3.0},

@@ -73,7 +73,7 @@ def folder(tmp_path, monkeypatch):
     for title, text in TITLED.items():
         (tmp_path / title).write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clplat.launch._tracker", lambda *args: None)
+    monkeypatch.setattr("clplat.run.launch._tracker", lambda *args: None)
     return tmp_path
 
 

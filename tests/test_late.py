@@ -31,8 +31,8 @@ def finished(run_once, tmp_path):
 
 def rows(run_dir):
     """Training rows of class 5 in the run's stream."""
-    from clplat.build import build_stream
     from clplat.config.resolve import resolve
+    from clplat.run.build import build_stream
 
     data = build_stream(resolve(config=run_dir / "config.yaml"))[0].train
     return (data.labels == 5).nonzero()[:, 0].tolist()

@@ -13,9 +13,10 @@ import torch
 from mixed import mixed_config
 
 import clplat
-from clplat import Kind, checkpoint
+from clplat import Kind
 from clplat.errors import UserError
 from clplat.files import write_atomic
+from clplat.run import checkpoint
 from clplat.strategy import check_hooks
 
 BAD = '''

@@ -12,12 +12,13 @@ import torch
 from mixed import mixed_config
 
 import clplat
-from clplat import Kind, checkpoint
-from clplat.build import build_stream
+from clplat import Kind
 from clplat.config.resolve import resolve
 from clplat.errors import DivergedError, Interrupted, UserError
-from clplat.runner import Runner
-from clplat.snapshot import restore, snapshot
+from clplat.run import checkpoint
+from clplat.run.build import build_stream
+from clplat.run.runner import Runner
+from clplat.run.snapshot import restore, snapshot
 
 
 def outcome(runner: Runner) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import yaml
 from torch import Tensor
 
 import clplat
-from clplat import checkpoint
 from clplat.cli import main
 from clplat.errors import UserError
+from clplat.run import checkpoint
 from clplat.stream import Data, Experience, Kind, Stream
 
 SMALL: dict[str, Any] = {
@@ -146,11 +146,11 @@ def moving(stream: Stream) -> Moving:
 
 
 def runner_over(stream: Stream, **loop: Any) -> Any:
-    from clplat.build import new_record
     from clplat.config.settings import FabricSettings, LoopSettings
-    from clplat.launch import make_fabric
-    from clplat.runlog import RunLog
-    from clplat.runner import Runner
+    from clplat.run.build import new_record
+    from clplat.run.launch import make_fabric
+    from clplat.run.runlog import RunLog
+    from clplat.run.runner import Runner
 
     fabric = make_fabric(FabricSettings(accelerator="cpu"))
     fabric.launch()
@@ -182,8 +182,8 @@ def test_forget_epochs_and_rows() -> None:
 
 def test_retraining_goes_back_to_before_the_start_run(tmp_path: Path) -> None:
     """And not to weights that may have seen what is to be erased."""
-    from clplat.build import build
     from clplat.config.resolve import resolve
+    from clplat.run.build import build
 
     source = clplat.run(SMALL, output=str(tmp_path / "source"), quiet=True, seed=5).run_dir
     config = resolve(config=SMALL | {"strategy": "retrain", "start": {"run": str(source), "head": True}, "seed": 1})

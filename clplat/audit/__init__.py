@@ -29,17 +29,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clplat import checkpoint
 from clplat.audit.sandbox import relearn
 from clplat.audit.sets import SETS, Piece, draw, sets_of
-from clplat.evaluation import evaluating
 from clplat.files import to_json, write_atomic
 from clplat.metrics.membership import cross_entropies, loss_auc
 from clplat.metrics.relearning import probe_accuracy
+from clplat.run import checkpoint
+from clplat.run.evaluation import evaluating
 from clplat.stream import Data, Experience, Kind
 
 if TYPE_CHECKING:
-    from clplat.runner import Runner
+    from clplat.run.runner import Runner
 
 FOLDER = "audit"
 MASKED = -torch.inf

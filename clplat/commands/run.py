@@ -15,7 +15,7 @@ from clplat.config.settings import Config
 from clplat.errors import DivergedError, UserError
 
 if TYPE_CHECKING:
-    from clplat.result import Result
+    from clplat.run.result import Result
 
 TAKES_KEYS = True
 

@@ -18,7 +18,7 @@ def configure(parser: Parser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     configs = expand(args.keys, args.config)
-    from clplat.build import build
+    from clplat.run.build import build
 
     faults, missing = dict[str, None](), dict[str, None]()
     for config in configs:

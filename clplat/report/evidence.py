@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 import clplat
-from clplat import checkpoint
 from clplat.audit import audit_dir
 from clplat.audit.sets import SETS
 from clplat.compare import load_summaries
@@ -28,6 +27,7 @@ from clplat.metrics.record import RunRecord
 from clplat.metrics.relearning import RelearnTime, anamnesis_index, relearn_time
 from clplat.metrics.summary import per_request
 from clplat.report.data import read_log
+from clplat.run import checkpoint
 
 Scores = Mapping[str, np.ndarray]
 NO_AUDIT = "not audited (audit.enabled is off, or the run has not come to it)"

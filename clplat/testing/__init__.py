@@ -18,8 +18,8 @@ from contextlib import contextmanager
 
 import torch
 
-from clplat import checkpoint
 from clplat.errors import UserError
+from clplat.run import checkpoint
 from clplat.testing import checks_of_runs as runs
 from clplat.testing import checks_of_state as states
 from clplat.testing.checks_of_processes import processes

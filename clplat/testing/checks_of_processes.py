@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clplat import checkpoint
 from clplat.config.settings import FabricSettings
 from clplat.errors import UserError
-from clplat.launch import make_fabric
 from clplat.lightning import Fabric
+from clplat.run import checkpoint
+from clplat.run.launch import make_fabric
 from clplat.stream import Kind
 from clplat.testing.result import CheckFailed, NotApplicable, expect, listed
 from clplat.testing.streams import TinyStream

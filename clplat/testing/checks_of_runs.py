@@ -12,9 +12,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from clplat import checkpoint
 from clplat.config.resolve import discovery
-from clplat.evaluation import Evaluator, evaluating
+from clplat.run import checkpoint
+from clplat.run.evaluation import Evaluator, evaluating
 from clplat.strategy import Strategy, check_hooks
 from clplat.stream import Experience, Kind
 from clplat.testing.result import NotApplicable, expect, listed

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from clplat import checkpoint
 from clplat.metrics.cost import stored_bytes
+from clplat.run import checkpoint
 from clplat.strategy import Strategy
 from clplat.stream import Experience, Kind
 from clplat.testing.result import NotApplicable, expect, listed

@@ -13,24 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clplat import checkpoint
 from clplat.backbones.base import Backbone, Classifier
 from clplat.backbones.cnn import slim_resnet18
 from clplat.backbones.heads import Growing
 from clplat.backbones.mlp import mlp
 from clplat.backbones.vit import vit_micro
-from clplat.build import check_stream, new_record, seed_everything
 from clplat.config.resolve import discovery
 from clplat.config.settings import Config, FabricSettings, LoopSettings, Part
 from clplat.errors import Interrupted, UserError
-from clplat.evaluation import evaluating
-from clplat.launch import make_fabric
 from clplat.lightning import Fabric
 from clplat.metrics import summarize
 from clplat.metrics.record import RunRecord
-from clplat.runlog import RunLog
-from clplat.runner import Runner
-from clplat.snapshot import restore, snapshot
+from clplat.run import checkpoint
+from clplat.run.build import check_stream, new_record, seed_everything
+from clplat.run.evaluation import evaluating
+from clplat.run.launch import make_fabric
+from clplat.run.runlog import RunLog
+from clplat.run.runner import Runner
+from clplat.run.snapshot import restore, snapshot
 from clplat.strategy import Strategy
 from clplat.stream import Experience, Kind
 from clplat.testing.streams import CLASSES, TinyStream

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 import clplat
-from clplat.build import build_stream
 from clplat.components.frozen import frozen_features
 from clplat.config.resolve import resolve
 from clplat.counterfactual import counterfactual
 from clplat.ledger import Membership
+from clplat.run.build import build_stream
 from clplat.stream import Data, Stream
 
 

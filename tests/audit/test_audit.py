@@ -14,14 +14,15 @@ from mixed import CENTRES, mixed_config
 from safetensors.torch import load_file
 
 import clplat
-from clplat import Data, Experience, Kind, checkpoint
+from clplat import Data, Experience, Kind
 from clplat.audit import audit_dir
 from clplat.audit.sandbox import relearn
 from clplat.audit.sets import draw, sets_of
-from clplat.build import build_strategy, build_stream
 from clplat.config.resolve import resolve
 from clplat.errors import UserError
-from clplat.evaluation import evaluating
+from clplat.run import checkpoint
+from clplat.run.build import build_strategy, build_stream
+from clplat.run.evaluation import evaluating
 
 LABELS = torch.arange(4).repeat_interleave(10)
 INPUTS = CENTRES[LABELS] + 0.1 * torch.arange(40)[:, None]

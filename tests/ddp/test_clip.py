@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import clplat
-from clplat.build import build
 from clplat.config.resolve import resolve
+from clplat.run.build import build
 
 
 def config(folder: Path) -> dict[str, Any]:

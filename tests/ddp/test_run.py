@@ -10,8 +10,8 @@ import torch
 from mixed import mixed_config
 
 import clplat
-from clplat import checkpoint
 from clplat.errors import UserError
+from clplat.run import checkpoint
 
 TWO = {"fabric.devices": 2, "fabric.accelerator": "cpu"}
 # 288 or so samples an experience: the last of the global batches is ragged.

@@ -12,8 +12,8 @@ import pytest
 from mixed import mixed_config
 
 import clplat
-from clplat import checkpoint
 from clplat.errors import UserError
+from clplat.run import checkpoint
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import torch
 import yaml
 from mixed import mixed_config
 
-from clplat import checkpoint
+from clplat.run import checkpoint
 
 # The command line in a fresh process, with a signal sent to itself at a chosen event. Events are counted over the
 # whole run: an index into data, a backward pass, an evaluation batch, a file flushed within a checkpoint, a rename.
@@ -37,11 +37,12 @@ def counted(owner, name):
         return original(*args, **kwargs)
     setattr(owner, name, wrapper)
 
-from clplat import checkpoint, files, stream
-from clplat.evaluation import Evaluator
+from clplat import files, stream
+from clplat.run import checkpoint
+from clplat.run.evaluation import Evaluator
 if event == "load":
-    import clplat.build
-    counted(clplat.build.discovery, "load")
+    import clplat.run.build
+    counted(clplat.run.build.discovery, "load")
 elif event == "data":
     counted(stream.Data, "batch")
 elif event == "backward":

@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 
-from clplat import Data, Experience, Kind, checkpoint
+from clplat import Data, Experience, Kind
 from clplat.backbones.base import Classifier
 from clplat.backbones.heads import Growing, Linear
 from clplat.backbones.mlp import mlp
 from clplat.data.batches import epoch_order
+from clplat.run import checkpoint
 
 
 def _experiences(count=3, per_class=12, features=5, worlds=()):

@@ -8,7 +8,7 @@ from clplat import Data, Experience, Kind, Stream
 from clplat.backbones.heads import NCM
 from clplat.components.frozen import frozen_features, in_chunks
 from clplat.errors import UserError
-from clplat.evaluation import Evaluator
+from clplat.run.evaluation import Evaluator
 from clplat.strategies.acil import ACIL
 
 

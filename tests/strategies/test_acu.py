@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from clplat import Data, Experience, Kind, Stream
-from clplat.build import new_record
 from clplat.config.settings import FabricSettings, LoopSettings
 from clplat.errors import UserError
-from clplat.launch import make_fabric
 from clplat.metrics.cost import stored_bytes
-from clplat.runlog import RunLog
-from clplat.runner import Runner
+from clplat.run.build import new_record
+from clplat.run.launch import make_fabric
+from clplat.run.runlog import RunLog
+from clplat.run.runner import Runner
 from clplat.strategies.acu import ACU
 from clplat.streams.unlearning import Unlearning
 
@@ -176,9 +176,9 @@ def test_predictions_keep_to_the_old_head_until_the_request_is_whole(base, run):
 @pytest.mark.parametrize("per_class", [False, True])
 def test_a_stop_inside_a_request_resumes_exactly(base, run, model, per_class):
     """At each step of learning and of the request, the state goes through a checkpoint."""
-    from clplat import checkpoint
     from clplat.errors import Interrupted
-    from clplat.snapshot import restore, snapshot
+    from clplat.run import checkpoint
+    from clplat.run.snapshot import restore, snapshot
 
     def stream():
         return Unlearning(base=base(), requests=[[f"sample:{r}" for r in range(20)]])

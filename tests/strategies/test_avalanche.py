@@ -86,7 +86,7 @@ def test_the_mechanism_moves_something(name, experiences, model, drive, equal):
 @pytest.mark.parametrize("name", sorted(STATE))
 def test_resumes(name, experiences, model, drive, equal):
     """After the first and after the second experience; and a checkpoint takes the state."""
-    from clplat.checkpoint import flatten, unflatten
+    from clplat.run.checkpoint import flatten, unflatten
 
     stream, options = experiences(3), SMALL.get(name, {})
     whole = Avalanche(model=model(), plugin=name, options=options)

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import clplat
-from clplat.build import build
 from clplat.config.resolve import resolve
 from clplat.errors import MissingError, UserError
+from clplat.run.build import build
 from clplat.streams import clip as module
 from clplat.streams.clip import MTIL, MTIL_2, PROMPTS, SMALL, XTAIL, Clip
 

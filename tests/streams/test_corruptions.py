@@ -13,7 +13,7 @@ from clplat import Kind
 from clplat.data.corruptions.constants import EXTRA, NAMES, ORDERS, STANDARD
 from clplat.data.corruptions.order import correlated
 from clplat.errors import MissingError, UserError
-from clplat.evaluation import Evaluator
+from clplat.run.evaluation import Evaluator
 from clplat.streams.corruptions import Corruptions
 
 RAMP = [1, 2, 3, 4, 5, 4, 3, 2, 1]

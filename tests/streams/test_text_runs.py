@@ -8,9 +8,9 @@ from texts import ROOT, needs_data
 
 import clplat
 from clplat.backbones.language_model import language_model
-from clplat.build import build
 from clplat.config.resolve import resolve
 from clplat.errors import UserError
+from clplat.run.build import build
 from clplat.stream import Data
 from clplat.streams.text import Text
 

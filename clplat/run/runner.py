@@ -20,22 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clplat import audit, checkpoint, measurement, online
+from clplat import audit
 from clplat.config.settings import AuditSettings, LoopSettings
 from clplat.data.batches import batches_per_epoch, epoch_order, local_slice
 from clplat.errors import DivergedError, Interrupted
-from clplat.evaluation import Evaluator, renew_means
-from clplat.interaction import PAUSE, play
 from clplat.ledger import Ledger
 from clplat.lightning import Fabric
 from clplat.metrics import per_experience
 from clplat.metrics.cost import step_flops
 from clplat.metrics.record import RunRecord
 from clplat.metrics.representation import gradient_norm
-from clplat.progress import Progress
-from clplat.runlog import RunLog
-from clplat.schedule import rate_factor
-from clplat.snapshot import snapshot
+from clplat.run import checkpoint, measurement, online
+from clplat.run.evaluation import Evaluator, renew_means
+from clplat.run.interaction import PAUSE, play
+from clplat.run.progress import Progress
+from clplat.run.runlog import RunLog
+from clplat.run.schedule import rate_factor
+from clplat.run.snapshot import snapshot
 from clplat.strategy import Strategy
 from clplat.stream import Data, Experience, Kind, Stream
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clplat.evaluation import evaluating
+from clplat.run.evaluation import evaluating
 from clplat.strategy import Strategy
 from clplat.stream import Experience
 
 if TYPE_CHECKING:
-    from clplat.runner import Runner
+    from clplat.run.runner import Runner
 
 PAUSE: Any = object()  # a moment between episodes, without a step, at which the run can be saved
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clplat import checkpoint
 from clplat.backbones._weights import fit
 from clplat.backbones.base import Classifier
 from clplat.config.settings import Config
 from clplat.errors import UserError
+from clplat.run import checkpoint
 
 
 def start_run(config: Config, *, quiet: bool, make: bool = True) -> Path | None:
@@ -42,7 +42,7 @@ def start_run(config: Config, *, quiet: bool, make: bool = True) -> Path | None:
         return None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"start.run: {named} has not been run under {config.output}; run it first, on one process")
-    from clplat.launch import launch
+    from clplat.run.launch import launch
 
     resumed = (folder / "checkpoints").is_dir()
     launch(source, folder, quiet=quiet, resumed=resumed)
@@ -82,7 +82,7 @@ def _resolve(config: Config, named: str) -> Config:
 
 
 def _folder(source: Config) -> Path:
-    from clplat.summary import config_sha256
+    from clplat.run.summary import config_sha256
 
     return Path(source.output) / "start" / f"{str(source.name).replace('/', '-')}-{config_sha256(source)[:12]}"
 

@@ -11,8 +11,8 @@ from clplat.files import to_json, write_atomic
 from clplat.stream import Experience
 
 if TYPE_CHECKING:
-    from clplat.display import Display
-    from clplat.progress import Progress
+    from clplat.run.display import Display
+    from clplat.run.progress import Progress
     from clplat.tracking import Tracker
 
 

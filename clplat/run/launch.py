@@ -17,21 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clplat import checkpoint, late
 from clplat import errors as errors_module
-from clplat.build import build, new_record, read_reference
+from clplat import late
 from clplat.config.settings import Config, FabricSettings
 from clplat.errors import ClplatError, Interrupted, UserError
 from clplat.files import to_json, write_atomic
 from clplat.lightning import Fabric
-from clplat.result import Result
-from clplat.rundir import make_run_dir
-from clplat.runlog import RunLog, flat
-from clplat.runner import Runner
-from clplat.snapshot import restore
-from clplat.start import start_run
+from clplat.run import checkpoint
+from clplat.run.build import build, new_record, read_reference
+from clplat.run.result import Result
+from clplat.run.rundir import make_run_dir
+from clplat.run.runlog import RunLog, flat
+from clplat.run.runner import Runner
+from clplat.run.snapshot import restore
+from clplat.run.start import start_run
+from clplat.run.summary import git_commit, summary
 from clplat.stream import Kind
-from clplat.summary import git_commit, summary
 
 if TYPE_CHECKING:
     from clplat.tracking import Tracker
@@ -128,7 +129,7 @@ def _work(
     if state is not None:
         restore(runner, state)
     if first and not quiet:
-        from clplat.display import Display
+        from clplat.run.display import Display
 
         title = f"{config.name or config.strategy.name}, seed {config.seed}"
         log.display = Display(title, sum(runner.total_steps(e) for e in stream), len(stream))

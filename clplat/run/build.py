@@ -18,7 +18,7 @@ from clplat.errors import MissingError, UserError
 from clplat.ledger import stream_faults
 from clplat.metrics.erasure import erased_samples
 from clplat.metrics.record import ExperienceRecord, RunRecord
-from clplat.start import start_from
+from clplat.run.start import start_from
 from clplat.strategy import Strategy, check_hooks, check_kinds
 from clplat.stream import Answers, Kind, Stream
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clplat import checkpoint, late
+from clplat import late
 from clplat.metrics.record import RunRecord
+from clplat.run import checkpoint
 from clplat.stream import Stream
 
 if TYPE_CHECKING:
-    from clplat.runner import Runner
+    from clplat.run.runner import Runner
 
 # Plain attributes of the runner that a resumed run needs as they were.
 _PLAIN = ("spent", "returns", "gradient_norms", "flops_per_step", "saves")

@@ -1,0 +1,4 @@
+"""A run: built, launched, looped over a stream, measured, saved and resumed.
+
+May import the contract, `config`, `data`, `backbones`, `components`, `metrics`, `erasure` and `tracking`.
+"""
