@@ -76,7 +76,7 @@ def forget(run_dir: str | Path, request: str | Sequence[str], *, quiet: bool = T
             learned, erased already, named twice, empty): nothing is changed.
         Interrupted, MissingError: as `run` does.
     """
-    from clplat import late
+    from clplat.erasure import late
 
     run_dir = Path(run_dir)
     former = late.add(run_dir, [request] if isinstance(request, str) else list(request))

@@ -4,7 +4,7 @@ Source   the exact but costly answer in Bourtoule et al., "Machine Unlearning", 
     learn experience:  epochs over D_k, as plain training
     request t:         θ ← θ_0, then epochs over all that is learned and not erased
 Differs  one joint training on all retained data, however they were met; head rows start as they were when added. The
-         same recipe in the order of the stream is any strategy on `clplat.counterfactual.counterfactual`.
+         same recipe in the order of the stream is any strategy on `clplat.erasure.counterfactual.counterfactual`.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from torch import Tensor
 from clplat.config.resolve import discovery
 from clplat.data.datasets import find_root
 from clplat.data.worlds import generator
+from clplat.erasure.ledger import same_source
+from clplat.erasure.requests import History
 from clplat.errors import ClplatError, MissingError, UserError
-from clplat.ledger import same_source
-from clplat.requests import History
 from clplat.stream import Data, Experience, Kind, Stream
 
 Users = dict[int, tuple[Data, Tensor]]

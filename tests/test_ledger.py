@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from clplat import Data, Experience, Kind, Stream
+from clplat.erasure.ledger import Ledger, Membership, parse_id, rows_sha256, stream_faults
 from clplat.errors import UserError
-from clplat.ledger import Ledger, Membership, parse_id, rows_sha256, stream_faults
 from clplat.metrics.record import RunRecord
 
 INPUTS, LABELS = torch.arange(12.0)[:, None], torch.arange(12) // 3  # classes 0 to 3, three samples each

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from clplat import Data, Experience, Kind, Stream
-from clplat.counterfactual import counterfactual
+from clplat.erasure.counterfactual import counterfactual
+from clplat.erasure.requests import History
 from clplat.errors import UserError
-from clplat.requests import History
 
 INPUTS, LABELS = torch.arange(20.0)[:, None], torch.arange(20) % 4
 TEST_INPUTS, TEST_LABELS = 100 + torch.arange(8.0)[:, None], torch.arange(8) % 4

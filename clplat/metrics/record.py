@@ -50,7 +50,7 @@ class RunRecord:
             "gradient_norm"}, None where not measured.
         cost: totals: see clplat.metrics.cost.
         reference: matrix of the reference run, or None.
-        ledger: an event for each experience begun: see clplat.ledger.
+        ledger: an event for each experience begun: see clplat.erasure.ledger.
     """
 
     experiences: list[ExperienceRecord]

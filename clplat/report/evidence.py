@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 import clplat
-from clplat.audit import audit_dir
-from clplat.audit.sets import SETS
 from clplat.compare import load_summaries
+from clplat.erasure.audit import audit_dir
+from clplat.erasure.audit.sets import SETS
 from clplat.errors import UserError
 from clplat.metrics import membership, reference
 from clplat.metrics.record import RunRecord

@@ -14,8 +14,8 @@ import torch
 from clplat.backbones.base import Classifier
 from clplat.config.resolve import DEFAULTS, PARTS, discovery
 from clplat.config.settings import Config, Part
+from clplat.erasure.ledger import stream_faults
 from clplat.errors import MissingError, UserError
-from clplat.ledger import stream_faults
 from clplat.metrics.erasure import erased_samples
 from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.run.start import start_from

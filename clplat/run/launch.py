@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clplat import errors as errors_module
-from clplat import late
 from clplat.config.settings import Config, FabricSettings
+from clplat.erasure import late
 from clplat.errors import ClplatError, Interrupted, UserError
 from clplat.files import to_json, write_atomic
 from clplat.lightning import Fabric

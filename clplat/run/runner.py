@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clplat import audit
 from clplat.config.settings import AuditSettings, LoopSettings
 from clplat.data.batches import batches_per_epoch, epoch_order, local_slice
+from clplat.erasure import audit
+from clplat.erasure.ledger import Ledger
 from clplat.errors import DivergedError, Interrupted
-from clplat.ledger import Ledger
 from clplat.lightning import Fabric
 from clplat.metrics import per_experience
 from clplat.metrics.cost import step_flops

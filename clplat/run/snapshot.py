@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clplat import late
+from clplat.erasure import late
 from clplat.metrics.record import RunRecord
 from clplat.run import checkpoint
 from clplat.stream import Stream

@@ -24,8 +24,8 @@ from torch import Tensor
 import clplat
 from clplat.components.frozen import frozen_features
 from clplat.config.resolve import resolve
-from clplat.counterfactual import counterfactual
-from clplat.ledger import Membership
+from clplat.erasure.counterfactual import counterfactual
+from clplat.erasure.ledger import Membership
 from clplat.run.build import build_stream
 from clplat.stream import Data, Stream
 

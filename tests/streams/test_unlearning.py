@@ -11,8 +11,8 @@ import clplat
 from clplat import Kind
 from clplat.cli import main
 from clplat.config.resolve import discovery, resolve
+from clplat.erasure.ledger import parse_id, stream_faults
 from clplat.errors import MissingError, UserError
-from clplat.ledger import parse_id, stream_faults
 from clplat.streams.digits import Digits
 from clplat.streams.unlearning import Unlearning
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from clplat.erasure.ledger import FORMS, Membership, Source, parse_id, same_source
 from clplat.errors import UserError
-from clplat.ledger import FORMS, Membership, Source, parse_id, same_source
 from clplat.stream import Data, Experience, Kind
 
 

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clplat.audit.sandbox import relearn
-from clplat.audit.sets import SETS, Piece, draw, sets_of
+from clplat.erasure.audit.sandbox import relearn
+from clplat.erasure.audit.sets import SETS, Piece, draw, sets_of
 from clplat.files import to_json, write_atomic
 from clplat.metrics.membership import cross_entropies, loss_auc
 from clplat.metrics.relearning import probe_accuracy

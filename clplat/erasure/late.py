@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from clplat.config.discovery import load as load_part
 from clplat.config.resolve import resolve
+from clplat.erasure.requests import History
 from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
 from clplat.metrics.record import ExperienceRecord
-from clplat.requests import History
 from clplat.run import checkpoint
 from clplat.run.build import build_stream
 from clplat.strategy import check_kinds

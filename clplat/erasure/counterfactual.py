@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clplat.ledger import same_source
+from clplat.erasure.ledger import same_source
 from clplat.stream import Data, Experience, Kind, Stream
 
 
