@@ -14,8 +14,8 @@ import psutil
 import pytest
 import yaml
 
-from clplat import server
 from clplat.errors import UserError
+from clplat.tracking.client import server
 
 FOLDER = Path(__file__).parent.parent / "mlflow"
 
@@ -73,7 +73,7 @@ def test_another_host_is_said_so(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_real_server_listens_here_only_and_stops_with_us(tmp_path):
-    code = f"from clplat.server import serve; raise SystemExit(serve({str(tmp_path / 'runs')!r}, port=0))"
+    code = f"from clplat.tracking.server import serve; raise SystemExit(serve({str(tmp_path / 'runs')!r}, port=0))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         link = process.stdout.readline().strip()

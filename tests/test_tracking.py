@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from clplat import charts
 from clplat.config.settings import TrackingSettings
 from clplat.errors import UserError
-from clplat.tracking import Tracker, absolute_uri, default_uri, pending, read_state, send_pending
+from clplat.tracking.client import Tracker, absolute_uri, charts, default_uri, pending, read_state, send_pending
 
 # MLflow and SQLAlchemy warn of their own deprecations at import and leave a database connection to the collector.
 pytestmark = [
@@ -259,7 +258,7 @@ def free_port() -> int:
 
 
 def test_offline_keeps_everything_and_sends_it_later(run_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("clplat.tracking.LAST_ATTEMPTS", 1)
+    monkeypatch.setattr("clplat.tracking.client.LAST_ATTEMPTS", 1)
     tracked = tracker(run_dir, f"http://127.0.0.1:{free_port()}")
     tracked.start()
     write(run_dir, range(1, 6))
@@ -293,7 +292,7 @@ def test_a_store_that_never_answers_does_not_hold_the_run(run_dir):
 
 
 def test_a_password_is_not_shown(run_dir, monkeypatch):
-    monkeypatch.setattr("clplat.tracking.LAST_ATTEMPTS", 1)
+    monkeypatch.setattr("clplat.tracking.client.LAST_ATTEMPTS", 1)
     note = tracker(run_dir, f"http://me:secret@127.0.0.1:{free_port()}").finish("FINISHED", [], timeout_seconds=20)
     assert note is not None
     assert "secret" not in note
@@ -305,7 +304,7 @@ CHILD = """
     import json, sys, time
     from pathlib import Path
     from clplat.config.settings import TrackingSettings
-    from clplat.tracking import Tracker
+    from clplat.tracking.client import Tracker
 
     run_dir, steps, linger = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     run_dir.mkdir(parents=True, exist_ok=True)

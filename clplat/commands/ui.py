@@ -18,6 +18,6 @@ def configure(parser: Parser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from clplat.server import serve
+    from clplat.tracking.server import serve
 
     return serve(args.output, uri=args.uri, host=args.host, port=args.port, experiment=args.experiment)

@@ -35,7 +35,7 @@ from clplat.run.summary import git_commit, summary
 from clplat.stream import Kind
 
 if TYPE_CHECKING:
-    from clplat.tracking import Tracker
+    from clplat.tracking.client import Tracker
 
 
 # The disk, a quota or a read-only folder stands in the way: the user's to mend, not a defect of the program.
@@ -212,7 +212,7 @@ def _erasure_report(run_dir: Path, oracle: str | None) -> list[Path]:
 def _tracker(config: Config, run_dir: Path, stream: Any) -> Tracker:
     import hashlib
 
-    from clplat.tracking import Tracker
+    from clplat.tracking.client import Tracker
 
     tags = {"strategy": config.strategy.name, "stream": config.stream.name, "backbone": config.backbone.name,
             "seed": str(config.seed), "git_commit": git_commit() or "unknown"}  # fmt: skip

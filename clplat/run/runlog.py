@@ -13,7 +13,7 @@ from clplat.stream import Experience
 if TYPE_CHECKING:
     from clplat.run.display import Display
     from clplat.run.progress import Progress
-    from clplat.tracking import Tracker
+    from clplat.tracking.client import Tracker
 
 
 class RunLog:

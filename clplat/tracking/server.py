@@ -18,8 +18,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from clplat import charts
 from clplat.errors import UserError
+from clplat.tracking.client import charts
 
 START_SECONDS = 180.0  # a busy machine needs 20
 STOP_SECONDS = 10.0
@@ -48,7 +48,7 @@ def serve(
     Raises:
         UserError: the port is taken, or the server did not start; the message holds its last lines.
     """
-    from clplat.tracking import absolute_uri, default_uri
+    from clplat.tracking.client import absolute_uri, default_uri
 
     store = absolute_uri(uri) if uri else default_uri(output)
     if store.startswith("http"):
@@ -128,7 +128,7 @@ def _stops_on_sigterm() -> Iterator[None]:
 
 
 def _send_held_back(output: str | Path) -> None:
-    from clplat.tracking import pending, send_pending
+    from clplat.tracking.client import pending, send_pending
 
     for run_dir in pending(output):
         try:

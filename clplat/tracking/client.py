@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from clplat.config.settings import TrackingSettings
 from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
-from clplat.store import RunSender
+from clplat.tracking.store import RunSender
 
 PAUSE_SECONDS = 1.0  # between two deliveries: gathers lines into batches
 LONGEST_PAUSE_SECONDS = 30.0  # between two attempts while the store is away
