@@ -23,10 +23,9 @@ import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from clplat import compare
 from clplat.commands.keys import _shown, _type_name
 from clplat.config.resolve import discovery, expand, experiments, section_options, syntax
-from clplat.report import tables
+from clplat.report import compare, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "demo" / "results.json"

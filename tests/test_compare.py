@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from clplat import compare
 from clplat.errors import UserError
+from clplat.report import compare
 from clplat.report.tables import plain
 
 reals = st.floats(-1, 1, allow_nan=False).map(lambda v: round(v, 4))
@@ -224,6 +224,6 @@ def test_console_comparison_survives_markup_in_names():
 
 
 def test_comparing_imports_no_torch():
-    code = ("import sys, clplat.compare as c; c.console_comparison([{'strategy': 'a', 'stream': 's', 'seed': 0}]); "
+    code = ("import sys, clplat.report.compare as c; c.console_comparison([{'strategy': 'a', 'stream': 's', 'seed': 0}]); "
             "import clplat.report; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)")  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

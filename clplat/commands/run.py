@@ -117,8 +117,8 @@ def _run_all(configs: list[Config], args: argparse.Namespace) -> int:
 def _compare(run_dirs: list[Path], configs: list[Config]) -> None:
     from rich.console import Console
 
-    from clplat.compare import console_comparison, load_summaries
     from clplat.report import write_report
+    from clplat.report.compare import console_comparison, load_summaries
 
     console = Console()
     console.width = max(console.width, 100)  # narrower, and the names of strategies are cut

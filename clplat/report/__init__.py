@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clplat.compare import Group, console_comparison, load_summaries, split_streams
 from clplat.errors import UserError
 from clplat.files import write_atomic
+from clplat.report.compare import Group, console_comparison, load_summaries, split_streams
 
 if TYPE_CHECKING:
     from clplat.report.spec import Figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from clplat.compare import Estimate, Group, estimate
+from clplat.report.compare import Estimate, Group, estimate
 from clplat.report.data import series
 from clplat.report.numbers import show
 from clplat.report.spec import Figure, Heat, Lines, Panel

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clplat.compare import Estimate, Group, estimate
+from clplat.report.compare import Estimate, Group, estimate
 from clplat.report.spec import Series
 
 # Points drawn per curve: more cannot be told apart on a screen.

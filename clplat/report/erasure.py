@@ -11,8 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from clplat.compare import short_name
 from clplat.files import to_json, write_atomic
+from clplat.report.compare import short_name
 from clplat.report.erasure_parts import evidence_tables, findings, ledger_table, refused_table, requests_table
 from clplat.report.evidence import evidence
 from clplat.report.numbers import show

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 import clplat
-from clplat.compare import load_summaries
 from clplat.erasure.audit import audit_dir
 from clplat.erasure.audit.sets import SETS
 from clplat.errors import UserError
@@ -26,6 +25,7 @@ from clplat.metrics import membership, reference
 from clplat.metrics.record import RunRecord
 from clplat.metrics.relearning import RelearnTime, anamnesis_index, relearn_time
 from clplat.metrics.summary import per_request
+from clplat.report.compare import load_summaries
 from clplat.report.data import read_log
 from clplat.run import checkpoint
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clplat.compare import Estimate, Group
 from clplat.report import adaptation
+from clplat.report.compare import Estimate, Group
 from clplat.report.data import Log, average_curve, list_curve, longest_experiences, mean_matrix, series, step_curve
 from clplat.report.numbers import show, show_estimate, unit_of
 from clplat.report.spec import Bar, Bars, Figure, Heat, Lines, Panel, Point, Scatter, Series

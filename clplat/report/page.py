@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import clplat
-from clplat.compare import Group
+from clplat.report.compare import Group
 from clplat.report.data import longest_experiences
 from clplat.report.numbers import show_estimate, unit_of
 from clplat.report.parts import (

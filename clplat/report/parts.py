@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from clplat.compare import Comparison, Group, against_best, flatten, metric_info, metric_names, value_of
+from clplat.report.compare import Comparison, Group, against_best, flatten, metric_info, metric_names, value_of
 from clplat.report.numbers import NONE, show, show_estimate, show_p, unit_of
 from clplat.report.tables import headline_metrics, primary_metric, title_of, untested
 

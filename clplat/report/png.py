@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from clplat.compare import Estimate
+from clplat.report.compare import Estimate
 from clplat.report.numbers import show_estimate
 from clplat.report.spec import Bars, Figure, Heat, Lines, Panel, Scatter
 from clplat.report.svg import cut, y_axis

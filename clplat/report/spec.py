@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clplat.compare import Estimate
+from clplat.report.compare import Estimate
 
 Values = Sequence[float | None]
 

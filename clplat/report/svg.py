@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from clplat.compare import Estimate
+from clplat.report.compare import Estimate
 from clplat.report.numbers import show, show_estimate, tick_labels, ticks
 from clplat.report.spec import Bars, Heat, Lines, Panel, Scatter
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from clplat.compare import (
+from clplat.report.compare import (
     HEADLINE,
     Comparison,
     Group,

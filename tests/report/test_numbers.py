@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clplat.compare import Estimate
+from clplat.report.compare import Estimate
 from clplat.report.numbers import show, show_estimate, show_p, tick_labels, ticks, unit_of
 
 
