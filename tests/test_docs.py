@@ -97,8 +97,8 @@ def check_command(words):
 
         assert args.group in (None, *GROUPS)
     elif command == "sweep":
-        from clplat.sweep import check
-        from clplat.sweep_plan import read_plan
+        from clplat.sweep.plan import read_plan
+        from clplat.sweep.study import check
 
         check(read_plan(args.config, keys, args.trials), keys)
     elif command in ("run", "validate") and (keys or args.config):

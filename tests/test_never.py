@@ -122,7 +122,7 @@ def test_test_labels_reaching_a_learner_that_adapts_to_corrupted_images(tmp_path
 
 
 def test_hyper_parameters_are_never_chosen_by_test_labels(tmp_path: Path) -> None:
-    from clplat.sweep import sweep
+    from clplat.sweep.study import sweep
 
     config = mixed_config(tmp_path)
     config["loop"]["evaluate_on"] = "test"

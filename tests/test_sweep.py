@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from clplat.errors import MissingError, UserError
-from clplat.sweep import sweep
-from clplat.sweep_plan import nested, read_plan
+from clplat.sweep.plan import nested, read_plan
+from clplat.sweep.study import sweep
 
 BASE = {"strategy": "naive", "stream": {"name": "digits"}, "backbone": "mlp", "seed": 0}
 SPACE = {"strategy.lr": {"low": "1e-4", "high": "1e-1", "log": True}, "loop.batch_size": {"low": 8, "high": 64}}
@@ -227,7 +227,7 @@ def test_nested_keys():
 
 WORKER = """
     import sys, time
-    from clplat.sweep import sweep
+    from clplat.sweep.study import sweep
 
     def run(config, run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)

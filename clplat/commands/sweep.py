@@ -19,7 +19,7 @@ def configure(parser: Parser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from clplat.sweep import sweep
+    from clplat.sweep.study import sweep
 
     result = sweep(args.config, args.keys, trials=args.trials, workers=args.workers, join=args.join, quiet=args.quiet)
     if args.quiet:

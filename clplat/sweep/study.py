@@ -23,7 +23,7 @@ from typing import Any
 
 from clplat.errors import Interrupted, MissingError, UserError
 from clplat.files import to_json, write_atomic
-from clplat.sweep_plan import Plan, nested, read_plan
+from clplat.sweep.plan import Plan, nested, read_plan
 
 MAX_REPEATS = 2  # of a trial whose worker died
 GP_TRIALS = 50  # the Gaussian process is better up to about this many trials, and costs 0.5 s for each
