@@ -79,7 +79,7 @@ def by_hand(where: str, rank: int, replay: bool = False) -> Step:
 def learner(name: str, tasks: int, **options: Any) -> Any:
     """A strategy in its `tasks`-th task."""
     from clplat import Data, Experience, Kind
-    from clplat.config.resolve import discovery
+    from clplat.config import discovery
 
     strategy = discovery.load("strategies", name)(model=classifier(), optimizer="adamw", **options)
     data = Data(*batch())

@@ -171,7 +171,7 @@ class Strategy(LightningModule):
         return raw if self._prepare is None else self._prepare(raw, augmented)
 
     def losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Loss (B,) of each sample of prepared inputs (B, ...), as the model defines it (see `clplat.components.losses`).
+        """Loss (B,) of each sample of prepared inputs (B, ...), as the model defines it (`clplat.components.losses`).
 
         Cross-entropy for a classifier, the answer's tokens for a language model. Labels are opaque rows: (B,) class
         ids, or (B, A) token ids where answers are free text.

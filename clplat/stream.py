@@ -146,7 +146,7 @@ class Experience:
         domain: what the inputs of an `adapt` experience come from (a corruption), for the record; "": several.
         severity: how far that is from the source, from 1; 0: unsaid.
         round: how often its domain came before in the stream.
-        request: ids that a `forget` request names: class:N, sample:ROW, experience:NAME or user:N (see clplat.erasure.ledger).
+        request: ids that a `forget` request names: class:N, sample:ROW, experience:NAME or user:N (`erasure.ledger`).
     """
 
     index: int

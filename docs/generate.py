@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from clplat.commands.keys import _shown, _type_name
-from clplat.config.resolve import discovery, expand, experiments, section_options, syntax
+from clplat.config import discovery, syntax
+from clplat.config.resolve import expand, experiments, section_options
 from clplat.report import compare, tables
 
 ROOT = Path(__file__).resolve().parents[1]

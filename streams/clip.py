@@ -218,7 +218,7 @@ def _load(names: Sequence[str], data_root: str | None, side: int, download: bool
 
 
 def _of_arrays(name: str, data_root: str | None, side: int, download: bool) -> _Set:
-    """A set of `clplat.data.datasets`: small images, grey ones in three equal channels, enlarged or reduced to `side`."""
+    """A set of `clplat.data.datasets`: small images at `side`, grey ones in three equal channels."""
     train, test = load_images(name, data_root, download)
     names = _cifar100_names(data_root) if name == "cifar100" else CLASS_NAMES.get(name, "").split()
     names = [_plain(n) for n in names] or [str(i) for i in range(int(train.labels.max()) + 1)]

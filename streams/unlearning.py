@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.config.resolve import discovery
+from clplat.config import discovery
 from clplat.data.datasets import find_root
 from clplat.data.worlds import generator
 from clplat.erasure.ledger import same_source

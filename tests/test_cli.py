@@ -11,7 +11,7 @@ import pytest
 
 from clplat.cli import COMMANDS, main
 from clplat.commands.arguments import parse_seeds
-from clplat.config.resolve import resolve as config_module
+from clplat.config import resolve as config_module
 from clplat.errors import DivergedError, Interrupted, MissingError, UserError
 
 

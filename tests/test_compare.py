@@ -224,6 +224,7 @@ def test_console_comparison_survives_markup_in_names():
 
 
 def test_comparing_imports_no_torch():
-    code = ("import sys, clplat.report.compare as c; c.console_comparison([{'strategy': 'a', 'stream': 's', 'seed': 0}]); "
+    code = ("import sys, clplat.report.compare as c; "
+            "c.console_comparison([{'strategy': 'a', 'stream': 's', 'seed': 0}]); "
             "import clplat.report; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)")  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

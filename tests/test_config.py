@@ -6,8 +6,8 @@ from typing import Any, Literal
 import pytest
 import yaml
 
+from clplat.config import resolve as config_module
 from clplat.config.resolve import expand, find_config, read_yaml, resolve
-from clplat.config.resolve import resolve as config_module
 from clplat.config.settings import Config, LoopSettings, Part
 from clplat.config.syntax import Option
 from clplat.config.values import describe, parse_value

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from clplat.config.resolve import discovery, syntax
+from clplat.config import discovery, syntax
 from clplat.errors import UserError
 
 STRATEGY = '''
@@ -62,7 +62,7 @@ def third(tmp_path: Path) -> Path:
 
 def test_files_of_the_folders_are_the_names():
     for group in ("strategies", "streams"):
-        folder = Path(discovery.__file__).parent / group
+        folder = Path(discovery.__file__).parents[1] / group
         stems = {f.stem for f in folder.glob("*.py") if not f.stem.startswith("_")}
         assert stems <= set(discovery.entries(group))
         assert {"naive", "er"} <= stems if group == "strategies" else "digits" in stems

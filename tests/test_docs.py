@@ -17,7 +17,8 @@ import pytest
 import clplat
 from clplat.cli import COMMANDS
 from clplat.commands.arguments import parse_seeds, parser_for, split
-from clplat.config.resolve import discovery, expand, find_config, read_yaml
+from clplat.config import discovery
+from clplat.config.resolve import expand, find_config, read_yaml
 from clplat.testing import run_checks
 
 ROOT = Path(__file__).parents[1]

@@ -225,7 +225,7 @@ def test_code_executed_from_a_checkpoint_a_configuration_or_a_data_file(tmp_path
 def test_a_server_that_listens_beyond_127_0_0_1_unless_asked_or_without_saying_so() -> None:
     import inspect
 
-    from clplat.tracking.client import server
+    from clplat.tracking import server
 
     assert inspect.signature(server.serve).parameters["host"].default == "127.0.0.1"
     for file in ("mlflow/server.sh", "mlflow/compose.yaml"):

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from clplat.errors import UserError
-from clplat.tracking.client import server
+from clplat.tracking import server
 
 FOLDER = Path(__file__).parent.parent / "mlflow"
 

@@ -17,7 +17,8 @@ import pytest
 
 from clplat.config.settings import TrackingSettings
 from clplat.errors import UserError
-from clplat.tracking.client import Tracker, absolute_uri, charts, default_uri, pending, read_state, send_pending
+from clplat.tracking import charts
+from clplat.tracking.client import Tracker, absolute_uri, default_uri, pending, read_state, send_pending
 
 # MLflow and SQLAlchemy warn of their own deprecations at import and leave a database connection to the collector.
 pytestmark = [

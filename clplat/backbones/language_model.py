@@ -19,9 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clplat.backbones import _llama2c, _weights
+from clplat.backbones import _weights
 from clplat.backbones.answering import Answerer, trimmed
 from clplat.backbones.base import Backbone, Head, Role, require
+from clplat.data import llama2c
 from clplat.data.tokens import HUB_FILES, find_folder, read_json
 from clplat.errors import UserError
 from clplat.stream import Answers
@@ -274,8 +275,8 @@ def _small(family: str, dim: int, depth: int, heads: int, vocabulary: int) -> An
 def _config(folder: Path) -> Any:
     """transformers' configuration of a folder."""
     plain = read_json(folder / "config.json")
-    if _llama2c.is_ours(plain):
-        return _llama2c.to_config(plain)
+    if llama2c.is_ours(plain):
+        return llama2c.to_config(plain)
     from transformers import AutoConfig
 
     try:
@@ -300,10 +301,10 @@ def _from_config(config: Any, dtype: torch.dtype) -> Any:
 def _pretrained(folder: Path, dtype: torch.dtype) -> Any:
     """The model in a folder; every tensor of it must be there."""
     config, plain = _config(folder), read_json(folder / "config.json")
-    if _llama2c.is_ours(plain):
+    if llama2c.is_ours(plain):
         (file,) = _weights.whole_files(folder)[:1]
         net = _from_config(config, dtype)
-        _weights.fit(net, _llama2c.to_state(_weights.read(str(file)), plain), str(file), lambda _: False)
+        _weights.fit(net, llama2c.to_state(_weights.read(str(file)), plain), str(file), lambda _: False)
         return net
     return _weights.read_folder(_auto(config), folder, config, dtype)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clplat.commands.arguments import Parser
-from clplat.config.resolve import discovery
+from clplat.config import discovery
 
 
 def configure(parser: Parser) -> None:

@@ -6,7 +6,8 @@ import argparse
 import importlib
 
 from clplat.commands.arguments import Parser, parser_for
-from clplat.config.resolve import PARTS, SECTIONS, discovery, experiments, section_options
+from clplat.config import discovery
+from clplat.config.resolve import PARTS, SECTIONS, experiments, section_options
 
 SHELLS = ("bash", "zsh")
 

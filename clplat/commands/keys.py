@@ -9,7 +9,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from clplat.config.resolve import DEFAULTS, PARTS, SECTIONS, discovery, section_options
+from clplat.config import discovery
+from clplat.config.resolve import DEFAULTS, PARTS, SECTIONS, section_options
 from clplat.config.syntax import REQUIRED, Option
 
 _TITLES = {

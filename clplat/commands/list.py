@@ -8,7 +8,8 @@ import json
 from typing import Any
 
 from clplat.commands.arguments import Parser
-from clplat.config.resolve import discovery, experiments
+from clplat.config import discovery
+from clplat.config.resolve import experiments
 from clplat.errors import UserError
 
 GROUPS = (*discovery.GROUPS, "metrics", "experiments")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clplat.config.resolve import syntax
+from clplat.config import syntax
 from clplat.config.syntax import Option
 from clplat.errors import UserError
 
@@ -226,7 +226,7 @@ def _backbones() -> dict[str, Entry]:
 
 
 def _heads() -> dict[str, Entry]:
-    """Public classes of clplat/backbones/heads.py, `GrowingHead` or `Growing` as `growing`; a base called `Head` is none."""
+    """Public classes of backbones/heads.py, `GrowingHead` or `Growing` as `growing`; a base called `Head` is none."""
     file = _HOME / "backbones" / "heads.py"
     found = {}
     for cls, node in syntax.read(file).names.items() if file.is_file() else ():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clplat.config.resolve import discovery
+from clplat.config import discovery
 from clplat.config.syntax import Option
 from clplat.config.values import typed
 from clplat.errors import UserError

@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
+from clplat.config import discovery, syntax
 from clplat.config.nested import check_nested
-from clplat.config.resolve import discovery, syntax
 from clplat.config.settings import (
     AuditSettings,
     Config,

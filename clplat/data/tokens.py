@@ -88,15 +88,15 @@ def load_tokenizer(name: str | None) -> Tokenizer:
     """
     if name in (None, "bytes", "random"):
         return Bytes()
-    from clplat.backbones import _llama2c
+    from clplat.data import llama2c
 
     folder = find_folder(name, "stream.tokenizer", HUB_FILES)
     config = read_json(folder / "config.json")
-    if _llama2c.is_ours(config):
+    if llama2c.is_ours(config):
         files = sorted(folder.glob("tok*.json"))
         if not files:
             raise MissingError(f"stream.tokenizer: no tok*.json in {folder}; put the model's tokenizer there")
-        return _Library(_llama2c.tokenizer(files[0]), config.get("bos_token_id", 1), config.get("eos_token_id", 2))
+        return _Library(llama2c.tokenizer(files[0]), config.get("bos_token_id", 1), config.get("eos_token_id", 2))
     from transformers import AutoTokenizer
 
     try:

@@ -119,7 +119,7 @@ class _Run:
 
 def guarantee(strategy: str) -> dict[str, str]:
     """What a strategy says of its erasures: level (exact or approximate), statement, data that a request reads."""
-    from clplat.config.resolve import discovery
+    from clplat.config import discovery
     from clplat.strategy import Strategy
 
     try:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from clplat.backbones.base import Classifier
-from clplat.config.resolve import DEFAULTS, PARTS, discovery
+from clplat.config import discovery
+from clplat.config.resolve import DEFAULTS, PARTS
 from clplat.config.settings import Config, Part
 from clplat.erasure.ledger import stream_faults
 from clplat.errors import MissingError, UserError

@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from clplat.config.resolve import discovery
+from clplat.config import discovery
 from clplat.run import checkpoint
 from clplat.run.evaluation import Evaluator, evaluating
 from clplat.strategy import Strategy, check_hooks

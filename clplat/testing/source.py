@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 
-from clplat.config.resolve import syntax
+from clplat.config import syntax
 from clplat.strategy import Strategy
 
 

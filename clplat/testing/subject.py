@@ -18,7 +18,7 @@ from clplat.backbones.cnn import slim_resnet18
 from clplat.backbones.heads import Growing
 from clplat.backbones.mlp import mlp
 from clplat.backbones.vit import vit_micro
-from clplat.config.resolve import discovery
+from clplat.config import discovery
 from clplat.config.settings import Config, FabricSettings, LoopSettings, Part
 from clplat.errors import Interrupted, UserError
 from clplat.lightning import Fabric

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clplat.errors import UserError
-from clplat.tracking.client import charts
+from clplat.tracking import charts
 
 START_SECONDS = 180.0  # a busy machine needs 20
 STOP_SECONDS = 10.0

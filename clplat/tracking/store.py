@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from clplat.tracking.client import charts
+from clplat.tracking import charts
 
 BATCH = 1000  # metrics in a request
 BLOCK = 1 << 18  # bytes of metrics.jsonl read at once

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import clplat
-from clplat.config.resolve import discovery
+from clplat.config import discovery
 from clplat.testing import CHECKS, Subject, judge
 from clplat.testing.checks_of_processes import compare, in_processes
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clplat.config.resolve import discovery
+from clplat.config import discovery
 from clplat.errors import UserError
 from clplat.testing import CHECKS, Subject, check, judge, run_checks
 from clplat.testing.checks_of_processes import compare, in_processes

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 import clplat
 from clplat import Kind
 from clplat.cli import main
-from clplat.config.resolve import discovery
+from clplat.config import discovery
 from clplat.errors import UserError
 from clplat.report.erasure import build_erasure_page, write_erasure
 from clplat.report.erasure_parts import percent

@@ -8,7 +8,7 @@ from torch import nn
 
 from clplat import Experience, Kind
 from clplat.backbones.heads import Growing, Linear
-from clplat.config.resolve import discovery
+from clplat.config import discovery
 from clplat.errors import UserError
 from clplat.strategies.moram import AtomLinear, MoRAM, across_batch, activations
 

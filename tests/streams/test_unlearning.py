@@ -10,7 +10,8 @@ import yaml
 import clplat
 from clplat import Kind
 from clplat.cli import main
-from clplat.config.resolve import discovery, resolve
+from clplat.config import discovery
+from clplat.config.resolve import resolve
 from clplat.erasure.ledger import parse_id, stream_faults
 from clplat.errors import MissingError, UserError
 from clplat.streams.digits import Digits
