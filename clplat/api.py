@@ -97,7 +97,7 @@ def load(run_dir: str | Path) -> Strategy:
     from clplat.config.resolve import resolve
     from clplat.metrics.record import RunRecord
     from clplat.run.build import build_strategy
-    from clplat.stream import Experience
+    from clplat.stream import Actions, Experience
 
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").is_file():
@@ -106,7 +106,9 @@ def load(run_dir: str | Path) -> Strategy:
     if state is None:
         raise UserError(f"load: {run_dir} holds no whole checkpoint", *notes)
     config, facts = resolve(config=run_dir / "config.yaml"), state["stream"]
-    learner = build_strategy(config, tuple(facts["input_shape"]), facts["num_classes"], seed=config.seed)
+    actions = None if facts.get("actions") is None else Actions(facts["actions"])
+    shape, classes = tuple(facts["input_shape"]), facts["num_classes"]
+    learner = build_strategy(config, shape, classes, seed=config.seed, answers=actions)
     record, progress = RunRecord.from_dict(state["record"]), state["progress"]
     for index, e in enumerate(record.experiences[: progress["experience"] + progress["begun"]]):
         learner.grow(Experience(index, e.name, e.kind, train=None, classes=e.classes, task=e.task))

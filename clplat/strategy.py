@@ -34,6 +34,8 @@ LIFECYCLE = (
     "readout",
     "configure_optimizers",
     "measurements",
+    "handover",
+    "probe",
 )
 
 
@@ -48,6 +50,10 @@ class Strategy(LightningModule):
         adapt_step(inputs) -> predictions           adapt: before this batch changes anything; or (predictions, loss)
         act(observation, explore) -> action         interact
         observe(transition) -> int                  interact: store it; how many training steps to take now
+        handover(experience, score, random_score)   interact, may be left out: before the first step in an environment,
+                                                    with the mean return there and that of random actions (or None);
+                                                    returns lines that the user is warned with
+        probe(transitions) -> {"q", "td_error"}     interact, may be left out: both (n,), to measure, not to learn from
 
     A hook may return None instead of a loss when it needs no gradient step. Losses are means over the batch: under
     DDP gradients are averaged over processes; use `self.mean` where a batch may be ragged.
@@ -75,6 +81,8 @@ class Strategy(LightningModule):
     # `model.features` never changes, and so is asked for each sample's features once: evaluation keeps those of the
     # test sets and calls `readout` alone, and inputs are prepared without augmentation in training too.
     frozen_features: ClassVar[bool] = False
+    # The optimizer's state goes on from one interact experience to the next, and comes along from a start run.
+    carries_optimizer: ClassVar[bool] = False
 
     # Set by the runner: inputs of the current batch as the stream holds them (what a memory should keep), their rows
     # (B,) in the data set, the stream's `prepare`, and the number of samples of the batch over all processes.
@@ -91,6 +99,8 @@ class Strategy(LightningModule):
     adapt_step: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
     act: Callable[[Any, bool], Any]
     observe: Callable[[Any], int]
+    handover: Callable[[Experience, float, float | None], list[str]]
+    probe: Callable[[Any], dict[str, Tensor]]
 
     def __init__(
         self,

@@ -118,6 +118,13 @@ class Answers:
     tasks: tuple[tuple[int, ...], ...] = ()
 
 
+@dataclass(frozen=True)
+class Actions:
+    """What a stream of environments tells of its actions: `size` numbers, each in [-1, 1]."""
+
+    size: int
+
+
 class Environment(Protocol):
     """What an `interact` experience acts in; Gymnasium's environments fit as they are."""
 
@@ -192,7 +199,8 @@ class Stream(Sequence[Experience]):
         augment: maps a prepared training batch to its augmentation; draws from torch's generator only.
     """
 
-    answers: Answers | None = None  # of a stream whose classes are words, set by its constructor
+    # Of a stream whose classes are words, or which is acted in; set by its constructor.
+    answers: Answers | Actions | None = None
 
     def __init__(
         self,

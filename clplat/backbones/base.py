@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from clplat.errors import UserError
-from clplat.stream import Answers, Experience
+from clplat.stream import Actions, Answers, Experience
 
 Role = Literal["attention", "ffn"]
 Normalize = Literal["none", "imagenet", "half"]
@@ -129,12 +129,12 @@ class Backbone(nn.Module, ABC):
         """`States.valid` of the last forward pass; None where inputs are not padded."""
         return None
 
-    def assemble(self, head: Head | None, answers: Answers | None) -> Classifier:
+    def assemble(self, head: Head | None, answers: Answers | Actions | None) -> Classifier:
         """The model that strategies hold.
 
         Args:
             head: None where `needs_head` is False.
-            answers: what a stream of text tells of its answers; None where it has none, or none is at hand.
+            answers: what a stream tells of its answers or actions; None where it has none, or none is at hand.
 
         Raises:
             UserError: it does not fit what the stream tells.

@@ -22,7 +22,7 @@ from clplat.backbones.answering import ImageText
 from clplat.backbones.base import Backbone, Head, Role, image_shape, require
 from clplat.data.tokens import HUB_FILES, find_folder, read_json
 from clplat.errors import UserError
-from clplat.stream import Answers
+from clplat.stream import Actions, Answers
 
 FILES = (*HUB_FILES, "*.safetensors", "*.safetensors.index.json")
 
@@ -55,7 +55,9 @@ class CLIP(Backbone):
             return "attention"
         return "ffn" if "mlp" in inside else None
 
-    def assemble(self, head: Head | None, answers: Answers | None) -> ImageText:
+    def assemble(self, head: Head | None, answers: Answers | Actions | None) -> ImageText:
+        if isinstance(answers, Actions):
+            raise UserError("backbone: clip answers in words, but this stream asks for actions (valid: actor_critic)")
         if answers is not None:
             if not len(answers.classes):
                 raise UserError(

@@ -25,7 +25,7 @@ from clplat.backbones.base import Backbone, Head, Role, require
 from clplat.data import llama2c
 from clplat.data.tokens import HUB_FILES, find_folder, read_json
 from clplat.errors import UserError
-from clplat.stream import Answers
+from clplat.stream import Actions, Answers
 
 FILES = (*HUB_FILES, "*.safetensors", "*.safetensors.index.json")
 
@@ -69,7 +69,11 @@ class LanguageModel(Backbone):
     def positions(self) -> list[Tensor] | None:
         return self._real
 
-    def assemble(self, head: Head | None, answers: Answers | None) -> Answerer:
+    def assemble(self, head: Head | None, answers: Answers | Actions | None) -> Answerer:
+        if isinstance(answers, Actions):
+            raise UserError(
+                "backbone: language_model gives words, but this stream asks for actions (valid: actor_critic)"
+            )
         if answers is not None:
             self._check(answers)
         return Answerer(self, answers)

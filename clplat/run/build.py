@@ -21,7 +21,7 @@ from clplat.metrics.erasure import erased_samples
 from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.run.start import start_from
 from clplat.strategy import Strategy, check_hooks, check_kinds
-from clplat.stream import Answers, Kind, Stream
+from clplat.stream import Actions, Answers, Kind, Stream
 
 
 def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
@@ -131,8 +131,9 @@ def build_stream(config: Config, options: dict[str, Any] | None = None) -> Strea
 
 
 def build_strategy(
-    config: Config, input_shape: tuple[int, ...], num_classes: int, *, seed: int, answers: Answers | None = None
-) -> Strategy:
+    config: Config, input_shape: tuple[int, ...], num_classes: int, *, seed: int,
+    answers: Answers | Actions | None = None,
+) -> Strategy:  # fmt: skip
     """Backbone, head and strategy without a stream, initialised from `seed`."""
     seed_everything(seed)
     backbone = discovery.load("backbones", config.backbone.name)(input_shape, **config.backbone.options)

@@ -30,7 +30,7 @@ from clplat.run.rundir import make_run_dir
 from clplat.run.runlog import RunLog, flat
 from clplat.run.runner import Runner
 from clplat.run.snapshot import restore
-from clplat.run.start import start_run
+from clplat.run.start import carried_optimizer, start_run
 from clplat.run.summary import git_commit, summary
 from clplat.stream import Kind
 
@@ -128,6 +128,8 @@ def _work(
     runner.audit = config.audit
     if state is not None:
         restore(runner, state)
+    elif start is not None:
+        runner.resumed = carried_optimizer(start, strategy)
     if first and not quiet:
         from clplat.run.display import Display
 

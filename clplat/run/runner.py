@@ -280,9 +280,10 @@ class Runner:
             self.base_lrs, self.resumed = self.resumed["learning_rates"], None
 
     def carried(self, index: int) -> bool:
-        """Whether the optimizer goes on into experience `index`: test data are one stream, its pieces unannounced."""
+        """Whether the optimizer goes on into experience `index`: test data are one stream, its pieces unannounced; and
+        where the strategy says so, through environments and into what starts from the run."""
         kinds = [e.kind for e in self.stream.experiences[max(0, index - 1) : index + 1]]
-        return kinds == [Kind.ADAPT, Kind.ADAPT]
+        return kinds == [Kind.ADAPT] * 2 or (self.strategy.carries_optimizer and set(kinds) == {Kind.INTERACT})
 
     def _update(self, loss: Tensor | None) -> None:
         """Backward and, at an accumulation boundary, one optimizer step."""

@@ -10,7 +10,7 @@ import torch
 from clplat.erasure import late
 from clplat.metrics.record import RunRecord
 from clplat.run import checkpoint
-from clplat.stream import Stream
+from clplat.stream import Actions, Stream
 
 if TYPE_CHECKING:
     from clplat.run.runner import Runner
@@ -77,4 +77,5 @@ def facts(stream: Stream) -> dict[str, Any]:
         "num_classes": stream.num_classes,
         "input_shape": list(stream.input_shape),
         "names": list(stream.class_names),
+        "actions": stream.answers.size if isinstance(stream.answers, Actions) else None,
     }

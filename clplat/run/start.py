@@ -12,6 +12,7 @@ from clplat.backbones.base import Classifier
 from clplat.config.settings import Config
 from clplat.errors import UserError
 from clplat.run import checkpoint
+from clplat.strategy import Strategy
 
 
 def start_run(config: Config, *, quiet: bool, make: bool = True) -> Path | None:
@@ -66,6 +67,32 @@ def start_from(model: Classifier, folder: Path, *, head: bool) -> list[str]:
     except UserError as error:
         return list(error.faults)
     return []
+
+
+def carried_optimizer(folder: Path, strategy: Strategy) -> dict[str, Any] | None:
+    """What the run in `folder` left of its optimizer for `strategy` to go on with; None where it left nothing.
+
+    Of its parameter groups those are taken that `strategy` has, in order: what comes last may be new or gone.
+
+    Raises:
+        UserError: the groups are of other sizes.
+    """
+    state, _ = checkpoint.load_newest(folder / "checkpoints")
+    left = state["resumed"] if state is not None and strategy.carries_optimizer else None
+    if left is None:
+        return None
+    groups = strategy.configure_optimizers().state_dict()["param_groups"]
+    saved, own = ([len(g["params"]) for g in gs] for gs in (left["optimizer"]["param_groups"], groups))
+    shared = min(len(saved), len(own))
+    if saved[:shared] != own[:shared]:
+        raise UserError(
+            f"start.run: the optimizer of {folder} holds {saved} parameters in its groups, this strategy's {own} "
+            "(valid: the architecture of the start run)"
+        )
+    kept = {i for group in groups[:shared] for i in group["params"]}
+    moments = {i: m for i, m in left["optimizer"]["state"].items() if i in kept}
+    rates = [g["lr"] for g in groups]
+    return {"optimizer": {"state": moments, "param_groups": groups}, "learning_rates": rates}
 
 
 def _resolve(config: Config, named: str) -> Config:
