@@ -137,7 +137,7 @@ def decomposition(quick: bool) -> Row:
     step = stepping(strategy)
 
     def once() -> None:
-        for layer in strategy._layers:
+        for layer in strategy.layers:
             layer.merge()
             layer.split(153)
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from clplat.strategies.svd_orthogonal import SplitLinear
+from clplat.adapters.split import SplitLinear
 
 
 def split(shape=(7, 5), k=2, block="factored", dtype=torch.float32, seed=0):

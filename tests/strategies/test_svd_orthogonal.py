@@ -8,14 +8,15 @@ from svd import effective, svd
 from torch import nn
 
 from clplat import Data, Experience, Kind
+from clplat.adapters import split
+from clplat.adapters.split import cosines, kept_rank
 from clplat.backbones.base import Classifier
 from clplat.backbones.heads import Growing, Linear
 from clplat.backbones.language_model import language_model
 from clplat.backbones.vit import vit_micro
 from clplat.errors import UserError
-from clplat.strategies import svd_orthogonal
 from clplat.strategies.naive import Naive
-from clplat.strategies.svd_orthogonal import SVDOrthogonal, cosines, kept_rank, normalized
+from clplat.strategies.svd_orthogonal import SVDOrthogonal, normalized
 from clplat.stream import Answers
 
 
@@ -40,9 +41,10 @@ def test_importances_have_mean_one():
 def test_ranks_follow_importance(model):
     strategy = SVDOrthogonal(model=model(hidden=(40, 30, 20), features=50))
     ranks = [40, 30, 20]
-    assert strategy._kept() == [math.floor(0.8 * r) for r in ranks]  # equal importances
+    kept = lambda: [kept_rank(*pair) for pair in zip(strategy._shares(), ranks, strict=True)]  # noqa: E731
+    assert kept() == [math.floor(0.8 * r) for r in ranks]  # equal importances
     strategy.importance = [0.0, 1.0, 2.0]
-    assert strategy._kept() == [4, 24, 20]  # 0.1 of 40; 0.8 of 30; 1.5 is cut to 1
+    assert kept() == [4, 24, 20]  # 0.1 of 40; 0.8 of 30; 1.5 is cut to 1
     assert [kept_rank(f, 10) for f in (-0.5, 0, 0.31, 0.1 + 1 * (0.8 - 0.1), 1.7)] == [0, 0, 3, 8, 10]
     assert kept_rank(0.29, 100) == 29  # 0.29 · 100 is 28.999999999999996
     found = [kept_rank(0.1 + i / 10 * 0.7, 64) for i in range(30)]
@@ -55,7 +57,7 @@ def test_schedules(model, experiences, drive, ranks, expected):
         model=model(), ranks=ranks, target_retention=0.6, retention_per_task=0.2 + 1e-6, least_retention=0.0
     )
     kept = []
-    drive(strategy, experiences(3), epochs=1, each_step=lambda s: kept.append(s._layers[0].kept))
+    drive(strategy, experiences(3), epochs=1, each_step=lambda s: kept.append(s.layers[0].kept))
     kept = [kept[i] for i in range(0, len(kept), len(kept) // 3)]
     assert kept[0] == 0
     assert kept[1:] == ([3, 3] if ranks == "constant" else [1, 2])
@@ -65,12 +67,12 @@ def test_schedules(model, experiences, drive, ranks, expected):
 def test_importance_is_that_of_the_experience_that_ended(model, experiences, drive):
     stream = experiences(2)
     strategy = SVDOrthogonal(model=model(hidden=(7, 6)), importance_samples=5, lr=1e-2)
-    strategy._layers[0].weight.data[:5] += 2 * torch.eye(5)  # so that no cosine is negative
-    strategy._layers[1].weight.data.abs_()
+    strategy.layers[0].weight.data[:5] += 2 * torch.eye(5)  # so that no cosine is negative
+    strategy.layers[1].weight.data.abs_()
     drive(strategy, stream[:1])
     x = stream[0].train.all()[0][torch.arange(5) * 24 // 5].double()
-    first, second = (layer.weight.detach().double() for layer in strategy._layers)
-    hidden = (x @ first.T + strategy._layers[0].bias.double()).relu()
+    first, second = (layer.weight.detach().double() for layer in strategy.layers)
+    hidden = (x @ first.T + strategy.layers[0].bias.double()).relu()
     raw = []
     for given, weight in ((x, first), (hidden, second)):
         out, n = given @ weight.T, min(weight.shape)
@@ -82,7 +84,7 @@ def test_importance_is_that_of_the_experience_that_ended(model, experiences, dri
         torch.tensor(strategy.importance, dtype=torch.float64), expected / expected.mean(), atol=1e-6, rtol=1e-6
     )
     assert strategy.training  # the modes are as they were, and no hook is left
-    assert not any(layer._forward_pre_hooks for layer in strategy._layers)
+    assert not any(layer._forward_pre_hooks for layer in strategy.layers)
 
 
 # --- the strategy -----------------------------------------------------------------------------------------------------
@@ -125,7 +127,7 @@ def test_first_update_and_inference_by_hand(model, experiences, optimizer, width
     strategy.grow(stream[0])
     strategy.grow(stream[1])
     strategy.begin(stream[1])
-    layer, head = strategy._layers[0], net.head
+    layer, head = strategy.layers[0], net.head
     weights = [t.detach().numpy().copy() for t in (effective(layer), layer.bias, head.weight, head.bias)]
     x, y = stream[1].train.all()
     optimizer_ = strategy.configure_optimizers()
@@ -172,7 +174,7 @@ def test_what_the_user_froze_is_neither_split_nor_trained(model, experiences, dr
     second.bias.requires_grad_(False)
     frozen = first.weight.clone(), second.bias.clone()
     strategy = drive(SVDOrthogonal(model=net, lr=1e-2, train_rest="all"), experiences(3))
-    assert len(strategy._layers) == 1
+    assert len(strategy.layers) == 1
     assert torch.equal(frozen[0], first.weight)
     assert torch.equal(frozen[1], second.bias)
 
@@ -187,7 +189,7 @@ def test_a_task_leaves_the_protected_block(model, experiences, drive, block, opt
         model=model(), block=block, optimizer=optimizer, lr=0.02, weight_decay=0.1, ranks="constant", **options
     )
     drive(strategy, stream[:1])
-    layer = strategy._layers[0]
+    layer = strategy.layers[0]
     before = layer.weight.detach().clone()
     drive(strategy, stream[1:], epochs=5, clip=1.0, accumulate=2)
     uh, _, vh, *_ = (torch.from_numpy(t).float() for t in svd(before, 4))
@@ -203,7 +205,7 @@ def test_factors_move(model, experiences, drive):
     strategy = drive(SVDOrthogonal(model=model(), optimizer="sgd", lr=0.1, ranks="constant"), stream[:1])
 
     def note(s):
-        found.append([p.detach().clone() for p in (s._layers[0].left, s._layers[0].scale, s._layers[0].right)])
+        found.append([p.detach().clone() for p in (s.layers[0].left, s.layers[0].scale, s.layers[0].right)])
 
     drive(strategy, stream[1:], each_step=note)
     assert all(not torch.equal(a, b) for a, b in zip(found[0], found[-1], strict=True))
@@ -211,7 +213,7 @@ def test_factors_move(model, experiences, drive):
 
 def test_gap_is_logged(model, experiences, drive):
     strategy = drive(SVDOrthogonal(model=model(), ranks="constant", target_retention=0.4), experiences(1))
-    s = np.linalg.svd(strategy._layers[0].weight.detach().double().numpy())[1]
+    s = np.linalg.svd(strategy.layers[0].weight.detach().double().numpy())[1]
     drive(strategy, experiences(2)[1:])
     assert strategy.measurements()["smallest_gap"] == pytest.approx((s[1] - s[2]) / s[0], abs=1e-5)
     assert strategy.measurements()["preserved_fraction"] == 2 / 5
@@ -231,7 +233,7 @@ def test_importance_is_of_a_decoder_too(monkeypatch):
     inputs = torch.full((4, 2, 9), -1, dtype=torch.int32)
     inputs[:, 0, :5] = torch.arange(20).view(4, 5) + 2
     data = Data(inputs, torch.tensor([0, 1, 0, 1]))
-    monkeypatch.setattr(svd_orthogonal, "cosines", lambda x, y: torch.ones(1))
+    monkeypatch.setattr(split, "cosines", lambda x, y: torch.ones(1))
     strategy.end(Experience(index=0, name="a", kind=Kind.LEARN, train=data))
     assert len(strategy.importance) == len(backbone.layers("attention")) + len(backbone.layers("ffn")) > 10
     assert set(strategy.importance) == {1.0}  # every layer met the samples once
@@ -247,7 +249,7 @@ def test_importance_is_in_the_state(model):
 def test_weights_of_a_model_that_was_never_split_load(model):
     strategy, plain = SVDOrthogonal(model=model()), model(seed=3)
     strategy.model.load_state_dict(plain.state_dict(), strict=True)
-    assert torch.equal(strategy._layers[0].weight, plain.backbone.layers("ffn")["net.0.0"].weight)
+    assert torch.equal(strategy.layers[0].weight, plain.backbone.layers("ffn")["net.0.0"].weight)
 
 
 def test_layers_that_are_not_called_are_refused():
