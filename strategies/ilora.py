@@ -23,93 +23,15 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from clplat import Experience, require
-from clplat.backbones.base import Projection, States
-from clplat.components.losses import Losses
+from clplat.backbones.base import Projection
+from clplat.components.ema import Slow
 from clplat.components.memory import Reservoir
 from clplat.components.per_parameter import trainable
-from clplat.run.evaluation import evaluating
+from clplat.components.states import Consistency, distance
 from clplat.strategies._lora import Adapted
-
-Consistency = Literal["mse", "one_sided"]
-
-
-def distance(fast: States, slow: States, form: Consistency) -> Tensor:
-    """Mean over states and layers of the squared difference, for each of b samples: (b,).
-
-    one_sided: only where the slow state is the larger. Positions of padding do not count. The mean is over one layer
-    more than there are blocks: what enters the first one is the same on both sides.
-    """
-    means = []
-    for layer, (p, s) in enumerate(zip(fast.outputs, slow.outputs, strict=True)):
-        gap = s.to(torch.promote_types(s.dtype, torch.float32)) - p
-        squares = (gap.relu() if form == "one_sided" else gap).square()
-        if fast.valid is None:
-            means.append(squares.flatten(1).mean(1))
-        else:
-            valid = fast.valid[layer].to(squares.dtype)  # (b, P)
-            means.append((squares.mean(2) * valid).sum(1) / valid.sum(1).clamp(min=1))
-    return torch.stack(means).sum(0) / (len(means) + 1)
-
-
-def path_losses(
-    model: nn.Module, start: dict[str, Tensor], end: dict[str, Tensor], inputs: Tensor, labels: Tensor, points: int = 11
-) -> Tensor:
-    """Mean losses (points,) at (1 − α) start + α end, α evenly spaced in [0, 1]; parameters by name in `model`."""
-    found = []
-    with torch.no_grad(), evaluating(model):
-        for alpha in torch.linspace(0, 1, points).tolist():
-            mixed = {f"model.{name}": (1 - alpha) * start[name] + alpha * end[name] for name in start}
-            found.append(functional_call(Losses(model), mixed, (inputs, labels)).mean())
-    return torch.stack(found)
-
-
-def barrier(losses: Tensor) -> float:
-    """The most by which losses (points,) along a path exceed the line between its ends: 0 where modes are connected."""
-    line = torch.linspace(0, 1, len(losses), device=losses.device)
-    return float((losses - (1 - line) * losses[0] - line * losses[-1]).max())
-
-
-class Slow(nn.Module):
-    """The running average of a model's trainable parameters, in single precision at least, and its count of steps.
-
-    Held as parameters without gradient, not as buffers, which DDP by default sends to all processes in every forward
-    pass.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values, self.steps = nn.ParameterDict(), 0
-
-    @torch.no_grad()
-    def grow(self, model: nn.Module) -> None:
-        """Take the model's values of what is new in it: parameters, and rows of those that grew."""
-        for name, parameter in trainable(model).items():
-            old = self.values[_key(name)] if _key(name) in self.values else parameter[:0]
-            if old.shape != parameter.shape:
-                value = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
-                value[: len(old)] = old
-                self.values[_key(name)] = nn.Parameter(value, requires_grad=False)
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, decay: float) -> None:
-        """One step towards the model, with `decay` the weight of the old values."""
-        self.steps += 1
-        slow, fast = list(self.named().values()), trainable(model)
-        torch._foreach_lerp_(slow, [fast[n].to(s.dtype) for n, s in zip(self.named(), slow, strict=True)], 1 - decay)
-
-    def named(self) -> dict[str, Tensor]:
-        """Values by the parameters' names in the model."""
-        return {key.replace("/", "."): value for key, value in self.values.items()}
-
-    def get_extra_state(self) -> int:
-        return self.steps
-
-    def set_extra_state(self, state: int) -> None:
-        self.steps = state
 
 
 class ILoRA(Adapted):
@@ -196,14 +118,9 @@ class ILoRA(Adapted):
             return self.losses(mx, my).sum() * share, 0.0
         with self.model.backbone.recorded() as fast:
             losses = self.losses(mx, my)
-        # The same call with the same inputs, so that positions of text are the same ones.
-        with torch.no_grad(), evaluating(self.model), self.model.backbone.recorded() as slow:
-            functional_call(Losses(self.model), self._slow_values(), (mx, my))
+        with self.model.backbone.recorded() as slow:  # by the same call, so that positions of text are the same ones
+            self.slow.losses(self.model, mx, my)
         return losses.sum() * share, distance(fast, slow, self.consistency).sum() * share
-
-    def _slow_values(self) -> dict[str, Tensor]:
-        """Slow parameters by their names in a module that holds the model."""
-        return {f"model.{name}": value for name, value in self.slow.named().items()}
 
     def after_step(self) -> None:
         k = self.slow.steps + 1
@@ -216,25 +133,10 @@ class ILoRA(Adapted):
     def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
         if self.eval_adapter == "fast" or not len(self.slow.values):
             return super().predict(inputs, task)
-        return functional_call(_Predict(self.model), self._slow_values(), (inputs, task))
+        return self.slow.predict(self.model, inputs, task)
 
     @torch.no_grad()
     def measurements(self) -> dict[str, float]:
         fast, slow = trainable(self.model), self.slow.named()
         far = sum(float((fast[n] - slow[n]).square().sum()) for n in slow)
         return {"slow_distance": (far / max(sum(float(fast[n].square().sum()) for n in slow), 1e-30)) ** 0.5}
-
-
-class _Predict(nn.Module):
-    """Prediction as the forward pass of a module, for `functional_call`; parameters are `model.<name>`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Tensor, task: int | None) -> Tensor:
-        return getattr(self.model, "predict", self.model)(inputs, task)
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "/")  # a module's attribute name may not hold a dot

@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from clplat.components.losses import Losses
+from clplat.components.per_parameter import attribute, trainable
+from clplat.run.evaluation import evaluating
 from clplat.strategy import require
 
 
@@ -98,6 +102,69 @@ class EMA(Frozen):
 
     def set_extra_state(self, state: int) -> None:
         self.steps = state
+
+
+class Slow(nn.Module):
+    """The running average of a model's trainable parameters, in single precision at least, and its count of steps.
+
+    Held as parameters without gradient, not as buffers, which DDP by default sends to all processes in every forward
+    pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values, self.steps = nn.ParameterDict(), 0
+
+    @torch.no_grad()
+    def grow(self, model: nn.Module) -> None:
+        """Take the model's values of what is new in it: parameters, and rows of those that grew."""
+        for name, parameter in trainable(model).items():
+            old = self.values[attribute(name)] if attribute(name) in self.values else parameter[:0]
+            if old.shape != parameter.shape:
+                value = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+                value[: len(old)] = old
+                self.values[attribute(name)] = nn.Parameter(value, requires_grad=False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, decay: float) -> None:
+        """One step towards the model, with `decay` the weight of the old values."""
+        self.steps += 1
+        slow, fast = list(self.named().values()), trainable(model)
+        torch._foreach_lerp_(slow, [fast[n].to(s.dtype) for n, s in zip(self.named(), slow, strict=True)], 1 - decay)
+
+    def named(self) -> dict[str, Tensor]:
+        """Values by the parameters' names in the model."""
+        return {key.replace("/", "."): value for key, value in self.values.items()}
+
+    def losses(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Losses (B,) of inputs (B, ...), by the model with these values in place of its own; without gradients."""
+        with torch.no_grad(), evaluating(model):
+            return functional_call(Losses(model), self._inside(), (inputs, labels))
+
+    def predict(self, model: nn.Module, inputs: Tensor, task: int | None = None) -> Tensor:
+        """Logits (B, C) for inputs (B, ...), by the model with these values in place of its own."""
+        return functional_call(_Predict(model), self._inside(), (inputs, task))
+
+    def _inside(self) -> dict[str, Tensor]:
+        """Values by the parameters' names in a module that holds the model."""
+        return {f"model.{name}": value for name, value in self.named().items()}
+
+    def get_extra_state(self) -> int:
+        return self.steps
+
+    def set_extra_state(self, state: int) -> None:
+        self.steps = state
+
+
+class _Predict(nn.Module):
+    """Prediction as the forward pass of a module, for `functional_call`; parameters are `model.<name>`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor, task: int | None) -> Tensor:
+        return getattr(self.model, "predict", self.model)(inputs, task)
 
 
 def _as(dtype: torch.dtype, value: Any) -> Any:

@@ -29,18 +29,19 @@ class PerParameter(nn.Module):
     def grow(self, model: nn.Module) -> None:
         """Follow the model's growth: new parameters, and new rows of old ones, get zeros."""
         for name, parameter in trainable(model).items():
-            old = self.values.get(_key(name))
+            old = self.values.get(attribute(name))
             if old is not None and old.shape == parameter.shape:
                 continue
             new = torch.zeros_like(parameter)
             if old is not None:
                 new[tuple(slice(n) for n in old.shape)] = old
-            self.values[_key(name)] = nn.Parameter(new, requires_grad=False)
+            self.values[attribute(name)] = nn.Parameter(new, requires_grad=False)
 
     def of(self, names: Iterable[str]) -> list[Tensor]:
         """The tensors of these parameters, in this order."""
-        return [self.values[_key(name)] for name in names]
+        return [self.values[attribute(name)] for name in names]
 
 
-def _key(name: str) -> str:
-    return name.replace(".", "/")  # a module's attribute name may not hold a dot
+def attribute(name: str) -> str:
+    """A parameter's name as that of a module's attribute, which may not hold a dot."""
+    return name.replace(".", "/")

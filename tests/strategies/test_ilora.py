@@ -6,9 +6,12 @@ from torch import nn
 
 from clplat.backbones.base import States
 from clplat.backbones.heads import Growing, Linear
+from clplat.components.ema import Slow
+from clplat.components.paths import barrier, path_losses
 from clplat.components.per_parameter import trainable
+from clplat.components.states import distance
 from clplat.errors import UserError
-from clplat.strategies.ilora import ILoRA, Slow, barrier, distance, path_losses
+from clplat.strategies.ilora import ILoRA
 from clplat.strategies.lora import SequentialLoRA
 
 PLAIN = {"where": "ffn", "rank": 2, "dropout": 0.0, "optimizer": "sgd", "lr": 0.05}
