@@ -17,87 +17,21 @@ Differs  values that the text leaves open are those of the authors' script for C
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from clplat import Experience, Kind, Strategy, require
+from clplat.adapters.atoms import AtomLinear
+from clplat.adapters.replace import replaced
 from clplat.backbones.base import Classifier, Role
-from clplat.errors import UserError
-
-
-def activations(p: Tensor, top: int, temperature: float, threshold: float) -> Tensor:
-    """w ∘ p of projections p (..., R): signed, so that a key opposed to the input is never chosen.
-
-    Args:
-        top: k, atoms that are active at most, ≥ 1.
-        temperature: τ > 0.
-        threshold: δ, least s of an active atom; -1 for none, as in training.
-    """
-    s = F.normalize(p, dim=-1)
-    if top >= p.shape[-1]:
-        best, raw = s, p
-    else:
-        best, chosen = s.topk(top, dim=-1)
-        raw = p.gather(-1, chosen)
-    # Weights under 2e-22 are exactly 0: numbers too small to be normal ones make a CPU's step twice as long.
-    z = F.threshold((best - best.detach().amax(-1, keepdim=True)) / temperature, -50.0, -torch.inf)
-    out = z.softmax(-1) * raw  # (..., k): by the raw p, which keeps the input's magnitude
-    if threshold > -1:
-        out = out.masked_fill(best < threshold, 0.0)
-    return out if top >= p.shape[-1] else torch.zeros_like(p).scatter(-1, chosen, out)
 
 
 def across_batch(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each class over the samples of a batch: logits (B, C), labels (B,); mean over all C classes."""
     return -logits.log_softmax(0).gather(1, labels[:, None]).sum() / logits.shape[1]
-
-
-class AtomLinear(nn.Linear):
-    """A frozen linear layer of d inputs and o outputs with a bank of rank-one experts.
-
-    Keys (R, d) and values (o, R) are those of past tasks, `new_keys` (r, d) and `new_values` (o, r) the present one's.
-
-    Args:
-        base: the layer whose parameters it takes.
-        top: k ≥ 1.
-        temperature: τ > 0.
-        threshold: δ of evaluation.
-        dropout: share of the inputs that is dropped on the way to the keys in training, in [0, 1).
-    """
-
-    def __init__(self, base: nn.Linear, top: int, temperature: float, threshold: float, dropout: float) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
-        self.top, self.temperature, self.threshold, self.dropout = top, temperature, threshold, dropout
-        like = base.weight.new_zeros(0, dtype=torch.promote_types(base.weight.dtype, torch.float32))
-        self.keys = nn.Parameter(like.new_zeros(0, self.in_features), requires_grad=False)
-        self.values = nn.Parameter(like.new_zeros(self.out_features, 0), requires_grad=False)
-        self.new_keys, self.new_values = nn.Parameter(self.keys.clone()), nn.Parameter(self.values.clone())
-
-    def forward(self, input: Tensor) -> Tensor:
-        out = F.linear(input, self.weight, self.bias)  # (..., o)
-        if not len(self.new_keys):
-            return out
-        with torch.autocast(input.device.type, enabled=False):  # τ = 0.01 makes rounding in bfloat16 100 times larger
-            x = F.dropout(input.to(self.new_keys.dtype), self.dropout, self.training)
-            p = F.linear(x, torch.cat([self.keys, self.new_keys]))  # (..., R)
-            p = activations(p, self.top, self.temperature, -1.0 if self.training else self.threshold)
-            change = F.linear(p, torch.cat([self.values, self.new_values], 1))
-        return out + change.to(out.dtype)
-
-    @torch.no_grad()
-    def append(self, rank: int) -> None:
-        """Freeze the atoms that are there; `rank` new ones with random keys and values of 0."""
-        self.keys = nn.Parameter(torch.cat([self.keys, self.new_keys]), requires_grad=False)
-        self.values = nn.Parameter(torch.cat([self.values, self.new_values], 1), requires_grad=False)
-        self.new_keys = nn.Parameter(self.keys.new_empty(rank, self.in_features))
-        nn.init.kaiming_uniform_(self.new_keys, a=math.sqrt(5))
-        self.new_values = nn.Parameter(self.values.new_zeros(self.out_features, rank))
 
 
 class MoRAM(Strategy):
@@ -157,17 +91,9 @@ class MoRAM(Strategy):
         self._met: set[int] = set()  # this, `_now` and `_others` follow from the experiences met
         self._now: list[int] = []
         self._others: list[int] = []  # classes met before, and not in this experience
-        backbone = self.model.backbone
-        backbone.requires_grad_(False)
-        named = {name: layer for role in roles for name, layer in backbone.layers(role).items()}
-        require("roles", roles, bool(named), "roles of which the backbone has layers")
-        self._layers = list[AtomLinear]()
-        for name, layer in named.items():
-            if type(layer) is not nn.Linear:  # some are read by the module above them, past their own forward pass
-                raise UserError(f"strategy.roles: {name} is a {type(layer).__name__}; only plain linear layers serve")
-            path, _, leaf = name.rpartition(".")
-            self._layers.append(AtomLinear(layer, top, temperature, threshold, dropout))
-            setattr(backbone.get_submodule(path), leaf, self._layers[-1])
+        self.model.backbone.requires_grad_(False)
+        made = replaced(self.model.backbone, roles, lambda old: AtomLinear(old, top, temperature, threshold, dropout))
+        self._layers = list(made.values())
 
     def grow(self, experience: Experience) -> None:
         super().grow(experience)

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from clplat import Experience, Kind
+from clplat.adapters.atoms import AtomLinear, activations
 from clplat.backbones.heads import Growing, Linear
 from clplat.config import discovery
 from clplat.errors import UserError
-from clplat.strategies.moram import AtomLinear, MoRAM, across_batch, activations
+from clplat.strategies.moram import MoRAM, across_batch
 
 
 def layer(tasks=2, rank=4, top=3, temperature=0.1, threshold=0.2, shape=(6, 9), seed=0, filled=True, dropout=0.0):
