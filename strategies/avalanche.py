@@ -11,46 +11,16 @@ Differs  a plugin sees an experience's inputs prepared but not augmented. Plugin
 from __future__ import annotations
 
 import copy
-import difflib
-import inspect
 import warnings
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from clplat import Experience, Kind, Strategy
+from clplat.components.plugins import STATE, Seen, dataset, endless, expand, make, refuse_several, restore, state_of
 from clplat.errors import UserError
-
-PLUGINS: dict[str, tuple[str, dict[str, Any]]] = {  # class, and values for the arguments that have no default
-    "ewc": ("EWCPlugin", {"ewc_lambda": 1.0}),
-    "lwf": ("LwFPlugin", {}),
-    "mas": ("MASPlugin", {}),
-    "rwalk": ("RWalkPlugin", {}),
-    "gem": ("GEMPlugin", {"patterns_per_experience": 256, "memory_strength": 0.5}),
-    "agem": ("AGEMPlugin", {"patterns_per_experience": 256, "sample_size": 256}),
-    "replay": ("ReplayPlugin", {}),
-}
-# What a plugin keeps from step to step. A-GEM and replay keep data sets and a live iterator, which can't be saved.
-STATE: dict[str, tuple[str, ...]] = {
-    "ewc": ("saved_params", "importances"),
-    "lwf": (),
-    "mas": ("params", "importance"),
-    "rwalk": ("checkpoint_params", "checkpoint_loss", "checkpoint_scores", "iter_importance", "exp_scores",
-              "exp_params", "exp_importance", "exp_penalties"),
-    "gem": ("memory_x", "memory_y", "memory_tid"),
-}  # fmt: skip
-
-
-class _Seen(SimpleNamespace):
-    """What a plugin takes for Avalanche's strategy (or an experience of it), with the attributes it was given only."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # copying and inspection ask for these
-            raise AttributeError(name)
-        raise UserError(f"strategy.plugin: it reads '{name}', which clplat does not offer to Avalanche's plugins")
 
 
 class Avalanche(Strategy):
@@ -76,9 +46,9 @@ class Avalanche(Strategy):
         **base,
     ):
         super().__init__(**base)
-        self._name, self._plugin = plugin, _make(plugin, options or {})
-        self._seen = _Seen(
-            clock=_Seen(train_exp_counter=0, train_iterations=0),
+        self._name, self._plugin = plugin, make(plugin, options or {})
+        self._seen = Seen(
+            clock=Seen(train_exp_counter=0, train_iterations=0),
             _criterion=nn.CrossEntropyLoss(),
             train_mb_size=0,
             loss=None,
@@ -87,26 +57,24 @@ class Avalanche(Strategy):
         self._before: nn.Module | None = None
         self._lost = False
 
-    # --- the loop's hooks, each calling Avalanche's at the same point of a step ------------------------------------
+    # The loop's hooks, each calling Avalanche's at the same point of a step.
 
     def grow(self, experience: Experience) -> None:
         self._before = copy.deepcopy(self.model) if self._name == "lwf" else None  # the structure LwF's teacher has
         super().grow(experience)
 
     def begin(self, experience: Experience) -> None:
-        _refuse_several(self.world_size)
+        refuse_several(self.world_size)
         if self._name not in STATE and experience.index == 0:
             warnings.warn(f"Avalanche's {self._name} can't be saved: this run is not resumable", stacklevel=2)
         self._refuse_lost()
         self._show(experience)
-        shapes = {name: p.shape for name, p in self.model.named_parameters()}
-        for name in STATE.get(self._name, ()):
-            _expand(getattr(self._plugin, name), shapes)
+        expand(self._plugin, self._name, self.model)
         self._seen.dataloader = None
         self._call("before_training")
         self._call("before_training_exp")
         loader = self._seen.dataloader
-        self._batches = None if loader is None else _endless(loader)
+        self._batches = None if loader is None else endless(loader)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         self._seen.optimizer = super().configure_optimizers()
@@ -154,122 +122,29 @@ class Avalanche(Strategy):
 
     def _show(self, experience: Experience) -> None:
         """The experience as Avalanche's data set."""
-        from avalanche.benchmarks.utils.classification_dataset import _make_taskaware_tensor_classification_dataset
-
         assert experience.train is not None
         inputs, labels = experience.train.all()[0], experience.train.targets()
         self.eval()
         inputs = self.prepare(inputs)
         self.train()
-        data = _make_taskaware_tensor_classification_dataset(inputs, labels, task_labels=0, targets=labels.tolist())
-        self._seen.experience, self._seen.adapted_dataset = _Seen(dataset=data), data
+        data = dataset(inputs, labels)
+        self._seen.experience, self._seen.adapted_dataset = Seen(dataset=data), data
         self._seen.device, self._seen.model = inputs.device, self.model
-
-    # --- state ------------------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
         clock = self._seen.clock
         state: dict[str, Any] = {"experience": clock.train_exp_counter, "iterations": clock.train_iterations}
         state["batch_size"] = self._seen.train_mb_size
-        if self._name in STATE:
-            state["plugin"] = {name: _pack(getattr(self._plugin, name)) for name in STATE[self._name]}
-        if self._name == "lwf":
-            lwf = self._plugin.lwf
-            classes = {task: sorted(known) for task, known in lwf.prev_classes_by_task.items()}
-            teacher = None if lwf.prev_model is None else dict(lwf.prev_model.state_dict())
-            state["plugin"] = {"expcount": lwf.expcount, "classes": classes, "teacher": teacher}
-        return state
+        return state | ({"plugin": state_of(self._plugin, self._name)} if self._name in STATE else {})
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         clock, self._seen.train_mb_size = self._seen.clock, state["batch_size"]
         clock.train_exp_counter, clock.train_iterations = state["experience"], state["iterations"]
-        if "plugin" not in state:
-            self._lost = clock.train_iterations > 0
-        elif self._name == "lwf":
-            self._restore_lwf(state["plugin"])
+        if "plugin" in state:
+            restore(self._plugin, self._name, state["plugin"], self.model, self._before)
         else:
-            device = next(self.model.parameters()).device
-            for name, value in state["plugin"].items():
-                setattr(self._plugin, name, _unpack(value, device, wrap=self._name != "gem"))
-
-    def _restore_lwf(self, state: dict[str, Any]) -> None:
-        lwf, teacher = self._plugin.lwf, state["teacher"]
-        lwf.expcount = state["expcount"]
-        lwf.prev_classes_by_task.update({task: set(known) for task, known in state["classes"].items()})
-        if teacher is not None:  # after an experience it has the shape of the model, inside one that of the last model
-            shapes = {name: t.shape for name, t in teacher.items()}
-            grown = all(t.shape == shapes[name] for name, t in self.model.state_dict().items())
-            lwf.prev_model = copy.deepcopy(self.model if grown else self._before)
-            lwf.prev_model.load_state_dict(teacher)
+            self._lost = clock.train_iterations > 0
 
     def _refuse_lost(self) -> None:
         if self._lost:
             raise UserError(f"resume: Avalanche's {self._name} keeps what can't be saved; start the run anew")
-
-
-def _refuse_several(processes: int) -> None:
-    if processes > 1:
-        raise UserError(
-            f"fabric.devices: {processes} is out of range (Avalanche's plugins run in one process; "
-            "clplat's own er, ewc, lwf and si run in several)"
-        )
-
-
-def _make(name: str, options: dict[str, Any]) -> Any:
-    """Avalanche's plugin with these arguments."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        _refuse_several(torch.distributed.get_world_size())  # in these the import alone fails, with a traceback
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from avalanche.training import plugins
-    except ImportError as error:
-        raise UserError(
-            f"strategy: avalanche needs avalanche-lib ({error}; install it with `pip install 'clplat[avalanche]'`)"
-        ) from error
-    cls_name, required = PLUGINS[name]
-    cls = getattr(plugins, cls_name)
-    valid = list(inspect.signature(cls).parameters)
-    unknown = [key for key in options if key not in valid]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], valid, n=1) or valid
-        raise UserError(f"strategy.options.{unknown[0]}: no such argument of {cls_name} (nearest: {', '.join(near)})")
-    try:
-        return cls(**{**required, **options})
-    except (AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"strategy.options: {cls_name} refuses {options!r} ({error})") from error
-
-
-def _endless(loader: Any) -> Iterator[Any]:
-    while True:
-        yield from loader
-
-
-def _expand(value: Any, shapes: dict[str, torch.Size], key: str = "") -> None:
-    """Give Avalanche's parameter data zeros for new rows; its own way is one that torch is removing."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            _expand(inner, shapes, name)
-    elif key in shapes and value.shape != shapes[key]:
-        old = value.data
-        value.reset_like(shapes[key])
-        value.data[tuple(slice(n) for n in old.shape)] = old
-
-
-def _pack(value: Any) -> Any:
-    """Avalanche's parameter data, in dicts, as tensors."""
-    if isinstance(value, dict):
-        return {key: _pack(inner) for key, inner in value.items()}
-    return value if value is None or isinstance(value, Tensor) else value.data
-
-
-def _unpack(value: Any, device: torch.device, *, wrap: bool) -> Any:
-    """Inverse of `_pack`; `wrap` makes Avalanche's ParamData of tensors."""
-    from avalanche.training.utils import ParamData
-
-    if isinstance(value, dict):
-        return {key: _unpack(inner, device, wrap=wrap) for key, inner in value.items()}
-    if value is None:
-        return None
-    tensor = value.to(device, copy=True)
-    return ParamData("restored", init_tensor=tensor, device=device) if wrap else tensor

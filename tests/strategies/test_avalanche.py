@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 
+from clplat.components.plugins import PLUGINS, STATE, Seen
 from clplat.errors import UserError
-from clplat.strategies.avalanche import PLUGINS, STATE, Avalanche, _Seen
+from clplat.strategies.avalanche import Avalanche
 from clplat.strategies.ewc import EWC
 from clplat.strategies.lwf import LwF
 from clplat.strategies.naive import Naive
@@ -163,7 +164,7 @@ def test_a_plugin_that_reads_more_is_refused(experiences, model, drive):
     strategy._plugin.before_backward = lambda seen: seen.evaluator
     with pytest.raises(UserError, match="it reads 'evaluator'"):
         drive(strategy, experiences(1))
-    assert copy.copy(_Seen(a=1)).a == 1
+    assert copy.copy(Seen(a=1)).a == 1
 
 
 def test_two_processes_are_refused(experiences, model):
