@@ -6,13 +6,14 @@ Shapes: B samples of a batch, C classes, D features.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clplat.components.losses import losses
 from clplat.errors import UserError
 from clplat.lightning import LightningModule
 from clplat.stream import Data, Experience, Kind
@@ -181,7 +182,7 @@ class Strategy(LightningModule):
         return raw if self._prepare is None else self._prepare(raw, augmented)
 
     def losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Loss (B,) of each sample of prepared inputs (B, ...), as the model defines it (`clplat.components.losses`).
+        """Loss (B,) of each sample of prepared inputs (B, ...), as the model defines it (see `losses` in this module).
 
         Cross-entropy for a classifier, the answer's tokens for a language model. Labels are opaque rows: (B,) class
         ids, or (B, A) token ids where answers are free text.
@@ -250,3 +251,29 @@ def check_kinds(cls: type[Strategy], kinds: list[Kind]) -> list[str]:
         f"strategy: {cls.__name__} does not handle kind '{k}', which the stream has (it handles: {can})"
         for k in missing
     ]
+
+
+def losses(model: nn.Module, inputs: Tensor, labels: Tensor, task: int | None = None) -> Tensor:
+    """Loss (B,) of each sample: the model's own `losses(inputs, labels)` where it has one, else cross-entropy.
+
+    Args:
+        inputs: (B, ...) prepared.
+        labels: (B,) class ids; or (B, A) token ids where a stream's answers are free text.
+        task: of the samples, for a model whose head asks for it.
+    """
+    own: Any = getattr(model, "losses", None)
+    if own is not None:
+        return own(inputs, labels)
+    return F.cross_entropy(model(inputs) if task is None else model(inputs, task), labels, reduction="none")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, after which every sub-module is back in the mode it was in."""
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True

@@ -25,8 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from clplat import Experience, require
 from clplat.components.generated import GeneratedClassifier
 from clplat.components.hypernetwork import Recurrent
-from clplat.run.evaluation import evaluating
 from clplat.strategies._hypernet import Hypernet
+from clplat.strategy import evaluating
 
 VALUES_AT_ONCE = 2**25  # gradient values held at a time while the Fisher information is summed
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from clplat import Data, Experience, Kind, require
 from clplat.adapters import WeightAverage
-from clplat.run.evaluation import evaluating
 from clplat.strategies.gs_lora import GSLoRA
+from clplat.strategy import evaluating
 
 CHUNK = 512  # samples whose features are made at a time
 

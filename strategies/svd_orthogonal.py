@@ -29,7 +29,7 @@ from torch import Tensor
 from clplat import Experience, Kind, Strategy, require
 from clplat.adapters.split import Block, SplitLayers
 from clplat.backbones.base import Classifier, Role
-from clplat.run.evaluation import evaluating
+from clplat.strategy import evaluating
 
 
 def normalized(importance: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from clplat.run.evaluation import evaluating
+from clplat.strategy import evaluating
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], inputs: Tensor, rows: int) -> Tensor:

@@ -5,24 +5,9 @@ Shapes: B samples of a batch, C classes, A tokens of an answer.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def losses(model: nn.Module, inputs: Tensor, labels: Tensor, task: int | None = None) -> Tensor:
-    """Loss (B,) of each sample: the model's own `losses(inputs, labels)` where it has one, else cross-entropy.
-
-    Args:
-        inputs: (B, ...) prepared.
-        labels: (B,) class ids; or (B, A) token ids where a stream's answers are free text.
-        task: of the samples, for a model whose head asks for it.
-    """
-    own: Any = getattr(model, "losses", None)
-    if own is not None:
-        return own(inputs, labels)
-    return F.cross_entropy(model(inputs) if task is None else model(inputs, task), labels, reduction="none")
+from clplat.strategy import losses
 
 
 class Losses(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clplat.components.losses import Losses
-from clplat.run.evaluation import evaluating
+from clplat.strategy import evaluating
 
 
 def path_losses(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from clplat.run.evaluation import evaluating
+from clplat.strategy import evaluating
 
 # Modules of the activation files that are no unit-wise activation.
 _NOT_UNITS = (nn.MultiheadAttention, nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d)

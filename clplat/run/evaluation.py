@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clplat.strategy import Strategy
+from clplat.strategy import Strategy, evaluating
 from clplat.stream import Data, Stream
 
 
@@ -138,15 +137,3 @@ def renew_means(strategy: Strategy, data: Data | None, batch_size: int) -> None:
         for positions in torch.arange(len(data), device=data.inputs.device).split(batch_size):
             raw, labels = data.batch(positions)
             head.update(model.features(strategy.prepare(raw)), labels)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, after which every sub-module is back in the mode it was in."""
-    training = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clplat.run.evaluation import evaluating
-from clplat.strategy import Strategy
+from clplat.strategy import Strategy, evaluating
 from clplat.stream import Experience
 
 if TYPE_CHECKING:

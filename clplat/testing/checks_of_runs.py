@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from clplat.config import discovery
 from clplat.run import checkpoint
-from clplat.run.evaluation import Evaluator, evaluating
-from clplat.strategy import Strategy, check_hooks
+from clplat.run.evaluation import Evaluator
+from clplat.strategy import Strategy, check_hooks, evaluating
 from clplat.stream import Experience, Kind
 from clplat.testing.result import NotApplicable, expect, listed
 from clplat.testing.source import argument_faults

@@ -26,12 +26,11 @@ from clplat.metrics import summarize
 from clplat.metrics.record import RunRecord
 from clplat.run import checkpoint
 from clplat.run.build import check_stream, new_record, seed_everything
-from clplat.run.evaluation import evaluating
 from clplat.run.launch import make_fabric
 from clplat.run.runlog import RunLog
 from clplat.run.runner import Runner
 from clplat.run.snapshot import restore, snapshot
-from clplat.strategy import Strategy
+from clplat.strategy import Strategy, evaluating
 from clplat.stream import Experience, Kind
 from clplat.testing.streams import CLASSES, TinyStream
 

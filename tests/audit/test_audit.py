@@ -22,7 +22,7 @@ from clplat.erasure.audit.sets import draw, sets_of
 from clplat.errors import UserError
 from clplat.run import checkpoint
 from clplat.run.build import build_strategy, build_stream
-from clplat.run.evaluation import evaluating
+from clplat.strategy import evaluating
 
 LABELS = torch.arange(4).repeat_interleave(10)
 INPUTS = CENTRES[LABELS] + 0.1 * torch.arange(40)[:, None]

@@ -7,8 +7,9 @@ from clplat.backbones.base import Classifier
 from clplat.backbones.heads import Growing, Linear
 from clplat.backbones.mlp import mlp
 from clplat.backbones.vit import vit_micro
-from clplat.components.losses import Losses, losses
+from clplat.components.losses import Losses
 from clplat.errors import UserError
+from clplat.strategy import losses
 from clplat.stream import Experience, Kind
 
 

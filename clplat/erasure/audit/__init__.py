@@ -35,7 +35,7 @@ from clplat.files import to_json, write_atomic
 from clplat.metrics.membership import cross_entropies, loss_auc
 from clplat.metrics.relearning import probe_accuracy
 from clplat.run import checkpoint
-from clplat.run.evaluation import evaluating
+from clplat.strategy import evaluating
 from clplat.stream import Data, Experience, Kind
 
 if TYPE_CHECKING:
