@@ -85,7 +85,7 @@ def ours(model: str, method: str, epochs: int, seed: int, run_dir: Path) -> Gene
 def theirs(model_name: str, method: str, epochs: int, seed: int) -> Iterator[Samples]:
     """Train by hand on the same data in the same order from the same initial weights."""
     from clplat.data.batches import epoch_order
-    from clplat.run.runner import FLUSH_STEPS
+    from clplat.run.loop import FLUSH_STEPS
 
     stream = seed_and_stream(model_name, method, epochs, seed)
     model = hand.MODELS[model_name]()
@@ -138,8 +138,8 @@ def make_runner(model: str, method: str, epochs: int, seed: int, run_dir: Path) 
     """A runner that writes to `run_dir`, and the clock it tells of every step."""
     from clplat.run.build import build_strategy, build_stream, new_record
     from clplat.run.launch import make_fabric
+    from clplat.run.loop import Runner
     from clplat.run.runlog import RunLog
-    from clplat.run.runner import Runner
 
     cfg, clock = config(model, method, epochs, seed, run_dir), Clock()
     stream = build_stream(cfg)

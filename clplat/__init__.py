@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from clplat.package import Moved, __version__
 
 if TYPE_CHECKING:
     from clplat.api import forget as forget
@@ -73,37 +72,4 @@ def __dir__() -> list[str]:
     return __all__
 
 
-class Door(ModuleType):
-    """A room that shares its name with a function of the API: `clplat.run(...)` and `clplat.run.build` are both."""
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return getattr(importlib.import_module("clplat.api"), self.__name__.rpartition(".")[2])(*args, **options)
-
-
-class _Moved:
-    """Says what a module of 0.1.0 became: those that stood side by side in `clplat/` are in rooms now."""
-
-    rooms = {  # noqa: RUF012
-        "adapters": "",
-        "backbones": "answering heads",
-        "components": "ema frozen generated hypernetwork lookahead losses memory per_parameter ridge stored",
-        "config": "discovery nested settings syntax values",
-        "data": "batches corruptions datasets scenarios splits tokens worlds",
-        "erasure": "audit counterfactual late ledger requests",
-        "metrics": "record",
-        "report": "compare",
-        "run": "build checkpoint display evaluation interaction launch measurement online progress result rundir "
-        "runlog runner schedule snapshot start summary",
-        "tracking": "charts server store",
-    }
-
-    @classmethod
-    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> None:
-        """Raise for a module that moved; anything else is left to the other finders."""
-        package, _, module = name.rpartition(".")
-        room = next((r for r, modules in cls.rooms.items() if module in modules.split()), None)
-        if package == __name__ and room is not None:
-            raise ModuleNotFoundError(f"{name} is clplat.{room}.{module} now", name=name)
-
-
-sys.meta_path.append(_Moved)
+sys.meta_path.append(Moved)

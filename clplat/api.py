@@ -41,23 +41,25 @@ def run_config(
     config: Config, *, dry_run: bool = False, quiet: bool = False, run_dir: Path | None = None, report: bool = True
 ) -> Result:
     """One run of a resolved configuration; `run_dir` overrides where it goes. Raises as `run` does."""
+    from clplat.report.write import report_run
     from clplat.run.launch import launch
 
     if dry_run:
         return _dry_run(config)
-    return launch(config, run_dir, quiet=quiet, report=report)
+    return launch(config, run_dir, quiet=quiet, report=report_run if report else None)
 
 
 def resume(run_dir: str | Path, *, quiet: bool = False) -> Result:
     """Go on with a run from its last good checkpoint, mid-experience included. Raises as `run` does."""
     from clplat.config.resolve import resolve
+    from clplat.report.write import report_run
     from clplat.run.launch import launch
 
     run_dir = Path(run_dir)
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"resume: {run_dir} is no run directory (config.yaml is missing in it)")
-    return launch(resolve(config=path), run_dir, quiet=quiet, resumed=True)
+    return launch(resolve(config=path), run_dir, quiet=quiet, resumed=True, report=report_run)
 
 
 def forget(run_dir: str | Path, request: str | Sequence[str], *, quiet: bool = True) -> Strategy:
@@ -79,13 +81,37 @@ def forget(run_dir: str | Path, request: str | Sequence[str], *, quiet: bool = T
     from clplat.erasure import late
 
     run_dir = Path(run_dir)
-    former = late.add(run_dir, [request] if isinstance(request, str) else list(request))
+    former = _note_request(run_dir, [request] if isinstance(request, str) else list(request))
     try:
         resume(run_dir, quiet=quiet)
     except UserError:
         late.withdraw(run_dir, former)
         raise
     return load(run_dir)
+
+
+def _note_request(run_dir: Path, ids: list[str]) -> int:
+    """Note a request in the folder of a finished run, having checked it. Returns how many there were before."""
+    from clplat.config import discovery
+    from clplat.config.resolve import resolve
+    from clplat.erasure import late
+    from clplat.run.build import build_stream
+    from clplat.strategy import check_kinds
+    from clplat.stream import Kind
+
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"forget: {run_dir} is no run directory (config.yaml is missing in it)")
+    config = resolve(config=run_dir / "config.yaml")
+    if faults := check_kinds(discovery.load("strategies", config.strategy.name), [Kind.FORGET]):
+        raise UserError(*faults)
+    with checkpoint.lock(run_dir):
+        state, notes = checkpoint.load_newest(run_dir / "checkpoints")
+        stream = build_stream(config)
+        late.extend(stream, run_dir)
+        if state is None or state["progress"]["experience"] < len(stream):
+            way = f"go on with it first (clplat run --resume {run_dir})"
+            raise UserError(f"forget: {run_dir} is not finished: {way}", *notes)
+        return late.note(run_dir, stream, ids)
 
 
 def load(run_dir: str | Path) -> Strategy:
@@ -122,9 +148,9 @@ def _dry_run(config: Config) -> Result:
     from clplat.run.launch import launch
     from clplat.run.start import start_run
 
-    kept = start_run(config, quiet=True, make=False)  # a run to start from is not made for two steps
+    kept = start_run(config, None)  # a run to start from is not made for two steps
     config = replace(config, start=replace(config.start, run=str(kept)) if kept else StartSettings())
     loop = replace(config.loop, max_steps=2, stop_after=1, eval_every=None, checkpoint_every=None)
     config = replace(config, loop=loop, tracking=replace(config.tracking, enabled=False))
     with tempfile.TemporaryDirectory(prefix="clplat-dry-run-") as folder:
-        return launch(config, Path(folder), quiet=True, report=False)
+        return launch(config, Path(folder), quiet=True)

@@ -10,20 +10,9 @@ import importlib
 import os
 import sys
 
-from clplat import __version__
+from clplat.commands import COMMANDS
 from clplat.errors import ClplatError, UserError
-
-COMMANDS = {
-    "run": "run a configuration, or several of them under several seeds",
-    "list": "strategies, streams, backbones, heads, metrics and experiments",
-    "check": "the conformance suite on a strategy, a third party's too",
-    "cp": "copy a shipped experiment, to change it",
-    "validate": "report all faults of a configuration at once",
-    "sweep": "search hyper-parameters; any number of workers may join",
-    "report": "compare runs: tables and plots in one HTML file",
-    "ui": "the MLflow server on the local store",
-    "completion": "print a completion script for bash or zsh",
-}
+from clplat.package import __version__
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -36,8 +36,8 @@ def make_runner() -> Iterator[Callable[..., Any]]:
     from clplat.config.resolve import resolve
     from clplat.run.build import build_strategy, build_stream, new_record
     from clplat.run.launch import make_fabric
+    from clplat.run.loop import Runner
     from clplat.run.runlog import RunLog
-    from clplat.run.runner import Runner
 
     logs = []
 

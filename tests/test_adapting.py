@@ -14,7 +14,7 @@ import torch
 import clplat
 from clplat.errors import Interrupted
 from clplat.run import checkpoint
-from clplat.run.snapshot import restore
+from clplat.run.saving import restore
 
 FILE = Path(__file__).with_name("adapting.py")
 

@@ -300,7 +300,7 @@ def test_validate(capsys: pytest.CaptureFixture[str], tmp_path: Path):
         (["check", "naive"], "testing", "check", (("naive",), {})),
         (
             ["sweep", "c.yaml", "--trials", "3", "--loop.max_epochs", "2"],
-            "sweep",
+            "sweep.study",
             "sweep",
             (
                 ("c.yaml", ["--loop.max_epochs", "2"]),
@@ -309,7 +309,7 @@ def test_validate(capsys: pytest.CaptureFixture[str], tmp_path: Path):
         ),
         (
             ["ui", "--output", "there", "--port", "0"],
-            "server",
+            "tracking.server",
             "serve",
             (("there",), {"uri": None, "host": "127.0.0.1", "port": 0, "experiment": "clplat"}),
         ),

@@ -15,7 +15,7 @@ from scipy import stats
 
 from clplat.errors import UserError
 from clplat.report import compare
-from clplat.report.tables import plain
+from clplat.report.tables import console_comparison, plain
 
 reals = st.floats(-1, 1, allow_nan=False).map(lambda v: round(v, 4))
 samples = st.lists(reals, min_size=3, max_size=12).filter(lambda v: np.std(v) > 1e-3)
@@ -204,7 +204,7 @@ def test_a_killed_run_without_summary_counts_as_interrupted(tmp_path):
 def test_console_comparison_states_numbers_and_test():
     runs = [run("er", s, v) for s, v in enumerate((0.90, 0.91, 0.93))]
     runs += [run("naive", s, v) for s, v in enumerate((0.50, 0.55, 0.52))]
-    text = " ".join(plain(compare.console_comparison(runs)).split())
+    text = " ".join(plain(console_comparison(runs)).split())
     assert "0.913 ± 0.038" in text
     assert (
         "Paired t-test over shared seeds on average accuracy (Holm-corrected), er minus naive: +0.390 [0.324, 0.456]"
@@ -214,17 +214,17 @@ def test_console_comparison_states_numbers_and_test():
 
 
 def test_console_comparison_of_single_seeds_says_once_that_nothing_is_tested():
-    text = " ".join(plain(compare.console_comparison([run("er"), run("naive"), run("ewc")])).split())
+    text = " ".join(plain(console_comparison([run("er"), run("naive"), run("ewc")])).split())
     assert text.count("a paired test needs 2 or more") == 1
     assert "No paired test on average accuracy" in text
 
 
 def test_console_comparison_survives_markup_in_names():
-    assert "[bold]x" in plain(compare.console_comparison([run("[bold]x")]))
+    assert "[bold]x" in plain(console_comparison([run("[bold]x")]))
 
 
 def test_comparing_imports_no_torch():
-    code = ("import sys, clplat.report.compare as c; "
-            "c.console_comparison([{'strategy': 'a', 'stream': 's', 'seed': 0}]); "
+    code = ("import sys, clplat.report.tables as t; "
+            "t.console_comparison([{'strategy': 'a', 'stream': 's', 'seed': 0}]); "
             "import clplat.report; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)")  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,8 +1,9 @@
-"""The shape of the code: which way imports point, how long files and functions may be, what strategies may not do."""
+"""The shape of the code: which room may import which, how long files and functions are, what strategies may not."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,8 +35,89 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def modules() -> dict[str, Path]:
+    """The files of the platform by dotted name."""
+    found = {}
+    for path in sources("clplat"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def arrows() -> dict[str, set[str]]:
+    """Each file of the platform with those it imports: inside functions, and for types only, too."""
+    known = modules()
+    found: dict[str, set[str]] = {name: set() for name in known}
+    for name, path in known.items():
+        for target in imports(path):
+            while target and target not in known:
+                target = target.rpartition(".")[0]
+            if target and target != name:
+                found[name].add(target)
+    return found
+
+
+CONTRACT = "contract"
+ROOMS = {  # what each may import beside itself; `docs/architecture.md` shows it
+    CONTRACT: set[str](),
+    "config": {CONTRACT},
+    "data": {CONTRACT, "config"},
+    "backbones": {CONTRACT, "data"},
+    "components": {CONTRACT, "data", "backbones"},
+    "adapters": {CONTRACT, "backbones", "components"},
+    "metrics": {CONTRACT},
+    "erasure": {CONTRACT, "config", "components", "metrics"},
+    "tracking": {CONTRACT, "config", "metrics"},
+    "run": {CONTRACT, "config", "data", "backbones", "components", "metrics", "erasure", "tracking"},
+    "report": {CONTRACT, "config", "metrics", "erasure", "run"},
+    "api": {CONTRACT, "config", "metrics", "erasure", "run", "report"},
+    "sweep": {CONTRACT, "config", "metrics", "api"},
+    "testing": {CONTRACT, "config", "data", "backbones", "components", "metrics", "run"},
+    "commands": {CONTRACT, "config", "metrics", "erasure", "tracking", "run", "report", "api", "sweep", "testing"},
+    "cli": {CONTRACT, "commands"},
+}
+# The files at the top of clplat/ that users write against, and what these need.
+_CONTRACT = ("stream", "strategy", "errors", "files", "lightning", "package")
+
+
+def room(name: str) -> str:
+    """The room of a module: its folder, or `contract`; `api`, `cli` and the package itself are rooms of one file."""
+    first = name.removeprefix("clplat").removeprefix(".").partition(".")[0]
+    return CONTRACT if first in _CONTRACT else first or "clplat"
+
+
 def test_sources_are_found() -> None:
     assert len(list(sources(*FOLDERS))) > 50
+
+
+def test_rooms_import_only_what_their_row_allows() -> None:
+    found = arrows()
+    rooms = {room(name) for name in found} - {"clplat", "__main__"}  # the package hands out names of every room
+    assert rooms == ROOMS.keys(), "a folder or file without a row in ROOMS"
+    broken = [
+        f"{name} imports {target}: {room(name)} may not import {room(target)}"
+        for name, targets in sorted(found.items())
+        for target in sorted(targets)
+        if room(name) in ROOMS and room(target) not in ROOMS[room(name)] | {room(name)}
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    sorter = graphlib.TopologicalSorter(arrows())
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" → ".join(reversed(error.args[1])))
+
+
+def test_a_room_says_what_lives_in_it() -> None:
+    folders = [name for name in ROOMS if (ROOT / "clplat" / name).is_dir()]
+    assert len(folders) > 10
+    for name in folders:
+        said = ast.get_docstring(ast.parse((ROOT / "clplat" / name / "__init__.py").read_text()))
+        assert said, name
+        assert "import" in said, f"clplat/{name}/__init__.py does not say what may import what"
 
 
 def test_the_platform_imports_no_strategy_stream_or_experiment() -> None:
@@ -51,7 +133,7 @@ def test_strategies_and_streams_import_only_what_is_below() -> None:
             for name in imports(path):
                 if re.match(r"^clplat\.(strategies|streams|experiments)\.", name):
                     assert re.match(own, name), f"{path.name} imports {name}"
-                assert not re.match(r"^clplat\.(runner|launch|cli|commands|api|report|tracking|sweep)", name), path.name
+                assert not re.match(r"^clplat\.(run|cli|commands|api|report|tracking|sweep)\.", name), path.name
 
 
 @pytest.mark.parametrize("path", list(sources(*FOLDERS)), ids=lambda p: str(p.relative_to(ROOT)))

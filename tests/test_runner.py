@@ -15,10 +15,11 @@ import clplat
 from clplat import Kind
 from clplat.config.resolve import resolve
 from clplat.errors import DivergedError, Interrupted, UserError
-from clplat.run import checkpoint
+from clplat.run import checkpoint, measuring
 from clplat.run.build import build_stream
-from clplat.run.runner import Runner
-from clplat.run.snapshot import restore, snapshot
+from clplat.run.loop import Runner
+from clplat.run.saving import restore, snapshot
+from clplat.run.step import total_steps
 
 
 def outcome(runner: Runner) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def test_evaluation_is_one_pass(make_runner: Any) -> None:
     runner, seen = make_runner(), []
     predict = runner.strategy.predict
     object.__setattr__(runner.strategy, "predict", lambda x, task=None: seen.append(len(x)) or predict(x, task))
-    runner._evaluate()
+    measuring.evaluate(runner)
     total = sum(len(e.test) for e in runner.stream if e.test is not None)
     assert sum(seen) == total
     assert len(seen) == -(-total // runner.loop.eval_batch_size)  # all test sets in shared batches
@@ -146,7 +147,7 @@ def test_evaluation_changes_nothing(make_runner: Any) -> None:
     runner.strategy.dropout.eval()
     before = {k: v.clone() for k, v in runner.strategy.state_dict().items() if isinstance(v, torch.Tensor)}
     modes, rng = [m.training for m in runner.strategy.modules()], torch.get_rng_state()
-    runner._evaluate()
+    measuring.evaluate(runner)
     assert [m.training for m in runner.strategy.modules()] == modes
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(v, before[k]) for k, v in runner.strategy.state_dict().items() if k in before)
@@ -175,8 +176,8 @@ def test_accumulation_steps_once_per_window(make_runner: Any) -> None:
     object.__setattr__(runner.strategy, "after_step", lambda: calls.append(1) or after())
     runner._train(runner.stream[0])
     batches = -(-len(runner.stream[0].train) // 8)
-    assert len(calls) == runner.progress.steps == -(-batches // 3) == runner.total_steps(runner.stream[0])
-    assert plain.total_steps(plain.stream[0]) == 2 * batches
+    assert len(calls) == runner.progress.steps == -(-batches // 3) == total_steps(runner, runner.stream[0])
+    assert total_steps(plain, plain.stream[0]) == 2 * batches
 
 
 def test_cosine_schedule_with_warmup_ends_near_zero(make_runner: Any) -> None:

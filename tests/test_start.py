@@ -14,6 +14,7 @@ import clplat
 from clplat.cli import main
 from clplat.errors import UserError
 from clplat.run import checkpoint
+from clplat.run.step import total_steps
 from clplat.stream import Data, Experience, Kind, Stream
 
 SMALL: dict[str, Any] = {
@@ -149,8 +150,8 @@ def runner_over(stream: Stream, **loop: Any) -> Any:
     from clplat.config.settings import FabricSettings, LoopSettings
     from clplat.run.build import new_record
     from clplat.run.launch import make_fabric
+    from clplat.run.loop import Runner
     from clplat.run.runlog import RunLog
-    from clplat.run.runner import Runner
 
     fabric = make_fabric(FabricSettings(accelerator="cpu"))
     fabric.launch()
@@ -177,7 +178,7 @@ def test_forget_epochs_and_rows() -> None:
     runner = runner_over(stream, batch_size=8, max_epochs=1, forget_epochs=3)
     runner.run()
     assert [sorted(rows) for rows in runner.strategy.seen] == [list(range(8))] * 3
-    assert runner.total_steps(stream[1]) == 3
+    assert total_steps(runner, stream[1]) == 3
 
 
 def test_retraining_goes_back_to_before_the_start_run(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Low-rank adapters that strategies share, on Hugging Face `peft`; importing this does not import it."""
+"""Low-rank adapters that strategies share, on Hugging Face `peft`; importing this does not import it.
+
+May import the contract, `backbones` and `components`.
+"""
 
 from clplat.adapters.average import WeightAverage
 from clplat.adapters.lora import LoRA, block_of, plain_state

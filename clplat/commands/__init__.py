@@ -1,4 +1,17 @@
-"""One module per command: `configure(parser)` adds its arguments, `main(args)` runs it and returns the exit code.
+"""One module a command: `configure` gives it its arguments, `main` does it and returns the exit code.
 
-A module with `TAKES_KEYS = True` is also given `args.keys`: the flags that are keys of a configuration.
+A module with `TAKES_KEYS = True` is also given `args.keys`: the flags that are keys of a configuration. May import
+everything but `cli`.
 """
+
+COMMANDS = {
+    "run": "run a configuration, or several of them under several seeds",
+    "list": "strategies, streams, backbones, heads, metrics and experiments",
+    "check": "the conformance suite on a strategy, a third party's too",
+    "cp": "copy a shipped experiment, to change it",
+    "validate": "report all faults of a configuration at once",
+    "sweep": "search hyper-parameters; any number of workers may join",
+    "report": "compare runs: tables and plots in one HTML file",
+    "ui": "the MLflow server on the local store",
+    "completion": "print a completion script for bash or zsh",
+}

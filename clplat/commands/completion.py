@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
+from clplat.commands import COMMANDS
 from clplat.commands.arguments import Parser, parser_for
 from clplat.config import discovery
 from clplat.config.resolve import PARTS, SECTIONS, experiments, section_options
@@ -26,8 +27,6 @@ def main(args: argparse.Namespace) -> int:
 
 def _whole_parser() -> argparse.ArgumentParser:
     """One argparse parser of all commands and general keys, for shtab to read; nothing parses with it."""
-    from clplat.cli import COMMANDS
-
     top = argparse.ArgumentParser(prog="clplat")
     commands = top.add_subparsers()
     for command, text in COMMANDS.items():

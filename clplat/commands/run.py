@@ -118,7 +118,8 @@ def _compare(run_dirs: list[Path], configs: list[Config]) -> None:
     from rich.console import Console
 
     from clplat.report import write_report
-    from clplat.report.compare import console_comparison, load_summaries
+    from clplat.report.compare import load_summaries
+    from clplat.report.tables import console_comparison
 
     console = Console()
     console.width = max(console.width, 100)  # narrower, and the names of strategies are cut

@@ -1,4 +1,4 @@
 """What strategies are composed of: memories, slow copies, per-parameter state, ridge regression, hypernetworks.
 
-May import the contract and `backbones`.
+May import the contract, `data` and `backbones`.
 """

@@ -10,45 +10,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from clplat.config.discovery import load as load_part
-from clplat.config.resolve import resolve
 from clplat.erasure.requests import History
-from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
-from clplat.metrics.record import ExperienceRecord
-from clplat.run import checkpoint
-from clplat.run.build import build_stream
-from clplat.strategy import check_kinds
 from clplat.stream import Kind, Stream
-
-if TYPE_CHECKING:
-    from clplat.run.runner import Runner
 
 FILE = "requests.json"
 
 
-def add(run_dir: Path, ids: Sequence[str]) -> int:
-    """Note a request in the folder of a finished run, having checked it. Returns how many there were before.
+def note(run_dir: Path, stream: Stream, ids: Sequence[str]) -> int:
+    """Note a request in a run's folder, having checked it against `stream`. Returns how many there were before.
 
     Raises:
-        UserError: no finished run; a strategy that can't erase; a request that the ledger refuses. Nothing is changed.
+        UserError: the ledger refuses it; nothing is changed.
     """
-    if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"forget: {run_dir} is no run directory (config.yaml is missing in it)")
-    config = resolve(config=run_dir / "config.yaml")
-    if faults := check_kinds(load_part("strategies", config.strategy.name), [Kind.FORGET]):
-        raise UserError(*faults)
-    with checkpoint.lock(run_dir):
-        state, notes = checkpoint.load_newest(run_dir / "checkpoints")
-        stream, former = build_stream(config), _read(run_dir)
-        extend(stream, run_dir)
-        if state is None or state["progress"]["experience"] < len(stream):
-            way = f"go on with it first (clplat run --resume {run_dir})"
-            raise UserError(f"forget: {run_dir} is not finished: {way}", *notes)
-        _append(stream, ids)
-        write_atomic(run_dir / FILE, to_json([*former, list(ids)], indent=1))
+    former = _read(run_dir)
+    _append(stream, ids)
+    write_atomic(run_dir / FILE, to_json([*former, list(ids)], indent=1))
     return len(former)
 
 
@@ -61,20 +39,6 @@ def extend(stream: Stream, run_dir: Path) -> None:
     """Append to a stream what was asked of the run since. Raises UserError as the ledger does."""
     for ids in _read(run_dir):
         _append(stream, ids)
-
-
-def measure(runner: Runner, facts: Sequence[ExperienceRecord]) -> None:
-    """Give requests that a restored record does not know yet a column, measured in the row that they start from.
-
-    Args:
-        facts: of all experiences of the runner's stream.
-    """
-    record = runner.record
-    if len(record.experiences) < len(facts):
-        record.experiences += facts[len(record.experiences) :]
-        for row in record.matrix:
-            row += [None] * (len(facts) - len(row))
-        record.matrix[-1] = runner._evaluate()
 
 
 def _append(stream: Stream, ids: Sequence[str]) -> None:

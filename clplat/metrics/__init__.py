@@ -1,6 +1,6 @@
 """Metrics of a run: what each one is (`catalogue`), and its computation from a `RunRecord`.
 
-Importing this package imports neither torch nor numpy: each name is fetched when first asked for.
+May import the contract. Importing this package loads neither torch nor numpy: names are fetched when asked for.
 """
 
 from __future__ import annotations

@@ -29,8 +29,6 @@ from scipy.special import stdtr, stdtrit
 from clplat.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from clplat.metrics.catalogue import MetricInfo
 
 HEADLINE = ("average_accuracy", "forgetting", "plasticity", "stability", "train_seconds")
@@ -350,10 +348,3 @@ def higher_is_better(metric: str) -> bool | None:
     """Direction of a metric or cost; None where neither direction is better, or for an unknown name."""
     info = metric_info(metric)
     return None if info is None else info.higher_is_better
-
-
-def console_comparison(summaries: Sequence[dict[str, Any]]) -> Table:
-    """Strategies × headline metrics, mean ± half the 95 % interval over seeds, with the paired test as caption."""
-    from clplat.report.tables import rich_comparison
-
-    return rich_comparison(split_streams(summaries))

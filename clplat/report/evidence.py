@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-import clplat
-from clplat.erasure.audit import audit_dir
+from clplat.erasure.audit.audit import audit_dir
 from clplat.erasure.audit.sets import SETS
 from clplat.errors import UserError
 from clplat.metrics import membership, reference
 from clplat.metrics.record import RunRecord
 from clplat.metrics.relearning import RelearnTime, anamnesis_index, relearn_time
 from clplat.metrics.summary import per_request
+from clplat.package import __version__
 from clplat.report.compare import load_summaries
 from clplat.report.data import read_log
 from clplat.run import checkpoint
@@ -48,7 +48,7 @@ def evidence(run_dir: Path | str, oracle_dir: Path | str | None = None) -> dict[
         raise UserError(f"oracle: {oracle_dir} is a run on another stream (its experiences are not those of {run_dir})")
     entries = [_entry(run, oracle, index) for index in run.requests]
     return {
-        "clplat": clplat.__version__,
+        "clplat": __version__,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": run.facts(),
         "oracle": None if oracle is None else oracle.facts(),

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import clplat
+from clplat.package import __version__
 from clplat.report.compare import Group
 from clplat.report.data import longest_experiences
 from clplat.report.numbers import show_estimate, unit_of
@@ -77,7 +77,7 @@ def document(eyebrow: str, title: str, top: str, main: str, beside: str) -> str:
 <main class="wrap">
 {main}
 </main>
-<footer class="wrap">Written by clplat {escape(clplat.__version__)}. {beside}</footer>
+<footer class="wrap">Written by clplat {escape(__version__)}. {beside}</footer>
 <script>{script}</script>
 </body>
 </html>

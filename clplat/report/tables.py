@@ -14,6 +14,7 @@ from clplat.report.compare import (
     against_best,
     higher_is_better,
     metric_names,
+    split_streams,
     value_of,
 )
 from clplat.report.data import longest_experiences
@@ -146,6 +147,11 @@ def rich_comparison(streams: Sequence[Sequence[Group]]) -> Table:
         notes += [f"{g.label}: {status}." for g in groups if (status := status_text(g))]
     table.caption = Text("\n".join(notes))
     return table
+
+
+def console_comparison(summaries: Sequence[dict[str, Any]]) -> Table:
+    """Strategies × headline metrics, mean ± half the 95 % interval over seeds, with the paired test as caption."""
+    return rich_comparison(split_streams(summaries))
 
 
 def plain(table: Table, width: int = 140) -> str:

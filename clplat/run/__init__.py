@@ -5,6 +5,6 @@ May import the contract, `config`, `data`, `backbones`, `components`, `metrics`,
 
 import sys
 
-from clplat import Door
+from clplat.package import Door
 
 sys.modules[__name__].__class__ = Door

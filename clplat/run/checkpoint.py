@@ -13,52 +13,16 @@ import shutil
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from clplat.components.state import flatten, unflatten
 from clplat.errors import UserError
 from clplat.files import sync_folder, write_atomic
 
-_PLAIN = (bool, int, float, str, type(None))
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
-
-
-def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """The state with each tensor replaced by a reference into `tensors`, which is filled.
-
-    Dicts may have string or integer keys; tuples come back as lists.
-
-    Raises:
-        TypeError: for a value that is neither tensor, number, string, None, list, tuple nor dict; names its path.
-    """
-    if isinstance(state, Tensor):
-        tensors[path] = state.detach()
-        return {"$tensor": path}
-    if isinstance(state, dict):
-        keys = "int" if state and all(isinstance(k, int) for k in state) else "str"
-        if keys == "str" and not all(isinstance(k, str) for k in state):
-            raise TypeError(f"checkpoint: keys of {path or 'the state'} must be all strings or all integers")
-        return {"$dict": keys, "items": {str(k): flatten(v, tensors, f"{path}/{k}") for k, v in state.items()}}
-    if isinstance(state, list | tuple):
-        return [flatten(v, tensors, f"{path}/{i}") for i, v in enumerate(state)]
-    if isinstance(state, _PLAIN):
-        return state
-    raise TypeError(f"checkpoint: {path} holds a {type(state).__name__}; only tensors and plain values can be saved")
-
-
-def unflatten(plain: Any, tensors: dict[str, Tensor]) -> Any:
-    """Inverse of `flatten`."""
-    if isinstance(plain, dict):
-        if "$tensor" in plain:
-            return tensors[plain["$tensor"]]
-        key = int if plain["$dict"] == "int" else str
-        return {key(k): unflatten(v, tensors) for k, v in plain["items"].items()}
-    if isinstance(plain, list):
-        return [unflatten(v, tensors) for v in plain]
-    return plain
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -144,34 +108,3 @@ def lock(run_dir: Path) -> IO[str]:
         handle.close()
         raise UserError(f"resume: {run_dir} is in use by another process; wait for it or stop it") from error
     return handle
-
-
-def rng_state() -> dict[str, Any]:
-    """All random states of this process in tensors and plain values."""
-    import random
-
-    import numpy as np
-
-    version, internal, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - strategies and libraries may draw from it
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": [version, list(internal), gauss],
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype("int64")), *rest],
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Inverse of `rng_state`."""
-    import random
-
-    import numpy as np
-
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype("uint32"), *rest))  # noqa: NPY002

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from clplat.run.state import RunState
 from clplat.strategy import Strategy, evaluating
 from clplat.stream import Experience
-
-if TYPE_CHECKING:
-    from clplat.run.runner import Runner
 
 PAUSE: Any = object()  # a moment between episodes, without a step, at which the run can be saved
 
@@ -27,19 +25,19 @@ class Transition(NamedTuple):
     terminated: bool
 
 
-def play(runner: Runner, experience: Experience) -> Iterator[Tensor | None]:
+def play(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
     """Act, store, and train as often as `observe` asks, for the experience's `env_steps`.
 
     Each episode starts from a seed of its own, so a run that was stopped goes on from the last whole episode.
     """
     assert experience.environment is not None
-    p, strategy, environment = runner.progress, runner.strategy, experience.environment()
-    if not runner.returns:
-        before = evaluate_return(strategy, experience, runner.loop.eval_episodes, runner.seed)
-        runner.returns = {"experience": experience.index, "before": before, "evaluations": []}
+    p, strategy, environment = run.progress, run.strategy, experience.environment()
+    if not run.returns:
+        before = evaluate_return(strategy, experience, run.loop.eval_episodes, run.seed)
+        run.returns = {"experience": experience.index, "before": before, "evaluations": []}
     while p.env_step < experience.env_steps:
-        runner.may_save = False
-        observation, _ = environment.reset(seed=_seed(runner.seed, experience.index, p.episode))
+        run.may_save = False
+        observation, _ = environment.reset(seed=_seed(run.seed, experience.index, p.episode))
         done = False
         while not done and p.env_step < experience.env_steps:
             action = strategy.act(observation, True)
@@ -47,24 +45,24 @@ def play(runner: Runner, experience: Experience) -> Iterator[Tensor | None]:
             updates = strategy.observe(Transition(observation, action, float(reward), following, bool(terminated)))
             observation, done = following, bool(terminated or truncated)
             p.env_step += 1
-            runner.window, runner.boundary = 1, True
+            run.window, run.boundary = 1, True
             if updates == 0:
                 yield None
             for index in range(updates):
-                yield runner.hook("training_step")(None, index)
-            every = runner.loop.eval_every
+                yield run.hook("training_step")(None, index)
+            every = run.loop.eval_every
             if every and p.env_step % every == 0:
-                _log_return(runner, experience)
+                _log_return(run, experience)
         p.episode += 1
-        runner.may_save = True
+        run.may_save = True
         yield PAUSE
-    _log_return(runner, experience)
+    _log_return(run, experience)
 
 
-def _log_return(runner: Runner, experience: Experience) -> None:
-    value = evaluate_return(runner.strategy, experience, runner.loop.eval_episodes, runner.seed)
-    runner.returns["evaluations"].append([runner.progress.env_step, value])
-    runner.log.step(runner.progress.total_steps, {"interact/return": value})
+def _log_return(run: RunState, experience: Experience) -> None:
+    value = evaluate_return(run.strategy, experience, run.loop.eval_episodes, run.seed)
+    run.returns["evaluations"].append([run.progress.env_step, value])
+    run.log.step(run.progress.total_steps, {"interact/return": value})
 
 
 def evaluate_return(strategy: Strategy, experience: Experience, episodes: int, seed: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import functools
 import inspect
 import os
 import signal
@@ -23,32 +24,38 @@ from clplat.erasure import late
 from clplat.errors import ClplatError, Interrupted, UserError
 from clplat.files import to_json, write_atomic
 from clplat.lightning import Fabric
+from clplat.metrics.record import RunRecord
 from clplat.run import checkpoint
 from clplat.run.build import build, new_record, read_reference
+from clplat.run.loop import Runner
 from clplat.run.result import Result
 from clplat.run.rundir import make_run_dir
 from clplat.run.runlog import RunLog, flat
-from clplat.run.runner import Runner
-from clplat.run.snapshot import restore
+from clplat.run.saving import restore
 from clplat.run.start import carried_optimizer, start_run
+from clplat.run.step import total_steps
 from clplat.run.summary import git_commit, summary
-from clplat.stream import Kind
 
 if TYPE_CHECKING:
     from clplat.tracking.client import Tracker
 
+# What writes the reports of a run: (its folder, its record, folder of an oracle) → files written.
+Report = Callable[[Path, RunRecord, str | None], list[Path]]
 
 # The disk, a quota or a read-only folder stands in the way: the user's to mend, not a defect of the program.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
-def launch(config: Config, run_dir: Path | None, *, quiet: bool, resumed: bool = False, report: bool = True) -> Result:
+def launch(
+    config: Config, run_dir: Path | None, *, quiet: bool, resumed: bool = False, report: Report | None = None
+) -> Result:
     """Run on the processes that `config.fabric` asks for. Raises as `clplat.run` does.
 
     Args:
         run_dir: of the run; None makes one once everything is built, so that a refused run leaves no folder.
+        report: writes what is to be read of the run into its folder when it has ended, whatever its status.
     """
-    start = None if resumed else start_run(config, quiet=quiet)
+    start = None if resumed else start_run(config, functools.partial(launch, quiet=quiet, report=report))
     fabric = make_fabric(config.fabric)
     if isinstance(fabric.strategy.launcher, _spawning()):
         with _forwarded_signals(), _same_environment():
@@ -106,7 +113,13 @@ def _guarded(fabric: Fabric, *args: Any) -> dict[str, Any]:
 
 
 def _work(
-    fabric: Fabric, config: Config, run_dir: Path | None, start: Path | None, quiet: bool, resumed: bool, report: bool
+    fabric: Fabric,
+    config: Config,
+    run_dir: Path | None,
+    start: Path | None,
+    quiet: bool,
+    resumed: bool,
+    report: Report | None,
 ) -> dict[str, Any]:
     started, first = time.perf_counter(), fabric.global_rank == 0
     if fabric.world_size > 1:
@@ -134,7 +147,7 @@ def _work(
         from clplat.run.display import Display
 
         title = f"{config.name or config.strategy.name}, seed {config.seed}"
-        log.display = Display(title, sum(runner.total_steps(e) for e in stream), len(stream))
+        log.display = Display(title, sum(total_steps(runner, e) for e in stream), len(stream))
     status, result = "failed", dict[str, Any](run_dir=str(run_dir), summary={}, note=None)
     try:
         with _stop_on_signal(runner):
@@ -175,19 +188,15 @@ def _newest_state(run_dir: Path, tell: bool) -> dict[str, Any] | None:
 
 
 def _close(
-    config: Config, run_dir: Path, record: Any, status: str, tracker: Tracker | None, report: bool
+    config: Config, run_dir: Path, record: RunRecord, status: str, tracker: Tracker | None, report: Report | None
 ) -> dict[str, Any]:
     """Write summary and report, and hand everything to tracking. A full disk must not hide the error that led here."""
     facts, artifacts = summary(config, record, status), [run_dir / "config.yaml"]
     try:
         write_atomic(run_dir / "summary.json", to_json(facts, indent=1))
         artifacts.append(run_dir / "summary.json")
-        if report:
-            from clplat.report import write_report
-
-            artifacts += [write_report([run_dir], run_dir), run_dir / "figures"]
-            if any(e.kind is Kind.FORGET for e in record.experiences):
-                artifacts += _erasure_report(run_dir, config.audit.oracle)
+        if report is not None:
+            artifacts += report(run_dir, record, config.audit.oracle)
     except OSError as error:
         if status == "complete":
             raise UserError(f"output: could not write in {run_dir}: {error.strerror}") from error
@@ -197,18 +206,6 @@ def _close(
         tracker.start()
         note = tracker.finish(outcome, [a for a in artifacts if a.exists()])
     return {"run_dir": str(run_dir), "summary": facts, "note": note}
-
-
-def _erasure_report(run_dir: Path, oracle: str | None) -> list[Path]:
-    """Write it; an oracle that does not fit is said on stderr and left out, since the run is done."""
-    from clplat.report.erasure import write_erasure
-
-    try:
-        page = write_erasure(run_dir, oracle)
-    except UserError as error:
-        print(f"clplat: {error}: the erasure report is written without it", file=sys.stderr, flush=True)
-        page = write_erasure(run_dir)
-    return [] if page is None else [page, page.with_suffix(".json")]
 
 
 def _tracker(config: Config, run_dir: Path, stream: Any) -> Tracker:

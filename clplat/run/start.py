@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,17 @@ from clplat.errors import UserError
 from clplat.run import checkpoint
 from clplat.strategy import Strategy
 
+Launch = Callable[..., Any]
 
-def start_run(config: Config, *, quiet: bool, make: bool = True) -> Path | None:
+
+def start_run(config: Config, launch: Launch | None) -> Path | None:
     """Folder of the finished run that `config.start.run` names; None where it names none.
 
     A configuration is run into `<output>/start/<name>-<digest>/` with its own seed, gone on with where it was cut
     off, and found there by all later runs.
 
     Args:
-        quiet: no progress on the screen.
-        make: run what is not there yet; else None is returned for it.
+        launch: runs what is not there yet: `launch(config, folder, resumed=...)`; without it None is returned for it.
 
     Raises:
         UserError: neither a run nor a configuration, or the run is not finished.
@@ -39,14 +41,11 @@ def start_run(config: Config, *, quiet: bool, make: bool = True) -> Path | None:
     folder = _folder(source)
     if (folder / "summary.json").is_file() and _status(folder) == "complete":
         return folder
-    if not make:
+    if launch is None:
         return None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"start.run: {named} has not been run under {config.output}; run it first, on one process")
-    from clplat.run.launch import launch
-
-    resumed = (folder / "checkpoints").is_dir()
-    launch(source, folder, quiet=quiet, resumed=resumed)
+    launch(source, folder, resumed=(folder / "checkpoints").is_dir())
     return folder
 
 

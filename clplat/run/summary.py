@@ -7,11 +7,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import clplat
 from clplat.config.settings import Config
 from clplat.files import to_json
 from clplat.metrics import online, summarize
 from clplat.metrics.record import RunRecord
+from clplat.package import __version__
 
 _COST = ("train_seconds", "eval_seconds", "samples_per_second", "first_step_seconds", "peak_rss_bytes",
          "peak_device_bytes", "trainable_parameters", "stored_bytes", "train_flops")  # fmt: skip
@@ -34,7 +34,7 @@ def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
     if commit is None:
         why_null["git_commit"] = "clplat does not run from a git checkout"
     return {
-        "clplat": clplat.__version__,
+        "clplat": __version__,
         "strategy": config.strategy.name,
         "stream": config.stream.name,
         "backbone": config.backbone.name,

@@ -5,7 +5,7 @@
 
 Runs in this process on one core of the CPU, on tiny streams of the kinds that the strategy declares, and writes no
 file; `processes` starts two more processes, which write to a temporary folder. A strategy with options `memory` or
-`replay_batch` is checked with small ones.
+`replay_batch` is checked with small ones. May import what a run is made of, and `run`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from contextlib import contextmanager
 
 import torch
 
+from clplat.components.state import rng_state, set_rng_state
 from clplat.errors import UserError
-from clplat.run import checkpoint
 from clplat.testing import checks_of_runs as runs
 from clplat.testing import checks_of_state as states
 from clplat.testing.checks_of_processes import processes
@@ -121,7 +121,7 @@ def _guards(name: str) -> str:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """On one thread and without warnings; random states are afterwards as they were."""
-    threads, random = torch.get_num_threads(), checkpoint.rng_state()
+    threads, random = torch.get_num_threads(), rng_state()
     torch.set_num_threads(1)
     try:
         with warnings.catch_warnings():
@@ -129,4 +129,4 @@ def _undisturbed() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-        checkpoint.set_rng_state(random)
+        set_rng_state(random)

@@ -12,8 +12,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from clplat.components.state import rng_state
 from clplat.config import discovery
-from clplat.run import checkpoint
 from clplat.run.evaluation import Evaluator
 from clplat.strategy import Strategy, check_hooks, evaluating
 from clplat.stream import Experience, Kind
@@ -157,7 +157,7 @@ def task_free(subject: Subject) -> None:
 
         return called
 
-    before, rng = State.of(strategy), State.copy(checkpoint.rng_state())
+    before, rng = State.of(strategy), State.copy(rng_state())
     spies = {name: spy(getattr(strategy, name)) for name in ("predict", "readout")}
     strategy.__dict__.update(spies)
     try:
@@ -168,7 +168,7 @@ def task_free(subject: Subject) -> None:
     whole = subject.answers(strategy, stream.probe)
     changed = before.differences(State.of(strategy))
     expect(not changed, f"predicting changes its state: {listed(changed)}")
-    drawn = rng.differences(State.copy(checkpoint.rng_state()))
+    drawn = rng.differences(State.copy(rng_state()))
     expect(not drawn, "predicting draws random numbers from a global generator")
     expect(all(task is None for task in tasks), "predict was given a task that the stream does not declare known")
     order = torch.randperm(len(stream.probe), generator=torch.Generator().manual_seed(5))

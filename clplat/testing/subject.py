@@ -27,9 +27,9 @@ from clplat.metrics.record import RunRecord
 from clplat.run import checkpoint
 from clplat.run.build import check_stream, new_record, seed_everything
 from clplat.run.launch import make_fabric
+from clplat.run.loop import Runner
 from clplat.run.runlog import RunLog
-from clplat.run.runner import Runner
-from clplat.run.snapshot import restore, snapshot
+from clplat.run.saving import restore, snapshot
 from clplat.strategy import Strategy, evaluating
 from clplat.stream import Experience, Kind
 from clplat.testing.streams import CLASSES, TinyStream

@@ -88,7 +88,7 @@ class Tracker:
         tags: dict[str, str],
         datasets: list[tuple[str, str]],
     ) -> None:
-        from clplat import __version__
+        from clplat.package import __version__
 
         self.run_dir = Path(run_dir).absolute()
         self.enabled = settings.enabled

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import clplat
 from clplat import Data, Experience, Kind
 from clplat.config.resolve import resolve
-from clplat.erasure.audit import audit_dir
+from clplat.erasure.audit.audit import audit_dir
 from clplat.erasure.audit.sandbox import relearn
 from clplat.erasure.audit.sets import draw, sets_of
 from clplat.errors import UserError
@@ -125,12 +125,12 @@ def test_draws_from_overlapping_sets_overlap():
 
 def test_a_sequence_of_requests_is_scored_in_one_pass(tmp_path, monkeypatch):
     """Every sample once, whatever number of requests needs it."""
-    import clplat.erasure.audit
+    import clplat.erasure.audit.audit
 
     scored = []
-    original = clplat.erasure.audit._score
+    original = clplat.erasure.audit.audit._score
     monkeypatch.setattr(
-        clplat.erasure.audit, "_score", lambda r, d, t: scored.append(d.row_ids().tolist()) or original(r, d, t)
+        clplat.erasure.audit.audit, "_score", lambda r, d, t: scored.append(d.row_ids().tolist()) or original(r, d, t)
     )
     stream = {
         "name": "unlearning",

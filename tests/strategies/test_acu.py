@@ -10,8 +10,8 @@ from clplat.errors import UserError
 from clplat.metrics.cost import stored_bytes
 from clplat.run.build import new_record
 from clplat.run.launch import make_fabric
+from clplat.run.loop import Runner
 from clplat.run.runlog import RunLog
-from clplat.run.runner import Runner
 from clplat.strategies.acu import ACU
 from clplat.streams.unlearning import Unlearning
 
@@ -178,7 +178,7 @@ def test_a_stop_inside_a_request_resumes_exactly(base, run, model, per_class):
     """At each step of learning and of the request, the state goes through a checkpoint."""
     from clplat.errors import Interrupted
     from clplat.run import checkpoint
-    from clplat.run.snapshot import restore, snapshot
+    from clplat.run.saving import restore, snapshot
 
     def stream():
         return Unlearning(base=base(), requests=[[f"sample:{r}" for r in range(20)]])

@@ -11,7 +11,7 @@ from texts import write_sets
 
 import clplat
 from clplat.errors import Interrupted
-from clplat.run.runner import Runner
+from clplat.run.loop import Runner
 
 
 @pytest.fixture

@@ -1,0 +1,157 @@
+"""The loop over a stream, written once for all four kinds of experience.
+
+    for experience in stream:
+        strategy.grow(experience); strategy.begin(experience)
+        for loss in turns(experience):            # learn, forget: batches; adapt: predict first; interact: act, store
+            backward; optimizer.step; strategy.after_step
+            log; evaluate every n steps; checkpoint; stop if asked
+        strategy.end(experience)
+        checkpoint; evaluate all test sets in one pass; log; checkpoint
+
+Progress is counted, and saved with every random state and the grown structure, so that a resumed run is the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from clplat.erasure.audit import audit
+from clplat.errors import Interrupted
+from clplat.metrics.cost import step_flops
+from clplat.run import measuring, saving
+from clplat.run.evaluation import renew_means
+from clplat.run.interaction import PAUSE
+from clplat.run.progress import Progress
+from clplat.run.state import RunState
+from clplat.run.step import FLUSH_STEPS, setup_optimizer, update
+from clplat.run.turns import turns
+from clplat.stream import Experience, Kind
+
+_END: Any = object()
+MEASURED_STEP = 1  # the step of an experience whose FLOPs are counted: the second, when memories hold something
+
+
+class Runner(RunState):
+    """Runs one strategy over one stream; its arguments are those of `RunState`."""
+
+    def run(self) -> None:
+        """From where progress stands to the end of the stream.
+
+        Raises:
+            Interrupted: `stop_requested` was set; a checkpoint has been written.
+            DivergedError: a loss was not finite; the last good checkpoint stands.
+        """
+        if not self.progress.measured_first_row:
+            self.record.matrix.append(measuring.evaluate(self))
+            self.progress.measured_first_row = True
+        last = min(len(self.stream), self.loop.stop_after or len(self.stream))
+        while self.progress.experience < last:
+            experience = self.stream[self.progress.experience]
+            if not self.progress.trained:
+                self._train(experience)
+                self.save()
+            self._finish(experience)
+            self.save()
+
+    def _train(self, experience: Experience) -> None:
+        p, seen = self.progress, experience.seen()
+        if not p.begun:
+            self.ledger.open(p.experience, self.record.ledger, self.log.ledger)  # refuses before anything is done
+            self._audit(audit.before, experience)
+        started = time.perf_counter()
+        if not p.begun:
+            self.strategy.train()
+            self.strategy.grow(seen)
+            self.strategy.to(self.fabric.device)
+            self.strategy.begin(seen)
+            p.begun = True
+        self.log.describe(experience)
+        setup_optimizer(self)
+        losses = turns(self, experience, seen)
+        while self._turn(losses):
+            self.spent["train_seconds"] += time.perf_counter() - started
+            self._between_steps(experience)
+            started = time.perf_counter()
+        measuring.flush(self, experience)
+        self.strategy.end(seen)
+        if experience.kind is Kind.LEARN and hasattr(getattr(self.strategy.model, "head", None), "renew"):
+            with self.fabric.autocast():
+                renew_means(self.strategy, self.strategy.training_data(seen), self.loop.eval_batch_size)
+        self.spent["train_seconds"] += time.perf_counter() - started
+        self.spent["train_flops"] += self.flops_per_step * p.steps * self.loop.accumulate
+        self.ledger.close(self.record.ledger, self.spent["train_seconds"], self.log.ledger)
+        p.trained = True
+
+    def _turn(self, losses: Iterator[Tensor | None]) -> bool:
+        """One turn and its step; False after the last. The FLOPs of one step of each experience are counted."""
+        if self.progress.steps == MEASURED_STEP and not self.flops_per_step:
+            self.flops_per_step = -1.0  # so that the call below takes the other branch
+            more: list[bool] = []
+            self.flops_per_step = float(step_flops(lambda: more.append(self._turn(losses))))
+            return more[0]
+        loss = next(losses, _END)
+        if loss is _END:
+            return False
+        if loss is not PAUSE:
+            self._update(loss)
+        return True
+
+    def _finish(self, experience: Experience) -> None:
+        """Measure everything after an experience and move on to the next."""
+        p, found = self.progress, measuring.measure_experience(self, experience)
+        found |= self._audit(audit.after, experience) or {}
+        self.log.experience(p.experience + 1, found)
+        self.progress = Progress(p.experience + 1, total_steps=p.total_steps, measured_first_row=True)
+        self.online, self.returns, self.gradient_norms = {"correct": 0.0, "seen": 0}, {}, []
+        self.flops_per_step = 0.0
+
+    def _audit(self, step: Callable[[audit.Subject, Experience], Any], experience: Experience) -> Any:
+        """The audit before or after a request; counts as evaluation."""
+        if experience.kind is not Kind.FORGET or not self.audit.enabled:
+            return None
+        started, loop = time.perf_counter(), self.loop
+        subject = audit.Subject(
+            self.strategy, self.stream, self.audit, loop.evaluate_on, loop.eval_batch_size, self.fabric.device,
+            self.fabric.autocast, self.rank, self.world_size, self.log.run_dir,
+        )  # fmt: skip
+        found = step(subject, experience)
+        self.spent["eval_seconds"] += time.perf_counter() - started
+        return found
+
+    def _between_steps(self, experience: Experience) -> None:
+        """All that happens after a step and is not the step."""
+        p, loop = self.progress, self.loop
+        self.log.advance(p)
+        if p.total_steps == 1:
+            self.record.cost.setdefault("first_step_seconds", self.log.age())
+            self.log.start_tracking()
+        due = not self.losses and self.online["seen"] and p.steps % FLUSH_STEPS == 0
+        if len(self.losses) >= FLUSH_STEPS or due:
+            measuring.flush(self, experience)
+        if not self.boundary:
+            return
+        if loop.eval_every and p.steps % loop.eval_every == 0:
+            measuring.evaluate_inside(self, experience)
+        stopping = self.fabric.broadcast(self.stop_requested) if self.world_size > 1 else self.stop_requested
+        if self.may_save and (stopping or self._due()):
+            measuring.flush(self, experience)
+            self.save()
+        if stopping:
+            raise Interrupted(f"stopped in experience {p.experience} ({experience.name}) after step {p.steps}")
+
+    def _due(self) -> bool:
+        loop, p = self.loop, self.progress
+        due = bool(loop.checkpoint_every and p.steps % loop.checkpoint_every == 0)
+        due |= bool(loop.checkpoint_seconds and time.monotonic() - self.saved_at >= loop.checkpoint_seconds)
+        return bool(self.fabric.broadcast(due)) if self.world_size > 1 and loop.checkpoint_seconds else due
+
+    def _update(self, loss: Tensor | None) -> None:
+        update(self, loss)
+
+    def save(self) -> None:
+        """Write a checkpoint; a collective call under DDP."""
+        saving.save(self)

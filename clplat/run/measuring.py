@@ -1,0 +1,117 @@
+"""What is measured: losses as they are read, test sets between and after experiences, health and cost."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from clplat.errors import DivergedError
+from clplat.metrics import cost as costs
+from clplat.metrics import per_experience
+from clplat.metrics.representation import measure
+from clplat.run import online
+from clplat.run.state import RunState
+from clplat.strategy import Strategy
+from clplat.stream import Experience, Kind, Stream
+
+_SAMPLES = 512
+
+
+def evaluate(run: RunState) -> list[float | None]:
+    """The next row of the accuracy matrix."""
+    started = time.perf_counter()
+    with run.fabric.autocast():
+        row = run.evaluate(run.strategy)
+    run.spent["eval_seconds"] += time.perf_counter() - started
+    return row
+
+
+def evaluate_inside(run: RunState, experience: Experience) -> None:
+    """Evaluation between steps, for anytime accuracy and the stability gap."""
+    started, p = time.perf_counter(), run.progress
+    with run.fabric.autocast():
+        scores = run.evaluate_inside(run.strategy)
+    run.spent["eval_seconds"] += time.perf_counter() - started
+    run.record.anytime.append({"step": p.total_steps, "experience": experience.index, "scores": scores})
+    seen = [s for s in scores[: experience.index + 1] if s is not None]
+    named = {f"anytime/{run.stream[j].name}": s for j, s in enumerate(scores) if s is not None}
+    run.log.step(p.total_steps, named | ({"anytime/accuracy": sum(seen) / len(seen)} if seen else {}))
+
+
+def flush(run: RunState, experience: Experience) -> None:
+    """Read losses from the device, refuse those that are not finite, log their mean.
+
+    Raises:
+        DivergedError: a loss was not finite, on any process.
+    """
+    metrics = online.running_error(run.record.online, run.online)
+    if not run.losses:
+        if metrics:
+            run.log.step(run.progress.total_steps, metrics)
+        return
+    values, run.losses = torch.stack(run.losses).float().cpu(), []
+    finite = values.isfinite()
+    if run.world_size > 1:  # all processes must stop together
+        torch.distributed.all_reduce(every := finite.int(), torch.distributed.ReduceOp.MIN)
+        finite = every.bool()
+    if not finite.all():
+        first = int(finite.int().argmin())
+        step = run.progress.steps - (len(values) - first) // run.window + 1
+        raise DivergedError(
+            f"loss is {values[first].item()} in experience {experience.index} ({experience.name}) at step {step}; "
+            "the last good checkpoint is kept (try a smaller strategy.lr, or set loop.clip_norm)"
+        )
+    metrics["train/loss"] = values.mean().item()
+    if run.optimizer is not None:
+        metrics["train/lr"] = run.optimizer.param_groups[0]["lr"]
+    if run.gradient_norms:
+        metrics["train/gradient_norm"] = run.gradient_norms[-1]
+    run.log.step(run.progress.total_steps, metrics)
+
+
+def measure_experience(run: RunState, experience: Experience) -> dict[str, float]:
+    """Take what an experience has left into the record; what is to be logged of it."""
+    record, norms = run.record, run.gradient_norms
+    record.matrix.append(evaluate(run))
+    if experience.kind is Kind.ADAPT:
+        record.online.append({"experience": experience.index, **run.all_processes(run.online)})
+    if experience.kind is Kind.INTERACT:
+        record.returns.append(run.returns)
+    found = health(run.strategy, run.stream, experience) if run.loop.representation else {}
+    record.representation.append(found | {"gradient_norm": sum(norms) / len(norms) if norms else None})
+    record.cost |= cost(run.strategy, run.fabric.device, run.spent, run.world_size)
+    spent = {f"cost/{k}": v for k, v in record.cost.items() if v is not None}
+    return per_experience(record) | spent | {f"strategy/{k}": v for k, v in run.strategy.measurements().items()}
+
+
+def health(strategy: Strategy, stream: Stream, experience: Experience) -> dict[str, float | None]:
+    """Dormant units, effective rank and weight norm, on at most 512 inputs, held-out ones if there are any."""
+    data = next((d for d in (experience.test, experience.valid, experience.train) if d is not None and len(d)), None)
+    if data is None:
+        return dict.fromkeys(("dormant_fraction", "effective_rank", "weight_norm"))
+    device = next(strategy.parameters()).device
+    positions = torch.linspace(0, len(data) - 1, min(_SAMPLES, len(data)), device=data.inputs.device).long()
+    raw, _ = data.batch(positions)
+    return measure(strategy.model, stream.prepare(raw.to(device), False))
+
+
+def cost(
+    strategy: Strategy, device: torch.device, spent: dict[str, float], world_size: int
+) -> dict[str, float | int | None]:
+    """Cost of the run so far, under the names of the summary.
+
+    Args:
+        spent: train_seconds, eval_seconds, train_flops of one process, samples of all.
+    """
+    seconds = spent["train_seconds"]
+    return {
+        "train_seconds": seconds,
+        "eval_seconds": spent["eval_seconds"],
+        "samples_per_second": spent["samples"] / seconds if seconds else None,
+        "peak_rss_bytes": costs.peak_rss_bytes(),
+        "peak_device_bytes": costs.peak_device_bytes(device),
+        "trainable_parameters": costs.trainable_parameters(strategy),
+        "stored_bytes": costs.stored_bytes(strategy),
+        "train_flops": spent["train_flops"] * world_size,
+    }

@@ -1,0 +1,103 @@
+"""All that a run holds while it goes: the learner, its stream, where it stands, and what has been measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clplat.config.settings import AuditSettings, LoopSettings
+from clplat.data.batches import local_slice
+from clplat.erasure.ledger import Ledger
+from clplat.lightning import Fabric
+from clplat.metrics.record import RunRecord
+from clplat.run.evaluation import Evaluator
+from clplat.run.progress import Progress
+from clplat.run.runlog import RunLog
+from clplat.strategy import Strategy
+from clplat.stream import Data, Stream
+
+
+class RunState:
+    """What the turns, the step, measuring and saving work on.
+
+    Args:
+        strategy: on the CPU or on the device; moved.
+        stream: moved to the device whole.
+        loop: settings.
+        fabric: launched.
+        seed: of the order of the data.
+        log: where measurements go.
+        record: what has been measured so far.
+    """
+
+    def __init__(
+        self, strategy: Strategy, stream: Stream, loop: LoopSettings, fabric: Fabric, seed: int, log: RunLog,
+        record: RunRecord,
+    ) -> None:  # fmt: skip
+        self.loop, self.fabric, self.seed, self.log, self.record = loop, fabric, seed, log, record
+        self.rank, self.world_size = fabric.global_rank, fabric.world_size
+        self.stream = stream.to(fabric.device)
+        self.module: Any = strategy  # as Fabric wraps it
+        self.optimizer: Any = None
+        self.base_lrs: list[float] = []
+        self.steps_planned = 0  # of the current experience
+        self.ledger = Ledger(self.stream)
+        self.strategy = strategy.to(fabric.device)
+        strategy._prepare, strategy.rank, strategy.world_size = stream.prepare, self.rank, self.world_size
+        shared: dict[str, Any] = {"device": fabric.device, "batch_size": loop.eval_batch_size, "rank": self.rank}
+        shared |= {"world_size": self.world_size, "valid": loop.evaluate_on == "valid"}
+        self.evaluate = Evaluator(stream, **shared)
+        self.evaluate_inside = (
+            Evaluator(stream, **shared, limit=loop.eval_samples) if loop.eval_every else self.evaluate
+        )
+        self.progress, self.audit = Progress(), AuditSettings(enabled=False)
+        self.stop_requested = False
+        self.resumed: dict[str, Any] | None = None  # {"optimizer", "learning_rates"} of the experience gone on with
+        self.losses: list[Tensor] = []
+        self.gradient_norms: list[float] = []
+        self.online = {"correct": 0.0, "seen": 0}
+        self.returns: dict[str, Any] = {}
+        self.may_save = True  # not within an episode: an environment can't be saved
+        self.saves, self.saved_at = 0, time.monotonic()
+        self.flops_per_step = 0.0
+        self.spent = {"train_seconds": 0.0, "eval_seconds": 0.0, "train_flops": 0.0, "samples": 0.0}
+        self.window, self.boundary = 1, True  # batches of the current optimizer step, and whether this is its last
+
+    def hook(self, name: str) -> Callable[..., Any]:
+        """A hook of the strategy, called through DDP's wrapper where there is one, in the precision asked for.
+
+        Fabric's own wrapper enters the precision only where the strategy is wrapped once more, by DDP, say.
+        """
+        method = getattr(self.module, name)
+
+        def in_precision(*args: Any) -> Any:
+            with self.fabric.autocast():
+                return method(*args)
+
+        return in_precision
+
+    def batch(self, data: Data, order: Tensor) -> tuple[Tensor, Tensor | None]:
+        """This process's part of the coming batch; sets what a strategy may ask about it."""
+        positions, whole = local_slice(order, self.progress.batch, self.loop.batch_size, self.rank, self.world_size)
+        raw, labels = data.batch(positions)
+        attributes = self.strategy.__dict__  # past nn.Module's slow attribute machinery
+        attributes["raw"], attributes["global_batch"] = raw, whole
+        attributes["rows"] = positions if data.rows is None else data.rows[positions]
+        self.spent["samples"] += whole
+        return raw, labels
+
+    def enough(self) -> bool:
+        """Whether the current experience has taken all the steps it may."""
+        return self.loop.max_steps is not None and self.progress.steps >= self.loop.max_steps
+
+    def all_processes(self, counts: dict[str, float]) -> dict[str, float]:
+        """Sums over processes; a collective call."""
+        if self.world_size == 1:
+            return dict(counts)
+        total = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.fabric.device)
+        torch.distributed.all_reduce(total)
+        return dict(zip(counts, total.tolist(), strict=True))

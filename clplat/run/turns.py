@@ -1,0 +1,69 @@
+"""A turn for each kind: what happens between two gradient steps.
+
+    learn, forget   a batch → its loss
+    adapt           a batch → predictions, scored → a loss, or None
+    interact        its offline data as `learn` does; then act, store, and train as often as `observe` asks
+
+A turn is a generator of losses; None is a turn that takes no gradient step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from clplat.data.batches import batches_per_epoch, epoch_order
+from clplat.run import online
+from clplat.run.interaction import play
+from clplat.run.state import RunState
+from clplat.run.step import gradient_steps
+from clplat.stream import Data, Experience, Kind
+
+
+def turns(run: RunState, experience: Experience, seen: Experience) -> Iterator[Tensor | None]:
+    """All turns of an experience, from where progress stands; `seen` is what the strategy may see of it."""
+    match experience.kind:
+        case Kind.LEARN:
+            yield from supervised(run, experience, run.strategy.training_data(seen), "training_step")
+        case Kind.FORGET:
+            yield from supervised(run, experience, run.strategy.training_data(seen), "forget_step")
+        case Kind.ADAPT:
+            yield from adapt(run, experience)
+        case Kind.INTERACT:
+            if seen.train is not None:
+                yield from supervised(run, experience, seen.train, "training_step")
+            yield from play(run, experience)
+
+
+def supervised(run: RunState, experience: Experience, data: Data, hook: str) -> Iterator[Tensor | None]:
+    """Epochs of shuffled batches, each handed to `hook`."""
+    p, loop, step = run.progress, run.loop, run.hook(hook)
+    batches = batches_per_epoch(len(data), loop.batch_size, run.world_size)
+    run.steps_planned = gradient_steps(run, len(data), experience.kind)
+    while p.epoch < loop.epochs(experience.kind) and not run.enough():
+        order = epoch_order(len(data), run.seed, p.experience, p.epoch, data.inputs.device)
+        order = run.stream.arrange(data, order, loop.batch_size * run.world_size)
+        while p.batch < batches and not run.enough():
+            raw, labels = run.batch(data, order)
+            run.window = min(loop.accumulate, batches - p.batch // loop.accumulate * loop.accumulate)
+            run.boundary = (p.batch + 1) % loop.accumulate == 0 or p.batch + 1 == batches
+            yield step((run.strategy.prepare(raw), labels), p.batch)
+        p.epoch, p.batch = p.epoch + 1, 0
+
+
+def adapt(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
+    """Predictions are made and scored by labels that the strategy never holds, then the loss is stepped on."""
+    data, p, step = experience.train, run.progress, run.hook("adapt_step")
+    assert data is not None
+    order = torch.arange(len(data), device=data.inputs.device)
+    run.window, run.boundary = 1, True
+    for _ in range(p.batch, batches_per_epoch(len(data), run.loop.batch_size, run.world_size)):
+        raw, labels = run.batch(data, order)
+        out = step(run.stream.prepare(raw, False))
+        predictions, loss = out if isinstance(out, tuple) else (out, None)
+        if labels is not None:
+            scores = run.stream.score(predictions.detach(), labels)
+            online.count(run.online, data, run.strategy.rows, scores)
+        yield loss
