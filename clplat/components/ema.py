@@ -14,8 +14,7 @@ from torch.func import functional_call
 
 from clplat.components.losses import Losses
 from clplat.components.per_parameter import attribute, trainable
-from clplat.strategy import evaluating
-from clplat.strategy import require
+from clplat.strategy import evaluating, require
 
 
 class Frozen(nn.Module):
