@@ -20,14 +20,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clplat import require
-from clplat.components.ema import EMA
-from clplat.strategies._augment import augment, draw
-from clplat.strategies._norms import batch_of
-from clplat.strategies._tta import Taught, cross_entropy, laid_out
+from clplat import EMA, require
+from clplat.components.augment import draw, in_turns
+from clplat.components.losses import cross_entropy
+from clplat.components.norms import batch_of
+from clplat.strategies._taught import Taught
+from clplat.strategies._tta import laid_out
 
 _MASKS, _AUGMENTATIONS = 0, 1  # what is drawn
-_CPU_IMAGES = 256  # images that a CPU's caches take in one pass: larger passes were slower
 
 
 def put_back(parameters: list[Tensor], source: list[Tensor], masks: list[Tensor]) -> None:
@@ -134,28 +134,17 @@ class CoTTA(Taught):
 
     def _averaged(self, x: Tensor) -> Tensor:
         """Mean over N augmentations of the teacher's logits (B, C)."""
-        whole, images = self._whole(x), -(-self._whole(x) // self.world_size)
-        mine = torch.arange(whole).tensor_split(self.world_size)[self.rank].to(x.device)
-        at_once = self.images_at_once or (_CPU_IMAGES if x.device.type == "cpu" else self.augmentations * images)
-        generator = self._generator(_AUGMENTATIONS)
+        generator, sharing = self._generator(_AUGMENTATIONS), (self._whole(x), self.rank, self.world_size)
         draws = draw(self.augmentations, x.shape[-2], x.shape[-1], generator)
         total: Any = 0
-        for rows in torch.arange(self.augmentations).split(max(at_once // images, 1)):
-            part = draws.part(slice(int(rows[0]), int(rows[-1]) + 1))
-            # Drawn for the whole batch, one augmentation at a time: it must depend neither on the number of processes
-            # nor on what is run at once.
-            size = (whole, *x.shape[1:])
-            drawn = [torch.randn(size, generator=generator, dtype=x.dtype, device=x.device) for _ in rows]
-            noise = torch.stack([d if self.world_size == 1 else d[mine] for d in drawn])
-            augmented = laid_out(augment(x, part, noise))
+        for part in in_turns(x, draws, generator, self.images_at_once, sharing):
             with batch_of(groups=len(part), shared=self.world_size > 1):
-                total = total + self.teacher(augmented).unflatten(0, (len(part), len(x))).sum(0)
+                total = total + self.teacher(laid_out(part.flatten(0, 1))).unflatten(0, part.shape[:2]).sum(0)
         return total / self.augmentations
 
     def _masks(self, parameters: list[Tensor]) -> list[Tensor]:
         """Bernoulli(restore) for each element of each parameter, the same on every process."""
         generator, size = self._generator(_MASKS), sum(p.numel() for p in parameters)
         drawn = torch.rand(size, generator=generator, device=self.seed.device) < self.restore
-        return [
-            part.view_as(p) for part, p in zip(drawn.split([p.numel() for p in parameters]), parameters, strict=True)
-        ]
+        parts = drawn.split([p.numel() for p in parameters])
+        return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]

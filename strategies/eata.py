@@ -21,10 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Experience, Kind, require
+from clplat.components.losses import entropy
+from clplat.components.norms import batch_of, norm_affine, set_statistics
 from clplat.components.per_parameter import PerParameter
 from clplat.errors import UserError
-from clplat.strategies._norms import batch_of, norm_affine, set_statistics
-from clplat.strategies._tta import NormStepping, entropy, mended
+from clplat.strategies._affine import NormStepping
+from clplat.strategies._tta import mended
 
 FISHER_BATCH, PROBABILITY_DECAY = 64, 0.9
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from clplat import require
-from clplat.strategies._norms import norm_affine
-from clplat.strategies._tta import NormStepping, entropy
+from clplat.components.losses import entropy
+from clplat.components.norms import norm_affine
+from clplat.strategies._affine import NormStepping
 
 DECAY = 0.9
 

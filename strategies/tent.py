@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clplat.strategies._tta import NormStepping, entropy
+from clplat.components.losses import entropy
+from clplat.strategies._affine import NormStepping
 
 
 class Tent(NormStepping):

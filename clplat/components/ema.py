@@ -45,12 +45,13 @@ class Frozen(nn.Module):
                 _overlap(new, before[name]).copy_(_overlap(before[name], new))
         self.eval()
 
-    @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Give `model`, of the same structure, these parameters and buffers."""
-        source = _tensors(self.model)
-        for name, target in _tensors(model).items():
-            target.copy_(source[name])
+        _copy(self.model, model)
+
+    def take(self, model: nn.Module) -> None:
+        """Take the parameters and buffers of `model`, of the same structure."""
+        _copy(model, self.model)
 
 
 class EMA(Frozen):
@@ -168,6 +169,13 @@ class _Predict(nn.Module):
 
 def _as(dtype: torch.dtype, value: Any) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@torch.no_grad()
+def _copy(source: nn.Module, target: nn.Module) -> None:
+    values = _tensors(source)
+    for name, tensor in _tensors(target).items():
+        tensor.copy_(values[name])
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The loss of a task, as its model defines it.
+"""The loss of a task, as its model defines it; entropy, and cross-entropy between two predictions.
 
 Shapes: B samples of a batch, C classes, A tokens of an answer.
 """
@@ -8,6 +8,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from clplat.strategy import losses
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """H(softmax(z)) of each row (B,), in nats; classes masked by -inf count as impossible."""
+    return cross_entropy(logits, logits)
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """−Σ_k softmax(t)_k log softmax(z)_k of each row (B,), both logits (B, C)."""
+    log = logits.log_softmax(1)
+    return -(target.softmax(1) * log.masked_fill(log.isneginf(), 0.0)).sum(1)
 
 
 class Losses(nn.Module):

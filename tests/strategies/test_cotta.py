@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from tta import SGD, batch_statistics, cnn, experience, images, moved, started, step, vit, weights
 
+from clplat.components import augment as augmentations
+from clplat.components.losses import cross_entropy
 from clplat.errors import UserError
-from clplat.strategies import cotta as module
 from clplat.strategies.cotta import CoTTA, put_back
 
 
@@ -27,13 +28,13 @@ def make(model=cnn, **options):
 @pytest.fixture
 def spied(monkeypatch):
     """Calls of the augmentation: (draws, augmented images)."""
-    calls, inner = [], module.augment
+    calls, inner = [], augmentations.augment
 
     def spy(x, draws, noise=None):
         calls.append((len(draws), inner(x, draws, noise)))
         return calls[-1][1]
 
-    monkeypatch.setattr(module, "augment", spy)
+    monkeypatch.setattr(augmentations, "augment", spy)
     return calls
 
 
@@ -195,18 +196,18 @@ def test_the_prediction_is_the_teachers_before_the_step_and_evaluation_is_the_te
 def test_gradient_of_the_losses():
     z, t = torch.randn(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     z.requires_grad_()
-    (gradient,) = torch.autograd.grad(module.cross_entropy(z, t).mean(), z)
+    (gradient,) = torch.autograd.grad(cross_entropy(z, t).mean(), z)
     torch.testing.assert_close(gradient, (z.softmax(1) - t.softmax(1)) / 5)
-    (gradient,) = torch.autograd.grad(module.cross_entropy(z, z.detach()).mean(), z)
+    (gradient,) = torch.autograd.grad(cross_entropy(z, z.detach()).mean(), z)
     assert gradient.abs().max() < 1e-12
 
 
 def test_masked_classes_do_not_spoil_the_loss():
     z = torch.randn(5, 4, requires_grad=True)
     masked = torch.where(torch.tensor([True, True, True, False]), z, -torch.inf)
-    loss = module.cross_entropy(masked, masked.detach()).mean()
+    loss = cross_entropy(masked, masked.detach()).mean()
     loss.backward()
-    torch.testing.assert_close(loss, module.cross_entropy(z[:, :3], z[:, :3]).mean())
+    torch.testing.assert_close(loss, cross_entropy(z[:, :3], z[:, :3]).mean())
     assert z.grad.isfinite().all()
 
 

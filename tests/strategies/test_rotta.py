@@ -11,9 +11,10 @@ import pytest
 import torch
 from tta import CLASSES, SGD, cnn, images, moved, started, step, vit, weights
 
+from clplat.components.balanced import place
 from clplat.errors import UserError
 from clplat.strategies import rotta as module
-from clplat.strategies.rotta import RoTTA, place
+from clplat.strategies.rotta import RoTTA
 
 
 def make(model=cnn, **options):

@@ -7,8 +7,8 @@ import torch
 from tta import CLASSES, SGD, cnn, experience, images, moved, started, step, weights
 
 from clplat import Data, Kind
+from clplat.components.norms import BatchNorm, batch_of, make_adaptable, set_statistics
 from clplat.errors import UserError
-from clplat.strategies._norms import BatchNorm, batch_of, make_adaptable, set_statistics
 from clplat.strategies.bn_adapt import BNAdapt
 from clplat.strategies.cotta import CoTTA
 from clplat.strategies.eata import EATA

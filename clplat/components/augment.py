@@ -1,4 +1,4 @@
-"""The augmentations of CoTTA (and RoTTA), N of them applied to a whole batch at once.
+"""Augmentations of images in [0, 1], N of them applied to a whole batch at once.
 
 Source   Wang et al., "Continual Test-Time Domain Adaptation", CVPR 2022, arXiv:2203.13591; the transformations go back
          to KATANA, arXiv:2109.08191. Torchvision says what each one does to an image.
@@ -14,6 +14,7 @@ needs gives the same; and a mirror after a symmetric blur is a mirror of where i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -30,6 +31,7 @@ COLOURS = {
 }
 DEGREES, TRANSLATION, SCALE, SIGMA = (-15.0, 15.0), 1 / 16, (0.9, 1.1), (0.001, 0.5)
 NOISE, MARGIN = 0.005, 2  # standard deviation; half the width of the blur's kernel
+_CPU_IMAGES = 256  # in one pass: larger ones were slower
 _GREY = (0.2989, 0.587, 0.114)
 
 
@@ -96,6 +98,29 @@ def augment(images: Tensor, draws: Draws, noise: Tensor | None = None) -> Tensor
     if noise is not None:
         batch = torch.add(batch, noise, alpha=NOISE)
     return batch.clamp(0, 1).flatten(0, 1)
+
+
+def in_turns(
+    images: Tensor, draws: Draws, generator: torch.Generator, at_once: int | None, sharing: tuple[int, int, int]
+) -> Iterator[Tensor]:
+    """Augmented images (n, B, C, H, W) of some augmentations at a time, with noise from `generator`.
+
+    The noise is drawn for the whole batch, one augmentation after the other: it depends neither on the number of
+    processes nor on what is run at once.
+
+    Args:
+        at_once: n · B is about this; None is all at once, on a CPU what its caches take.
+        sharing: images of the batch over all processes, rank, number of processes.
+    """
+    whole, rank, world_size = sharing
+    share = -(-whole // world_size)
+    at_once = at_once or (_CPU_IMAGES if images.device.type == "cpu" else len(draws) * share)
+    size, rows = (whole, *images.shape[1:]), torch.arange(whole, device=images.device).tensor_split(world_size)[rank]
+    for turn in torch.arange(len(draws)).split(max(at_once // share, 1)):
+        part = draws.part(slice(int(turn[0]), int(turn[-1]) + 1))
+        drawn = [torch.randn(size, generator=generator, dtype=images.dtype, device=images.device) for _ in turn]
+        noise = torch.stack([d if world_size == 1 else d[rows] for d in drawn])
+        yield augment(images, part, noise).unflatten(0, (len(part), len(images)))
 
 
 # --- colours ----------------------------------------------------------------------------------------------------------

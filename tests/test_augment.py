@@ -5,8 +5,8 @@ import torch
 import torchvision.transforms.functional as T
 from torchvision.transforms import InterpolationMode
 
-from clplat.strategies import _augment
-from clplat.strategies._augment import augment, draw
+from clplat.components import augment as module
+from clplat.components.augment import augment, draw
 
 
 def one_by_one(x, draws, n):
@@ -49,7 +49,7 @@ def test_range_shape_and_equal_images():
     assert torch.equal(plain, plain[:, :1].expand_as(plain))
     free = (plain > 0.05) & (plain < 0.95)  # where nothing is clipped
     difference = (out.view_as(plain) - plain)[free]
-    assert abs(difference.std() / _augment.NOISE - 1) < 0.02
+    assert abs(difference.std() / module.NOISE - 1) < 0.02
     again = augment(x, draw(5, 32, 32, torch.Generator().manual_seed(1)), noise)
     assert torch.equal(out, again)
     assert augment(x[:0], draws).shape == (0, 3, 32, 32)
@@ -57,7 +57,7 @@ def test_range_shape_and_equal_images():
 
 def test_draws_lie_in_the_published_ranges():
     draws = draw(4000, 32, 32, torch.Generator().manual_seed(0))
-    for column, (low, high) in zip(draws.colours.T, _augment.COLOURS.values(), strict=True):
+    for column, (low, high) in zip(draws.colours.T, module.COLOURS.values(), strict=True):
         assert low <= column.min() < low + 0.02 * (high - low)
         assert high >= column.max() > high - 0.02 * (high - low)
     assert draws.shift.abs().max() == 4  # a sixteenth of the padded side
