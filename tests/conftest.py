@@ -1,4 +1,4 @@
-"""Fixtures for tests of whole runs: one thread, small, quiet, untracked, in a folder of their own."""
+"""Fixtures for tests of whole runs: small, quiet, untracked, in a folder of their own, one thread unless told."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from mixed import mixed_config
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # small models: more cost more than they bring
 
 # scikit-learn sets the first two where it is imported, JAX (which Avalanche's dependencies import) the others.
 SET_BY_LIBRARIES = ("KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TF_CPP_MIN_LOG_LEVEL", "TPU_SKIP_MDS_QUERY")

@@ -2,7 +2,8 @@
 
     python strategies_worker.py RANK WORLD FOLDER
 
-Gradients are averaged as DDP averages them. Writes FOLDER/<RANK>.pt: what it ended with.
+Gradients are averaged as DDP averages them. Writes FOLDER/<RANK>.pt: what it ended with. All in float64: in float32 the
+order of a sum may put a ReLU on the other side, and the weights then part by a whole gradient.
 """
 
 import sys
@@ -98,7 +99,11 @@ def remember(cls, rank, world):
 
 
 def results(rank, world):
-    found = {name: train(name, rank, world) for name in STRATEGIES}
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = {name: train(name, rank, world) for name in STRATEGIES}
+    finally:
+        torch.set_default_dtype(torch.float32)
     return found | {cls.__name__: remember(cls, rank, world) for cls in (Reservoir, ClassBalanced)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mixed import mixed_config
@@ -15,11 +16,25 @@ from clplat.run import checkpoint
 
 TWO = {"fabric.devices": 2, "fabric.accelerator": "cpu"}
 # 288 or so samples an experience: the last of the global batches is ragged.
-DIGITS = {"backbone": "mlp", "quiet": True, "tracking": {"enabled": False}, "seed": 3, "loop": {"max_epochs": 2}}
+DIGITS = {"quiet": True, "tracking": {"enabled": False}, "seed": 3, "loop": {"max_epochs": 2}}
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return {k: v for k, v in clplat.load(run_dir).state_dict().items() if isinstance(v, torch.Tensor)}
+
+
+# A ReLU may fall on the other side by one rounding, and two float32 runs then part by whole gradients; a tanh can't.
+SMOOTH = """
+from torch import nn
+from clplat.backbones.mlp import MLP
+
+def smooth(input_shape: tuple[int, ...]) -> MLP:
+    '''Two layers with tanh.'''
+    net = MLP(input_shape[0] * input_shape[1] * input_shape[2], [400, 400])
+    for layer in net.net:
+        layer[1] = nn.Tanh()
+    return net
+"""
 
 
 @pytest.mark.slow
@@ -30,16 +45,19 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 def test_two_processes_equal_one_with_the_doubled_batch(
     strategy: str, one: dict[str, Any], two: dict[str, Any], tmp_path: Path
 ) -> None:
-    single = clplat.run(strategy=strategy, output=str(tmp_path / "1"), **{"loop.batch_size": 32}, **one, **DIGITS)
-    double = clplat.run(
-        strategy=strategy, output=str(tmp_path / "2"), **{"loop.batch_size": 16}, **two, **TWO, **DIGITS
-    )
+    (tmp_path / "smooth.py").write_text(SMOOTH)
+    digits = {**DIGITS, "strategy": strategy, "backbone": f"{tmp_path / 'smooth.py'}:smooth"}
+    single = clplat.run(output=str(tmp_path / "1"), **{"loop.batch_size": 32}, **one, **digits)
+    double = clplat.run(output=str(tmp_path / "2"), **{"loop.batch_size": 16}, **two, **TWO, **digits)
     expected, found = weights(single.run_dir), weights(double.run_dir)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         if value.is_floating_point():
             assert torch.allclose(value, found[name], rtol=0, atol=1e-5), name
-    assert double.accuracy_matrix == single.accuracy_matrix
+        else:  # what memories hold, and how much they have seen
+            assert torch.equal(value, found[name]), name
+    # One test sample of an experience's 72 may lie on a tie.
+    np.testing.assert_allclose(np.array(double.accuracy_matrix), np.array(single.accuracy_matrix), atol=1.5 / 72)
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def test_weights_and_state_agree(outcomes, name):
     for mine in two:
         assert mine[name].keys() == one[name].keys()
         for key, value in one[name].items():
-            torch.testing.assert_close(mine[name][key], value, atol=1e-5, rtol=1e-5, equal_nan=True)
+            torch.testing.assert_close(mine[name][key], value, atol=1e-9, rtol=1e-9, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["Reservoir", "ClassBalanced"])

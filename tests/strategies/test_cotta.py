@@ -166,17 +166,20 @@ def test_all_augmentations_are_one_pass_where_memory_allows(spied, monkeypatch):
         spied.clear()
         outputs.append(step(mine, started(mine), images())[0])
         assert [count for count, _ in spied] == passes
-    for other in outputs[1:]:  # each augmented batch has statistics of its own
-        torch.testing.assert_close(outputs[0], other, atol=1e-10, rtol=0)
+    for other in outputs[1:]:  # each augmented batch has statistics of its own; the grid of a rotation is float32
+        torch.testing.assert_close(outputs[0], other, atol=1e-5, rtol=0)
 
 
 def test_the_gate_of_single_images():
     mine, x = make(gate=2.0), images(12)
     open_, closed = step(mine, started(mine), x)[0], step(mine := make(gate=0.0), started(mine), x)[0]
     sure = batch_statistics(cnn())(x).detach().softmax(1).max(1).values
-    one = make(gate=float(sure.median()), gate_by="image")
+    ranked = sure.sort().values
+    widest = ranked.diff().argmax()  # between two images, not on one: the strategy computes their confidence anew
+    gate = float(ranked[widest : widest + 2].mean())
+    one = make(gate=gate, gate_by="image")
     mixed = step(one, started(one), x)[0]
-    low = (sure < sure.median())[:, None]
+    low = (sure < gate)[:, None]
     torch.testing.assert_close(mixed, torch.where(low, open_, closed), atol=1e-10, rtol=0)
     assert 0 < int(low.sum()) < 12
 
