@@ -5,6 +5,7 @@ Named as a user would: `--strategy tests/mixed.py:Mixed --stream tests/mixed.py:
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,19 @@ class MixedStream(Stream):
             num_classes=4,
             input_shape=(2,),
         )
+
+
+class MixedLearn(Stream):
+    """The learn experiences of the mixed stream, in double precision."""
+
+    def __init__(self, *, seed: int = 0, data_root: str | None = None) -> None:
+        parts = MixedStream(seed=seed).experiences[:2]
+        doubled = [
+            dataclasses.replace(e, **{p: dataclasses.replace(d, inputs=d.inputs.double()) for p in ("train", "test")
+                                      if (d := getattr(e, p)) is not None})
+            for e in parts
+        ]  # fmt: skip
+        super().__init__(doubled, num_classes=4, input_shape=(2,))
 
 
 class Mixed(Strategy):

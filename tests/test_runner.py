@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixed import mixed_config
+from mixed import MIXED, mixed_config
 
 import clplat
 from clplat import Kind
@@ -168,6 +168,52 @@ def test_nan_loss_stops_and_names_the_step(tmp_path: Path, make_runner: Any) -> 
     assert state is not None
     assert state["progress"]["steps"] == 6  # the last good state
     assert all(v.isfinite().all() for v in state["strategy"].values() if isinstance(v, torch.Tensor))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("experience", "hook"), [(0, "after_step"), (1, "end"), (2, "after_step"), (3, "adapt_step")])
+def test_outputs_that_are_not_finite_fail_the_run(
+    make_runner: Any, monkeypatch: pytest.MonkeyPatch, value: float, experience: int, hook: str
+) -> None:
+    """After learning, after `end`, after forgetting, and while adapting; where the loss itself is finite."""
+    runner = make_runner(**{"loop.eval_every": None})
+    original = getattr(type(runner.strategy), hook)
+
+    def broken(*args: Any) -> Any:
+        found = original(*args)
+        if runner.progress.experience != experience:
+            return found
+        if hook == "adapt_step":
+            return (found[0] * value, found[1]) if isinstance(found, tuple) else found * value
+        with torch.no_grad():
+            list(runner.strategy.model.parameters())[-1].fill_(value)
+        return found
+
+    monkeypatch.setattr(type(runner.strategy), hook, broken)
+    with pytest.raises(DivergedError, match=rf"in experience {experience} .* at step \d+"):
+        runner.run()
+    assert len(runner.record.matrix) == experience + 1  # no row was made of them
+
+
+def test_weights_that_are_not_finite_are_named_before_anything_is_trained(make_runner: Any) -> None:
+    runner = make_runner(head="linear")
+    with torch.no_grad():
+        next(runner.strategy.model.parameters()).fill_(float("nan"))
+    with pytest.raises(DivergedError, match=r"for 200 of 200 test samples before experience 0 \(first\)"):
+        runner.run()
+
+
+def test_a_ragged_window_of_batches_is_the_larger_batch(make_runner: Any) -> None:
+    """80 samples: batches of 7 four at a time end where batches of 28 do, the last window being 4 of 24 samples."""
+    naive, ends = {"strategy": "naive", "backbone": {"name": "mlp", "hidden": [16]}}, []
+    plain = {"stream": f"{MIXED}:MixedLearn", "loop": {"checkpoint_seconds": None}, "seed": 1}
+    for size, accumulate in ((28, 1), (7, 4)):
+        runner = make_runner(of=naive | plain, **{"loop.batch_size": size, "loop.accumulate": accumulate})
+        runner.strategy.double()
+        runner._train(runner.stream[0])
+        assert runner.progress.steps == 3
+        ends.append([p.detach().clone() for p in runner.strategy.model.parameters()])
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-12)
 
 
 def test_accumulation_steps_once_per_window(make_runner: Any) -> None:

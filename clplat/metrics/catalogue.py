@@ -41,15 +41,23 @@ _GAP = "De Lange, van de Ven and Tuytelaars, ICLR 2023, arXiv:2205.13452"
 _GSLORA = "Zhao et al., CVPR 2024, arXiv:2403.11530"
 _WSRL = "Zhou et al., ICLR 2025, arXiv:2412.07762"
 _ZSCL = "Zheng et al., ICCV 2023, arXiv:2303.06628"
+_ICARL = "Rebuffi et al. (iCaRL), CVPR 2017, arXiv:1611.07725"
 _OWN = "this platform"
 
 METRICS: dict[str, MetricInfo] = {
     "average_accuracy": MetricInfo(
-        "metrics", "mean accuracy over everything learned and not erased, at the end",
+        "metrics", "mean over test sets of the accuracy on everything learned and not erased, at the end",
         "A_n = mean over j ∈ C_n of R[n, j]", _GEM, 0, 1, True, _LEARN),
     "average_incremental_accuracy": MetricInfo(
         "metrics", "average accuracy after each learn experience, averaged",
-        "mean over rows i after learn experiences of A_i", "Rebuffi et al., CVPR 2017, arXiv:1611.07725",
+        "mean over rows i after learn experiences of A_i, every test set with equal weight",
+        f"A_i: {_GEM}; the mean over rows: {_OWN}", 0, 1, True, _LEARN),
+    "sample_accuracy": MetricInfo(
+        "metrics", "accuracy over all test samples of what was learned and not erased, at the end",
+        "S_n = Σ_j N_j R[n, j] / Σ_j N_j over j ∈ C_n, N_j the test samples of j", _ICARL, 0, 1, True, _LEARN),
+    "average_incremental_sample_accuracy": MetricInfo(
+        "metrics", "accuracy over all test samples met so far, after each learn experience, averaged",
+        "mean over rows i after learn experiences of S_i, every test sample with equal weight", _ICARL,
         0, 1, True, _LEARN),
     "forgetting": MetricInfo(
         "metrics", "best earlier accuracy minus the last, over past test sets",

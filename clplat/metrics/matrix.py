@@ -41,7 +41,10 @@ def average_incremental_accuracy(matrix: Matrix, active: NDArray[np.bool_]) -> f
 
         AIA = (1 / |I|) Σ_{i ∈ I} (1 / |C_i|) Σ_{j ∈ C_i} R[i, j],   I the rows with a non-empty C_i
 
-    Source: Rebuffi et al., "iCaRL", CVPR 2017, arXiv:1611.07725 (its curve over steps, averaged).
+    Every test set counts alike, however large: where they differ in size, the figure of Rebuffi et al. ("iCaRL"), over
+    all samples met, is another one (`unlearning.pooled_accuracy`).
+
+    Source: the accuracy A_i of Lopez-Paz and Ranzato, arXiv:1706.08840; its mean over rows: this platform.
 
     Args:
         matrix: R, (n + 1, E).

@@ -105,6 +105,11 @@ class _Run:
                 kept[i, j], active[i, j] = accuracy, True
         return kept, active
 
+    def sample_accuracy(self, row: int) -> float:
+        """Accuracy of a row over all test samples learned by it and not erased."""
+        sizes = {j: n for j, n in self.sizes.items() if j < row}
+        return unlearning.pooled_accuracy(self.scores[row], [q for q in self.requests if q.index < row], sizes)
+
     def lacking(self, kind: Kind) -> str:
         """Why there is nothing of a kind to measure."""
         if kind not in self.kinds:
@@ -127,6 +132,10 @@ def _learning(run: _Run) -> dict[str, Callable[[], float | str]]:
         "average_accuracy": lambda: none_learned or erased or matrix.average_accuracy(run.kept, final),
         "average_incremental_accuracy": lambda: (
             none_learned or matrix.average_incremental_accuracy(run.kept[after_learning], run.active[after_learning])
+        ),
+        "sample_accuracy": lambda: none_learned or erased or run.sample_accuracy(last),
+        "average_incremental_sample_accuracy": lambda: (
+            none_learned or float(np.mean([run.sample_accuracy(i) for i in after_learning if run.active[i].any()]))
         ),
         "forgetting": lambda: none_learned or whole or followed or matrix.forgetting(run.scores, run.whole),
         "backward_transfer": lambda: (

@@ -215,7 +215,7 @@ def kept_accuracy(row: NDArray[np.floating], requests: Sequence[Request], sizes:
         for j, samples in q.erased.items():
             lost[j] = lost.get(j, 0) + samples
     touched = {j: n for j, n in sizes.items() if lost[j]}
-    left = _pooled(row, requests, touched)
+    left = pooled_accuracy(row, requests, touched)
     kept = {j: left if lost[j] else float(row[j]) for j in sizes}
     return {j: v for j, v in kept.items() if lost[j] < sizes[j]}
 
@@ -223,11 +223,25 @@ def kept_accuracy(row: NDArray[np.floating], requests: Sequence[Request], sizes:
 def _retained(matrix: Matrix, requests: Sequence[Request], sizes: Mapping[int, int], q: Request) -> float:
     """Accuracy after request `q` over all test samples learned before it and not erased by then."""
     learned = {j: n for j, n in sizes.items() if j < q.index}
-    return _pooled(matrix[q.index + 1], [g for g in requests if g.index <= q.index], learned)
+    return pooled_accuracy(matrix[q.index + 1], [g for g in requests if g.index <= q.index], learned)
 
 
-def _pooled(row: NDArray[np.floating], requests: Sequence[Request], sizes: Mapping[int, int]) -> float:
-    """Accuracy over the samples of the test sets in `sizes` less those erased; NaN if that can't be told."""
+def pooled_accuracy(row: NDArray[np.floating], requests: Sequence[Request], sizes: Mapping[int, int]) -> float:
+    """Accuracy over all samples of the learned test sets less those erased, each sample with equal weight; in [0, 1].
+
+        (Σ_j N_j R[i, j] − hits on erased) / (Σ_j N_j − samples erased)
+
+    NaN where a request's test set lies in the learned ones only in part. Without requests, the accuracy over all
+    classes met of Rebuffi et al., "iCaRL", CVPR 2017, arXiv:1611.07725.
+
+    Args:
+        row: (E,) row i of the accuracy matrix.
+        requests: those in force at this row.
+        sizes: N_j, test samples of each test set learned by this row, by index.
+
+    >>> pooled_accuracy(np.array([0.9, 0.5]), [], {0: 300, 1: 100})
+    0.8
+    """
     hits, total = sum(n * row[j] for j, n in sizes.items()), sum(sizes.values())
     for q in requests:
         if not q.erased:

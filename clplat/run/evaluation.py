@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clplat.errors import DivergedError
 from clplat.strategy import Strategy, evaluating
 from clplat.stream import Data, Stream
 
@@ -63,8 +64,12 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, strategy: Strategy) -> list[float | None]:
-        """Mean score in [0, 1] on each test set; None where an experience has none. Leaves all modes as they were."""
-        totals = torch.zeros(len(self.stream), dtype=torch.float64, device=self.device)
+        """Mean score in [0, 1] on each test set; None where an experience has none. Leaves all modes as they were.
+
+        Raises:
+            DivergedError: outputs are NaN or infinite; on all processes. (−∞ is a class that is out of the question.)
+        """
+        totals = torch.zeros(len(self.stream) + 1, dtype=torch.float64, device=self.device)  # last: not finite
         if self.strategy is not strategy:  # features kept are those of one strategy
             self.strategy = strategy
             for group in self.groups:
@@ -78,11 +83,16 @@ class Evaluator:
                     )
                     data = group.data.subset(positions)
                     logits = self._logits(strategy, group, number, data)
+                    totals[-1] += not_finite(logits)
                     scores = _score(self.stream, logits, data.targets().to(self.device))
                     totals.index_add_(0, group.columns[positions].to(self.device), scores.double())
         if self.world_size > 1:
             torch.distributed.all_reduce(totals)
-        return [t / c if c else None for t, c in zip(totals.tolist(), self.counts.tolist(), strict=True)]
+        *sums, broken = totals.tolist()
+        if broken:
+            total = int(self.counts.sum())
+            raise DivergedError(f"outputs are NaN or infinite for {int(broken)} of {total} test samples")
+        return [t / c if c else None for t, c in zip(sums, self.counts.tolist(), strict=True)]
 
     def _logits(self, strategy: Strategy, group: _Group, number: int, data: Data) -> Tensor:
         """Logits (B, C) of this process's batch `number` of a group."""
@@ -96,6 +106,13 @@ class Evaluator:
 
     def _inputs(self, data: Data) -> Tensor:
         return self.stream.prepare(data.all()[0].to(self.device), False)
+
+
+def not_finite(outputs: Tensor) -> Tensor:
+    """How many of the predictions (B, ...) hold a NaN or +∞, which no score can be made of; a tensor of no axes."""
+    if not outputs.is_floating_point() or not outputs.numel():
+        return torch.zeros((), device=outputs.device)
+    return (~(outputs < torch.inf)).flatten(1).any(1).sum()
 
 
 def _score(stream: Stream, logits: Tensor, labels: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def play(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
             updates = strategy.observe(Transition(observation, action, float(reward), following, bool(terminated)))
             observation, done = following, bool(terminated or truncated)
             p.env_step += 1
-            run.window, run.boundary = 1, True
+            run.window, run.share, run.boundary = 1, 1.0, True
             if updates == 0:
                 yield None
             for index in range(updates):

@@ -76,7 +76,7 @@ class Runner(RunState):
             self.spent["train_seconds"] += time.perf_counter() - started
             self._between_steps(experience)
             started = time.perf_counter()
-        measuring.flush(self, experience)
+        measuring.flush(self)
         self.strategy.end(seen)
         if experience.kind is Kind.LEARN and hasattr(getattr(self.strategy.model, "head", None), "renew"):
             with self.fabric.autocast():
@@ -131,14 +131,14 @@ class Runner(RunState):
             self.log.start_tracking()
         due = not self.losses and self.online["seen"] and p.steps % FLUSH_STEPS == 0
         if len(self.losses) >= FLUSH_STEPS or due:
-            measuring.flush(self, experience)
+            measuring.flush(self)
         if not self.boundary:
             return
         if loop.eval_every and p.steps % loop.eval_every == 0:
             measuring.evaluate_inside(self, experience)
         stopping = self.fabric.broadcast(self.stop_requested) if self.world_size > 1 else self.stop_requested
         if self.may_save and (stopping or self._due()):
-            measuring.flush(self, experience)
+            measuring.flush(self)
             self.save()
         if stopping:
             raise Interrupted(f"stopped in experience {p.experience} ({experience.name}) after step {p.steps}")

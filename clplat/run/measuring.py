@@ -11,6 +11,7 @@ from clplat.metrics import cost as costs
 from clplat.metrics import per_experience
 from clplat.metrics.representation import measure
 from clplat.run import online
+from clplat.run.evaluation import Evaluator
 from clplat.run.state import RunState
 from clplat.strategy import Strategy
 from clplat.stream import Experience, Kind, Stream
@@ -18,33 +19,56 @@ from clplat.stream import Experience, Kind, Stream
 _SAMPLES = 512
 
 
-def evaluate(run: RunState) -> list[float | None]:
-    """The next row of the accuracy matrix."""
+def evaluate(run: RunState, evaluator: Evaluator | None = None) -> list[float | None]:
+    """The next row of the accuracy matrix, or what `evaluator` finds.
+
+    Raises:
+        DivergedError: outputs are not finite; says when.
+    """
     started = time.perf_counter()
-    with run.fabric.autocast():
-        row = run.evaluate(run.strategy)
+    try:
+        with run.fabric.autocast():
+            row = (evaluator or run.evaluate)(run.strategy)
+    except DivergedError as error:
+        flush(run)  # a loss not yet read comes first
+        raise _diverged(run, str(error)) from error
     run.spent["eval_seconds"] += time.perf_counter() - started
     return row
 
 
+def _diverged(run: RunState, what: str, step: int | None = None) -> DivergedError:
+    """The error that says what is not finite, where the run stands, and what to do."""
+    p = run.progress
+    where = f"experience {p.experience} ({run.stream[p.experience].name})"
+    if not p.begun:
+        return DivergedError(f"{what} before {where}: look at the weights that the run starts from")
+    return DivergedError(
+        f"{what} in {where} at step {p.steps if step is None else step}; "
+        "the last good checkpoint is kept (try a smaller strategy.lr, or set loop.clip_norm)"
+    )
+
+
 def evaluate_inside(run: RunState, experience: Experience) -> None:
     """Evaluation between steps, for anytime accuracy and the stability gap."""
-    started, p = time.perf_counter(), run.progress
-    with run.fabric.autocast():
-        scores = run.evaluate_inside(run.strategy)
-    run.spent["eval_seconds"] += time.perf_counter() - started
+    p, scores = run.progress, evaluate(run, run.evaluate_inside)
     run.record.anytime.append({"step": p.total_steps, "experience": experience.index, "scores": scores})
     seen = [s for s in scores[: experience.index + 1] if s is not None]
     named = {f"anytime/{run.stream[j].name}": s for j, s in enumerate(scores) if s is not None}
     run.log.step(p.total_steps, named | ({"anytime/accuracy": sum(seen) / len(seen)} if seen else {}))
 
 
-def flush(run: RunState, experience: Experience) -> None:
+def flush(run: RunState) -> None:
     """Read losses from the device, refuse those that are not finite, log their mean.
 
     Raises:
         DivergedError: a loss was not finite, on any process.
     """
+    if run.broken:
+        broken, run.broken = torch.stack(run.broken).sum().double(), []
+        if run.world_size > 1:
+            torch.distributed.all_reduce(broken)
+        if broken:
+            raise _diverged(run, f"predictions are NaN or infinite for {int(broken)} samples")
     metrics = online.running_error(run.record.online, run.online)
     if not run.losses:
         if metrics:
@@ -58,10 +82,7 @@ def flush(run: RunState, experience: Experience) -> None:
     if not finite.all():
         first = int(finite.int().argmin())
         step = run.progress.steps - (len(values) - first) // run.window + 1
-        raise DivergedError(
-            f"loss is {values[first].item()} in experience {experience.index} ({experience.name}) at step {step}; "
-            "the last good checkpoint is kept (try a smaller strategy.lr, or set loop.clip_norm)"
-        )
+        raise _diverged(run, f"loss is {values[first].item()}", step)
     metrics["train/loss"] = values.mean().item()
     if run.optimizer is not None:
         metrics["train/lr"] = run.optimizer.param_groups[0]["lr"]

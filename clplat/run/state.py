@@ -58,6 +58,7 @@ class RunState:
         self.stop_requested = False
         self.resumed: dict[str, Any] | None = None  # {"optimizer", "learning_rates"} of the experience gone on with
         self.losses: list[Tensor] = []
+        self.broken: list[Tensor] = []  # numbers of predictions that are not finite, not yet read from the device
         self.gradient_norms: list[float] = []
         self.online = {"correct": 0.0, "seen": 0}
         self.returns: dict[str, Any] = {}
@@ -66,6 +67,7 @@ class RunState:
         self.flops_per_step = 0.0
         self.spent = {"train_seconds": 0.0, "eval_seconds": 0.0, "train_flops": 0.0, "samples": 0.0}
         self.window, self.boundary = 1, True  # batches of the current optimizer step, and whether this is its last
+        self.share = 1.0  # of the samples of that step, what this batch has: its loss weighs so much
 
     def hook(self, name: str) -> Callable[..., Any]:
         """A hook of the strategy, called through DDP's wrapper where there is one, in the precision asked for.

@@ -49,7 +49,7 @@ def update(run: RunState, loss: Tensor | None) -> None:
         p.steps, p.total_steps = p.steps + 1, p.total_steps + 1
         return
     run.losses.append(loss.detach())
-    run.fabric.backward(loss if run.window == 1 else loss / run.window)
+    run.fabric.backward(loss if run.share == 1 else loss * run.share)
     strategy.on_after_backward()
     if not run.boundary:
         return

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clplat.data.batches import batches_per_epoch, epoch_order
 from clplat.run import online
+from clplat.run.evaluation import not_finite
 from clplat.run.interaction import play
 from clplat.run.state import RunState
 from clplat.run.step import gradient_steps
@@ -40,15 +41,17 @@ def turns(run: RunState, experience: Experience, seen: Experience) -> Iterator[T
 def supervised(run: RunState, experience: Experience, data: Data, hook: str) -> Iterator[Tensor | None]:
     """Epochs of shuffled batches, each handed to `hook`."""
     p, loop, step = run.progress, run.loop, run.hook(hook)
-    batches = batches_per_epoch(len(data), loop.batch_size, run.world_size)
+    batches, size = batches_per_epoch(len(data), loop.batch_size, run.world_size), loop.batch_size * run.world_size
     run.steps_planned = gradient_steps(run, len(data), experience.kind)
     while p.epoch < loop.epochs(experience.kind) and not run.enough():
         order = epoch_order(len(data), run.seed, p.experience, p.epoch, data.inputs.device)
-        order = run.stream.arrange(data, order, loop.batch_size * run.world_size)
+        order = run.stream.arrange(data, order, size)
         while p.batch < batches and not run.enough():
             raw, labels = run.batch(data, order)
-            run.window = min(loop.accumulate, batches - p.batch // loop.accumulate * loop.accumulate)
-            run.boundary = (p.batch + 1) % loop.accumulate == 0 or p.batch + 1 == batches
+            first = p.batch // loop.accumulate * loop.accumulate
+            run.window = min(loop.accumulate, batches - first)
+            run.boundary = p.batch + 1 == first + run.window
+            run.share = run.strategy.global_batch / (min(len(data), (first + run.window) * size) - first * size)
             yield step((run.strategy.prepare(raw), labels), p.batch)
         p.epoch, p.batch = p.epoch + 1, 0
 
@@ -58,11 +61,12 @@ def adapt(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
     data, p, step = experience.train, run.progress, run.hook("adapt_step")
     assert data is not None
     order = torch.arange(len(data), device=data.inputs.device)
-    run.window, run.boundary = 1, True
+    run.window, run.share, run.boundary = 1, 1.0, True
     for _ in range(p.batch, batches_per_epoch(len(data), run.loop.batch_size, run.world_size)):
         raw, labels = run.batch(data, order)
         out = step(run.stream.prepare(raw, False))
         predictions, loss = out if isinstance(out, tuple) else (out, None)
+        run.broken.append(not_finite(predictions))
         if labels is not None:
             scores = run.stream.score(predictions.detach(), labels)
             online.count(run.online, data, run.strategy.rows, scores)

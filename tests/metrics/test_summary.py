@@ -28,7 +28,8 @@ def test_learning():
     values, why = summarize(LEARN)
     expected = {"average_accuracy": 0.65, "average_incremental_accuracy": 0.775, "forgetting": 0.4, "stability": 0.6,
                 "backward_transfer": -0.4, "forward_transfer": 0.1, "plasticity": 0.85,
-                "transfer": 0.2, "average": 0.6, "last": 0.65}  # fmt: skip
+                "transfer": 0.2, "average": 0.6, "last": 0.65, "sample_accuracy": 0.65,
+                "average_incremental_sample_accuracy": 0.775}  # fmt: skip
     assert {k: v for k, v in values.items() if v is not None} == pytest.approx(expected)
     assert "loop.eval_every is not set" in why["worst_case_accuracy"]
     assert why["forget_accuracy"] == "the stream has no forget experience"
@@ -95,6 +96,15 @@ def test_what_was_not_measured_is_said():
     assert why["forward_transfer"] == "a score it needs was not measured"
 
 
+def test_a_large_test_set_counts_by_its_samples_in_one_figure_and_once_in_the_other():
+    run = record([L, L], LEARN.matrix)
+    run.experiences[0].test_samples = 300
+    values, _ = summarize(run)
+    assert values["average_accuracy"] == pytest.approx(0.65)
+    assert values["sample_accuracy"] == pytest.approx((300 * 0.5 + 100 * 0.8) / 400)
+    assert values["average_incremental_sample_accuracy"] == pytest.approx((0.9 + 230 / 400) / 2)
+
+
 def test_an_adaptation_counts_against_what_was_learned():
     run = record([L, A], [[0.1, 0.1], [0.9, 0.4], [0.6, 0.7]], online=[{"experience": 1, "correct": 60, "seen": 100}])
     values, _ = summarize(run)
@@ -123,7 +133,7 @@ def test_an_erased_test_set_leaves_the_averages():
 def test_of_a_test_set_erased_in_part_the_rest_counts():
     values, why = summarize(erasing(((0, 50),)))
     assert values["average_accuracy"] == pytest.approx((0.8 + 0.8) / 2)  # 40 hits on the 50 that are left
-    assert values["retain_accuracy"] == pytest.approx((40 + 80) / 150)
+    assert values["retain_accuracy"] == values["sample_accuracy"] == pytest.approx((40 + 80) / 150)
     assert values["forget_drop"] == pytest.approx(0.8)
     assert values["h_mean"] == pytest.approx(0.8)
     assert values["forgetting"] == pytest.approx(0.1)
