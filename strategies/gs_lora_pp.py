@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from clplat import Data, Experience, Kind, require
 from clplat.adapters import WeightAverage
+from clplat.components.losses import short_of
 from clplat.strategies.gs_lora import GSLoRA
 from clplat.strategy import evaluating
 
@@ -103,7 +104,7 @@ class GSLoRAPP(GSLoRA):
         if not self.prototype_forgetting and not self.prototype_retaining:
             return 0.0
         apart = divergence(self.prototypes[y], features)  # (b,)
-        loss = self.prototype_forgetting * self._bounded(apart[kept:], self.prototype_bound)
+        loss = self.prototype_forgetting * short_of(self.prototype_bound, self.mean(apart[kept:]), self.world_size)
         return loss + self.prototype_retaining * self.mean(apart[:kept]) if kept else loss
 
     def _average_epoch(self) -> None:

@@ -5,6 +5,7 @@ Shapes: B samples of a batch, C classes, A tokens of an answer.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from clplat.strategy import losses
@@ -31,3 +32,16 @@ class Losses(nn.Module):
     def forward(self, inputs: Tensor, labels: Tensor, task: int | None = None) -> Tensor:
         """(B,) for inputs (B, ...) and labels."""
         return losses(self.model, inputs, labels, task)
+
+
+def short_of(bound: float, mine: Tensor, world_size: int) -> Tensor:
+    """ReLU(bound − mean over the samples of all processes), a scalar; at the bound its gradient is 0.
+
+    Args:
+        mine: this process's mean, as `Strategy.mean` weighs it.
+    """
+    whole = mine.detach().clone()
+    if world_size > 1:  # on a process's own mean the bound would be reached here and not there
+        torch.distributed.all_reduce(whole)
+        whole /= world_size
+    return torch.where(whole < bound, bound - mine, torch.zeros_like(mine))

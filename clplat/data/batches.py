@@ -45,3 +45,19 @@ def local_slice(order: Tensor, batch: int, batch_size: int, rank: int, world_siz
     if world_size == 1:
         return positions, len(positions)
     return positions.tensor_split(world_size)[rank], len(positions)
+
+
+def rounds(size: int, start: int, count: int, seed: int, device: torch.device) -> Tensor:
+    """Positions (count,) of the draws from number `start` on, when `size` samples come round, each time shuffled."""
+    numbers = range(start // size, (start + count - 1) // size + 1)
+    order = torch.cat([epoch_order(size, seed, 0, k, device) for k in numbers])
+    return order[start - numbers[0] * size :][:count]
+
+
+def some_of_each(labels: Tensor, shots: int, seed: int) -> Tensor:
+    """Positions, sorted, of at most `shots` samples of each class, drawn at random. Labels (n,) of classes ≥ 0."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    order = shuffled[labels[shuffled].sort(stable=True).indices]
+    counts = torch.bincount(labels)
+    rank = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
+    return order[rank < shots].sort().values

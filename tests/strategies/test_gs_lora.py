@@ -9,8 +9,8 @@ from gs_lora_bench import CLASSES, SHAPE, asked, forget, learn, make, network, p
 
 from clplat.adapters import LoRA
 from clplat.backbones.vit import vit_micro
+from clplat.data.batches import some_of_each
 from clplat.errors import UserError
-from clplat.strategies.gs_lora import some_of_each
 
 # --- what moves, and when ---------------------------------------------------------------------------------------------
 
