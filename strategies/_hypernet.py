@@ -8,8 +8,7 @@ importance, and Δθ is 0 or, with lookahead, the step that the optimizer would 
 
 from __future__ import annotations
 
-import copy
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +16,11 @@ from torch import Tensor
 
 from clplat import Experience, Kind, Strategy, require
 from clplat.backbones.base import Classifier, Role
-from clplat.backbones.heads import Growing
-from clplat.components.ema import Frozen
 from clplat.components.generated import GeneratedClassifier, Target
-from clplat.components.hypernetwork import Generator, factored_change, output_change
-from clplat.components.lookahead import simulated_step
-from clplat.components.memory import ClassBalanced
-
-
-def least_entropy(logits: Tensor) -> Tensor:
-    """For each sample the task whose prediction is surest, (B,) int64, from logits (T, B, C); -inf: no such class.
-
-    By log_softmax: the logarithm of a softmax that underflows to 0 would make the entropy NaN, which argmin may take.
-    """
-    logs = logits.log_softmax(2)
-    return torch.where(logs.isneginf(), 0.0, -logs.exp() * logs).sum(2).argmin(0)
+from clplat.components.held import Held, Way
+from clplat.components.hypernetwork import Generator
+from clplat.components.lookahead import add_gradient_ahead
+from clplat.components.tasks import TaskTeller, of_slots, surest
 
 
 class Hypernet(Strategy):
@@ -60,7 +49,6 @@ class Hypernet(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     model: GeneratedClassifier
-    held: Tensor
 
     def __init__(
         self,
@@ -68,7 +56,7 @@ class Hypernet(Strategy):
         model: Classifier,
         beta: float = 0.01,
         lookahead: bool = False,
-        held_outputs: Literal["factors", "stored", "recomputed"] = "factors",
+        held_outputs: Way = "factors",
         sampled_tasks: int | None = None,
         own_rows: bool = False,
         embedding: int = 32,
@@ -90,18 +78,9 @@ class Hypernet(Strategy):
         require("rank", rank, rank >= 0, "≥ 0")
         require("infer", infer, infer in ("entropy", "network"), "entropy or network")
         require("replay_batch", replay_batch, replay_batch >= 1, "≥ 1")
-        self.beta, self.lookahead, self.held_outputs = beta, lookahead, held_outputs
-        self.sampled_tasks, self.own_rows, self.embedding = sampled_tasks, own_rows, embedding
-        self.replay_batch, self.steps = replay_batch, 0
-        self.teller: Classifier | None = None
-        if infer == "network":
-            backbone = copy.deepcopy(model.backbone)
-            self.teller = Classifier(backbone, Growing(backbone.embed_dim, 2**31))  # as many rows as tasks are met
-            self.memory = ClassBalanced(memory)  # with tasks for classes
-        self.target = Target(model, rank, role)
-        self.register_buffer("held", torch.zeros(0, 0))
-        self.register_buffer("rows_held", None, persistent=False)  # follow from the classes of the tasks
-        self.before: Frozen | None = None
+        self.beta, self.lookahead, self.embedding = beta, lookahead, embedding
+        self.teller = TaskTeller(model.backbone, memory, replay_batch) if infer == "network" else None
+        self.target, self.held = Target(model, rank, role), Held(held_outputs, own_rows, sampled_tasks)
         self._old: list[int] = []  # places of the tasks that are held, from the experiences met
 
     def _generate(self, generator: Generator) -> None:
@@ -109,128 +88,52 @@ class Hypernet(Strategy):
         self.model = GeneratedClassifier(self.target, generator, self.embedding)
         del self.target  # it is the model's now
 
-    # --- life of an experience ------------------------------------------------------------------------------------
-
     def grow(self, experience: Experience) -> None:
         super().grow(experience)
-        if self.teller is not None:
-            self.teller.grow(Experience(0, "tasks", Kind.LEARN, None, classes=(len(self.model.codes) - 1,)))
         model, now = self.model, self.model.current
+        if self.teller is not None:
+            self.teller.grow(len(model.codes))
         # Parts of the generator below the present level are frozen, so that tasks made by them can't change.
-        self._old = [s for s, level in enumerate(model.levels) if s != now and level == model.levels[now]]
-        if not self.beta or not self._old:
-            self.held, self.before = self.held.new_zeros(0, 0), None
-            return
-        if self.held_outputs == "stored":
-            self.held = self.held.new_zeros(len(self._old), model.generator.width)
-        else:
-            self.before = Frozen(model.generator)
-        if self.own_rows:
-            rows = model.target.own_rows(model.classes[self._old])
-            self.rows_held = F.pad(rows, (0, model.generator.width - model.target.size), value=1.0)
+        same = [s for s, level in enumerate(model.levels) if s != now and level == model.levels[now]]
+        self._old = same if self.beta else []
+        self.held.grow(model, self._old)
 
     def begin(self, experience: Experience) -> None:
-        if len(self.held):
-            # With gradients on, as in the steps: torch has other kernels without, and R would not start at exactly 0.
-            self.held.copy_(self.model.generator.outputs(*self.model.tasks(self._old)).detach())
+        self.held.begin(self.model, self._old)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
         loss = self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
-        if self.beta and self._old and not self.lookahead:
+        if self._old and not self.lookahead:
             loss = loss + self.beta * self._change()
         if self.teller is not None:
-            loss = loss + self._tell_apart(x)
+            loss = loss + self.teller.loss(x, self.raw, self.model.current, self.mean, self.prepare)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """With lookahead: add the regulariser's gradient at θ + Δθ. Every process computes it whole."""
-        if not (self.lookahead and self.beta and self._old):
-            return
-        theta = [p for p in self.model.generator.parameters() if p.requires_grad]
-        changes, before = simulated_step(optimizer, theta), [p.detach().clone() for p in theta]
-        with torch.no_grad():
-            for p, change in zip(theta, changes, strict=True):
-                p.add_(change)
-        gradients = torch.autograd.grad(self.beta * self._change(), theta, allow_unused=True)
-        with torch.no_grad():
-            for p, start, gradient in zip(theta, before, gradients, strict=True):
-                p.copy_(start)
-                if gradient is not None:
-                    p.grad = gradient if p.grad is None else p.grad + gradient
+        if self.lookahead and self._old:
+            theta = [p for p in self.model.generator.parameters() if p.requires_grad]
+            add_gradient_ahead(optimizer, theta, lambda: self.beta * self._change())
 
     def after_step(self) -> None:
-        self.steps += 1
+        self.held.steps += 1
 
-    @torch.no_grad()
     def end(self, experience: Experience) -> None:
-        """Processes see other batches, and so keep other statistics of them: take the mean."""
-        if self.world_size > 1:
-            for value in self.model.statistics[self.model.current].buffers():
-                if value.is_floating_point():
-                    torch.distributed.all_reduce(value)
-                    value /= self.world_size
+        self.model.average_statistics(self.world_size)
 
     def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
-        model = self.model
-        if task is not None or len(model.codes) < 2:
-            return model(inputs, task)
-        if self.teller is None:
-            logits = torch.stack([model.of_slot(inputs, s) for s in range(len(model.codes))])  # (T, B, C)
-            return logits[least_entropy(logits), torch.arange(len(inputs), device=inputs.device)]
-        chosen, found = self.teller(inputs).argmax(1), inputs.new_empty(len(inputs), model.target.classes)
-        for slot in chosen.unique().tolist():
-            found[chosen == slot] = model.of_slot(inputs[chosen == slot], slot).to(found.dtype)
-        return found
+        if task is not None or len(self.model.codes) < 2:
+            return self.model(inputs, task)
+        return surest(self.model, inputs) if self.teller is None else of_slots(self.model, inputs, self.teller(inputs))
 
     def measurements(self) -> dict[str, float]:
         return {"compression": self.model.compression}
 
-    def get_extra_state(self) -> int:
-        return self.steps
-
-    def set_extra_state(self, state: int) -> None:
-        self.steps = state
-
-    # --- parts ----------------------------------------------------------------------------------------------------
-
     def _change(self) -> Tensor:
         """Mean over the old tasks, or those drawn in this step, of how far their outputs have moved; a scalar."""
-        rows = self._drawn()
-        slots = [self._old[r] for r in rows]
-        tasks, now = self.model.tasks(slots), self.model.generator
-        before = None if self.before is None else cast(Generator, self.before.model)
-        if before is not None and self.held_outputs == "factors":
-            with torch.no_grad():
-                factors = before.factors(*tasks)
-            return factored_change(now.factors(*tasks), factors, now.size)
-        if before is None:
-            held = self.held if len(rows) == len(self._old) else self.held[rows]
-        else:
-            with torch.no_grad():
-                held = before.outputs(*tasks)
-        return output_change(now.outputs(*tasks), held, self._importance(slots, rows))
+        return self.held.change(self.model, self._old, self._importance)
 
-    def _drawn(self) -> list[int]:
-        """Rows of `held` that this step's regulariser runs over: the same in every process."""
-        count = len(self._old)
-        if self.sampled_tasks is None or self.sampled_tasks >= count:
-            return list(range(count))
-        generator = torch.Generator().manual_seed(self.steps)
-        return torch.randperm(count, generator=generator)[: self.sampled_tasks].tolist()
-
-    def _importance(self, slots: list[int], rows: list[int]) -> Tensor | None:
+    def _importance(self, slots: list[int]) -> Tensor | None:
         """F (m, width) of these old tasks, or None where all weights count alike."""
-        return self.rows_held[rows] if self.own_rows else None
-
-    def _tell_apart(self, inputs: Tensor) -> Tensor:
-        """Cross-entropy of the inference network on the batch, which is of this task, and on remembered samples."""
-        assert self.teller is not None
-        here = torch.full((len(inputs),), self.model.current, device=inputs.device)
-        losses = F.cross_entropy(self.teller(inputs), here, reduction="none")
-        loss = self.mean(losses)
-        if len(self.memory):
-            raw, tasks = self.memory.sample(self.replay_batch)
-            loss = loss + F.cross_entropy(self.teller(self.prepare(raw)), tasks)
-        self.memory.add(self.raw, here)
-        return loss
+        return None

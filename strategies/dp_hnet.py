@@ -117,10 +117,8 @@ class DPHNet(Hypernet):
         mean = found.mean()
         self.fisher[self.model.current] = found / mean if mean > 0 else torch.ones_like(found)
 
-    def _importance(self, slots: list[int], rows: list[int]) -> Tensor | None:
-        importance = super()._importance(slots, rows)
+    def _importance(self, slots: list[int]) -> Tensor | None:
         if not self.fisher_samples:
-            return importance
+            return None
         held = self.fisher[slots]
-        held = F.pad(held, (0, self.model.generator.width - held.shape[1]), value=1.0)
-        return held if importance is None else held * importance
+        return F.pad(held, (0, self.model.generator.width - held.shape[1]), value=1.0)

@@ -216,6 +216,14 @@ class GeneratedClassifier(nn.Module):
         """Features (B, D) by the weights of the task that learns."""
         return self.target.call("features", self.omega(self.current), self._of_task(self.current), inputs)
 
+    @torch.no_grad()
+    def average_statistics(self, world_size: int) -> None:
+        """Processes see other batches, and so keep other statistics of the task that learns: take the mean."""
+        for value in self.statistics[self.current].buffers() if world_size > 1 else ():
+            if value.is_floating_point():
+                torch.distributed.all_reduce(value)
+                value /= world_size
+
     def _of_task(self, slot: int) -> dict[str, Tensor]:
         held = self.statistics[slot]
         assert isinstance(held, _Buffers)

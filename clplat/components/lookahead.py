@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,3 +36,19 @@ def simulated_step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Par
             shadow.state[copy] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
     shadow.step()
     return [shadows[id(p)] - p if id(p) in shadows else c for p, c in zip(parameters, changes, strict=True)]
+
+
+def add_gradient_ahead(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], loss: Callable[[], Tensor]
+) -> None:
+    """Add the gradient of `loss` at θ + Δθ to that of `parameters` θ; Δθ is what the optimizer would do without it."""
+    changes, before = simulated_step(optimizer, parameters), [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for p, change in zip(parameters, changes, strict=True):
+            p.add_(change)
+    gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    with torch.no_grad():
+        for p, start, gradient in zip(parameters, before, gradients, strict=True):
+            p.copy_(start)
+            if gradient is not None:
+                p.grad = gradient if p.grad is None else p.grad + gradient

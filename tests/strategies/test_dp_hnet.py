@@ -116,13 +116,13 @@ def test_importance_is_the_fisher_information_scaled_to_mean_one(experiences, mo
 
 def test_importance_one_is_the_plain_regulariser_and_zero_is_none(experiences, model, drive):
     strategy = drive(make(model), experiences(2))
-    outputs, held = strategy.model.generator.outputs(*strategy.model.tasks([0])), strategy.held
+    outputs, held = strategy.model.generator.outputs(*strategy.model.tasks([0])), strategy.held.outputs
     assert strategy._change() != output_change(outputs, held)
     strategy.fisher.fill_(1)
     torch.testing.assert_close(strategy._change(), output_change(outputs, held))
     plain = drive(make(model, fisher_samples=0), experiences(2))
     torch.testing.assert_close(
-        plain._change(), output_change(plain.model.generator.outputs(*plain.model.tasks([0])), plain.held)
+        plain._change(), output_change(plain.model.generator.outputs(*plain.model.tasks([0])), plain.held.outputs)
     )
     strategy.fisher.zero_()
     assert strategy._change() == 0
@@ -133,8 +133,8 @@ def test_states_are_held_too(experiences, model, drive):
     generator, tasks = strategy.model.generator, strategy.model.tasks([0])
     states = generator.states(*tasks)
     with torch.no_grad():
-        once = strategy.held[:, generator.size :] / 2
-        weights = strategy.held[:, : generator.size]
+        once = strategy.held.outputs[:, generator.size :] / 2
+        weights = strategy.held.outputs[:, : generator.size]
     expected = (generator(*tasks) - weights).square().sum() + 4 * (states.flatten(1) - once).square().sum()
     torch.testing.assert_close(strategy._change(), expected)
 

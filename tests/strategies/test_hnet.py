@@ -13,8 +13,8 @@ from clplat.backbones.heads import NCM, Growing
 from clplat.backbones.vit import vit_micro
 from clplat.components.generated import Target
 from clplat.components.lookahead import simulated_step
+from clplat.components.tasks import least_entropy
 from clplat.errors import UserError
-from clplat.strategies._hypernet import least_entropy
 from clplat.strategies.hnet import HNet
 
 SMALL = {"embedding": 4, "chunk": 25, "chunk_embedding": 3, "hidden": [6]}  # 98 weights: 4 pieces, the last one cut
@@ -75,9 +75,9 @@ def test_regulariser_by_an_independent_computation(experiences, model, drive):
 
 def test_held_outputs_carry_no_gradient(experiences, model, drive):
     strategy = drive(make(model, held_outputs="stored"), experiences(2))
-    assert not strategy.held.requires_grad
+    assert not strategy.held.outputs.requires_grad
     strategy = drive(make(model, held_outputs="recomputed"), experiences(2))
-    assert not any(p.requires_grad for p in strategy.before.parameters())
+    assert not any(p.requires_grad for p in strategy.held.before.parameters())
 
 
 def test_no_regulariser_is_training_in_sequence(experiences, model, drive, equal):
@@ -116,22 +116,22 @@ def test_old_embeddings_keep_their_bits_and_the_new_one_gets_no_gradient_of_it(e
 
 def test_a_random_part_of_the_tasks_is_unbiased(experiences, model, drive):
     strategy = drive(make(lambda: model(classes=8), held_outputs="stored"), experiences(4, per_class=4))
-    strategy._drawn = lambda: [0, 1, 2]
+    strategy.held.drawn = lambda _: [0, 1, 2]
     whole = strategy._change()
     parts = []
     for rows in itertools.combinations(range(3), 2):
-        strategy._drawn = lambda rows=rows: list(rows)
+        strategy.held.drawn = lambda _, rows=rows: list(rows)
         parts.append(strategy._change())
     torch.testing.assert_close(sum(parts) / len(parts), whole)
 
 
 def test_tasks_are_drawn_anew_in_each_step(experiences, model, drive):
     strategy = drive(make(lambda: model(classes=8), sampled_tasks=2), experiences(4, per_class=4))
-    assert strategy.steps == 8  # one batch an epoch
+    assert strategy.held.steps == 8  # one batch an epoch
     drawn = set()
     for step in range(30):
-        strategy.steps = step
-        rows = strategy._drawn()
+        strategy.held.steps = step
+        rows = strategy.held.drawn(3)
         assert len(set(rows)) == 2
         drawn.add(tuple(sorted(rows)))
     assert drawn == {(0, 1), (0, 2), (1, 2)}
@@ -139,15 +139,15 @@ def test_tasks_are_drawn_anew_in_each_step(experiences, model, drive):
 
 def test_own_rows_leave_other_heads_free(experiences, model, drive):
     strategy = drive(make(model, own_rows=True, held_outputs="stored"), experiences(2))
-    target, held = strategy.model.target, strategy.held.clone()
+    target, held = strategy.model.target, strategy.held.outputs.clone()
     weight, bias = [s for s in target.slices if s.rows]
     assert (weight.rows, bias.rows) == (6, 6)
     before = strategy._change()
-    strategy.held[0, weight.offset + 2 * 7 : weight.end] += 5  # rows 2 to 5, of other tasks
-    strategy.held[0, bias.offset + 2 : bias.end] -= 5
+    strategy.held.outputs[0, weight.offset + 2 * 7 : weight.end] += 5  # rows 2 to 5, of other tasks
+    strategy.held.outputs[0, bias.offset + 2 : bias.end] -= 5
     torch.testing.assert_close(strategy._change(), before, atol=0, rtol=0)
-    strategy.held.copy_(held)
-    strategy.held[0, weight.offset] += 5  # row 0, of task 0
+    strategy.held.outputs.copy_(held)
+    strategy.held.outputs[0, weight.offset] += 5  # row 0, of task 0
     assert strategy._change() > before + 1
 
 
