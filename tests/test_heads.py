@@ -186,8 +186,8 @@ def test_cosine_ignores_lengths():
     head = grown(heads.Cosine)
     x = torch.randn(4, D)
     reference = torch.stack([10.0 * F.cosine_similarity(x, w[None]) for w in head.weight], dim=1)
-    assert torch.allclose(head(x), reference, atol=1e-6)
-    assert torch.allclose(head(7 * x), head(x), atol=1e-6)
+    assert torch.allclose(head(x), reference, atol=1e-5)
+    assert torch.allclose(head(7 * x), head(x), atol=1e-5)
     with pytest.raises(UserError, match=r"head\.scale"):
         heads.Cosine(D, C, scale=0)
 

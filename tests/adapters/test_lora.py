@@ -247,7 +247,7 @@ def test_merging_keeps_the_outputs_and_the_scale_and_empties_the_adapter():
     lora.merge("a")
     torch.testing.assert_close(backbone(X), expected, rtol=1e-5, atol=1e-5)
     for name, layer in backbone.layers("ffn").items():
-        torch.testing.assert_close(layer.weight.double(), by_hand.get_submodule(name).weight, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(layer.weight.double(), by_hand.get_submodule(name).weight, rtol=1e-5, atol=1e-5)
     assert not any(b.any() for _, b in lora.factors("a").values())
     lora.use()  # the change is in the base now: taking the adapter out loses nothing
     torch.testing.assert_close(backbone(X), expected, rtol=1e-5, atol=1e-5)

@@ -47,7 +47,8 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
     for name, value in expected.items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0, msg=name)
-    assert two.accuracy_matrix == one.accuracy_matrix
+    # One of a set's 30 test samples may lie on a tie.
+    np.testing.assert_allclose(np.array(two.accuracy_matrix), np.array(one.accuracy_matrix), atol=1.5 / 30)
     _, untrained = build(resolve(config=given))
     for name, value in untrained.named_parameters():
         assert torch.equal(value, found[name]) == (name == "model.backbone.net.logit_scale"), name

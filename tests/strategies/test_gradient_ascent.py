@@ -34,7 +34,7 @@ def test_loss_by_hand(bound, linear):
     logits = [[0.0, 2.5], [1.0, 0.5], [2.0, 0.5]]
     limit = 2 * math.log(2) if bound is None else bound
     expected = -np.minimum(cross_entropy(logits, [0, 0, 0]), limit).mean()
-    assert strategy.forget_step((x, y), 0).item() == pytest.approx(expected, abs=1e-6)
+    assert strategy.forget_step((x, y), 0).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_replay_adds_the_loss_on_retained_samples(linear):
@@ -43,7 +43,7 @@ def test_replay_adds_the_loss_on_retained_samples(linear):
     strategy.global_batch = 1
     loss = strategy.forget_step((torch.tensor([[0.0, 1.0]]), torch.tensor([0])), 0)
     expected = -cross_entropy([[0.0, 2.5]], [0])[0] + cross_entropy([[1.0, 0.5]], [0])[0]
-    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_sample_at_the_bound_has_no_gradient(linear):

@@ -30,10 +30,10 @@ def test_loss_and_gradient_agree_with_the_equation_in_float64(bound, beta, alpha
     assert (ce_f.item() < bound) == (bound == 30.0)
     assert set(fy.tolist()) == {1}
     assert 1 not in ry.tolist()
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     for name, pair in strategy.lora.factors(strategy.adapter).items():
         for mine, theirs in zip(pair, leaves[name], strict=True):
-            torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_bounded_loss_and_gradient_are_zero_at_the_bound_and_minus_the_gradient_below():
@@ -66,7 +66,7 @@ def test_without_its_terms_the_gradient_is_that_of_the_retained_batch():
     strategy.zero_grad()
     F.cross_entropy(strategy.model(raw), labels).backward()
     for a, p in zip(mine, strategy.lora.parameters_of(strategy.adapter), strict=True):
-        torch.testing.assert_close(a, p.grad, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a, p.grad, rtol=1e-5, atol=1e-5)
 
 
 # --- the group lasso --------------------------------------------------------------------------------------------------

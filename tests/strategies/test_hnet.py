@@ -70,7 +70,7 @@ def test_regulariser_by_an_independent_computation(experiences, model, drive):
         strategy.raw, strategy.global_batch = x, len(x)
         noted[held] = strategy.training_step((x, y), 0)
         torch.testing.assert_close(noted[held], expected)
-    torch.testing.assert_close(noted["stored"], noted["recomputed"], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(noted["stored"], noted["recomputed"], atol=1e-5, rtol=1e-5)
 
 
 def test_held_outputs_carry_no_gradient(experiences, model, drive):
@@ -237,7 +237,7 @@ def test_predictions_of_a_task_follow_its_weights(experiences, model, drive):
     drive(strategy, stream[1:])
     strategy.eval()
     assert not torch.equal(strategy.model.omega(1), omega)
-    torch.testing.assert_close(strategy.model.omega(0), omega, atol=1e-6, rtol=0)
+    torch.testing.assert_close(strategy.model.omega(0), omega, atol=1e-5, rtol=0)
     torch.testing.assert_close(strategy.predict(x, 0)[:, :2], before[:, :2], atol=1e-5, rtol=0)
     assert strategy.predict(x, 1)[:, [0, 1, 4, 5]].isneginf().all()
     assert strategy.predict(x, 2).isneginf().all()  # a task not met
