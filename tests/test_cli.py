@@ -311,7 +311,7 @@ def test_validate(capsys: pytest.CaptureFixture[str], tmp_path: Path):
             ["ui", "--output", "there", "--port", "0"],
             "tracking.server",
             "serve",
-            (("there",), {"uri": None, "host": "127.0.0.1", "port": 0, "experiment": "clplat"}),
+            (("there",), {"uri": None, "host": "127.0.0.1", "port": 0, "experiment": None}),
         ),
     ],
 )

@@ -18,7 +18,8 @@ import pytest
 from clplat.config.settings import TrackingSettings
 from clplat.errors import UserError
 from clplat.tracking import charts
-from clplat.tracking.client import Tracker, absolute_uri, default_uri, pending, read_state, send_pending
+from clplat.tracking.client import Tracker, absolute_uri, default_uri, pending, read_state, send_pending, store_of
+from clplat.tracking.store import metric_name, shortened
 
 # MLflow and SQLAlchemy warn of their own deprecations at import and leave a database connection to the collector.
 pytestmark = [
@@ -59,6 +60,60 @@ def write(run_dir: Path, steps, name: str = "train/loss", axis: str = "step", mo
         for step in steps:
             row = {"axis": axis, "step": step, "time": time.time(), "metrics": {name: float(step), "gone": None}}
             file.write(json.dumps(row) + "\n")
+
+
+@pytest.mark.parametrize(
+    "names", [["C++", "C##", "C__"], ["情感", "新闻"], ["a/b", "a//b", "a/./b"], ["x" * 300, "x" * 299], ["", "_", "."]]
+)
+def test_no_two_metrics_share_a_name_in_mlflow(names: list[str]) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    sent = [metric_name(n) for n in names]
+    assert len(set(sent)) == len(names)
+    for name in sent:
+        _validate_metric_name(name)
+        assert len(name) <= 250
+    assert all(a == b for a, b in zip(names, sent, strict=True) if a in ("情感", "新闻", "C__", "a/b", "_"))
+
+
+def test_a_parameter_that_is_cut_says_so() -> None:
+    assert shortened("abc", 100) == "abc"
+    cut = shortened("a" * 7000, 6000)
+    assert len(cut) == 6000
+    assert "config.yaml" in cut
+
+
+def test_variables_of_mlflow_are_honoured(run_dir, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    assert store_of(TrackingSettings(), "runs") == ("http://127.0.0.1:1", "mine")
+    assert store_of(TrackingSettings(uri="http://127.0.0.1:2", experiment="own"), "runs")[1] == "own"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://nowhere")
+    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI"):
+        store_of(TrackingSettings(), "runs")
+
+
+def test_a_deleted_experiment_is_refused_before_anything_runs_and_says_what_to_do(run_dir) -> None:
+    first = tracker(run_dir)
+    write(run_dir, range(2))
+    assert first.finish("FINISHED", []) is None
+    store = client(run_dir)
+    experiment = store.get_experiment_by_name("demo")
+    store.delete_experiment(experiment.experiment_id)
+    with pytest.raises(UserError, match=rf"restore it: .* --experiment-id {experiment.experiment_id}"):
+        tracker(run_dir)
+    store.restore_experiment(experiment.experiment_id)
+    tracker(run_dir)
+
+
+def test_a_run_lasts_as_long_in_mlflow_as_it_did(run_dir) -> None:
+    begun = time.time()
+    late = tracker(run_dir, age=5.0)
+    write(run_dir, range(2))
+    assert late.finish("FINISHED", []) is None
+    info = stored_run(run_dir).info
+    assert begun - 5.5 <= info.start_time / 1000 <= begun - 4
+    assert 5 <= (info.end_time - info.start_time) / 1000 < time.time() - begun + 6
 
 
 def client(run_dir: Path):
@@ -115,7 +170,7 @@ def test_a_run_arrives_whole(run_dir, tmp_path):
     assert "h_mean" not in run.data.metrics
     assert run.data.metrics["system/system_memory_usage_percentage"] > 0
     assert len(run.data.params) == 150
-    assert run.data.params["option.0"] == "x" * 6000
+    assert run.data.params["option.0"] == shortened("x" * 7000, 6000)
     assert run.data.tags["strategy"] == "er"
     assert run.data.tags["mine"] == "yes"
     assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["digits/0"]
@@ -219,7 +274,7 @@ def test_names_that_mlflow_refuses_are_mended(run_dir):
     tracked = tracker(run_dir)
     write(run_dir, [1], "accuracy/task (1): é//x")
     assert tracked.finish("FINISHED", []) is None
-    assert "accuracy/task _1_: _/x" in stored_run(run_dir).data.metrics
+    assert metric_name("accuracy/task (1): é//x") in stored_run(run_dir).data.metrics
 
 
 def test_the_chart_layout_is_an_experiment_tag(run_dir):
@@ -245,7 +300,7 @@ def test_uris_are_absolute_whatever_the_folder(tmp_path, monkeypatch):
     assert default_uri("runs") == f"sqlite:///{tmp_path}/mlflow.db"
     assert absolute_uri("sqlite:///a/b.db") == f"sqlite:///{tmp_path}/a/b.db"
     assert absolute_uri("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
-    with pytest.raises(UserError, match=r"tracking\.uri: './mlruns' is no tracking store"):
+    with pytest.raises(UserError, match=r"tracking\.uri .*: './mlruns' is no tracking store"):
         absolute_uri("./mlruns")
 
 

@@ -12,8 +12,10 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
-    parser.add_argument("--uri", help="another store than the one beside the runs; http... of a running server")
-    parser.add_argument("--experiment", default="clplat", help="that the printed link opens (default: clplat)")
+    parser.add_argument(
+        "--uri", help="another store than $MLFLOW_TRACKING_URI or the one beside the runs; http... of a running server"
+    )
+    parser.add_argument("--experiment", help="that the link opens (default: $MLFLOW_EXPERIMENT_NAME, or clplat)")
     parser.add_argument("--port", type=int, default=5000, help="(default: 5000)")
 
 

@@ -150,14 +150,14 @@ class TrackingSettings:
 
     Args:
         enabled: whether to track at all; metrics.jsonl and summary.json are written in any case.
-        uri: tracking URI; null is the store `mlflow.db` beside the run's output folder.
-        experiment: MLflow experiment.
+        uri: tracking URI; null is $MLFLOW_TRACKING_URI, or else the store `mlflow.db` beside the run's output folder.
+        experiment: MLflow experiment; null is $MLFLOW_EXPERIMENT_NAME, or else `clplat`.
         tags: further tags of the run.
     """
 
     enabled: bool = True
     uri: str | None = None
-    experiment: str = "clplat"
+    experiment: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
 
 

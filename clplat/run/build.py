@@ -161,6 +161,9 @@ def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[st
         faults.append(f"head: taskwise scores a batch with one task's rows, but {cls.__name__} mixes tasks in a batch")
     if config.loop.evaluate_on == "valid" and all(e.valid is None for e in stream):
         faults.append("loop.evaluate_on: valid, but the stream has no validation data (set stream.validation)")
+    names = [e.name for e in stream]
+    for name in dict.fromkeys(n for n in names if names.count(n) > 1):
+        faults.append(f"stream: {names.count(name)} experiences are called {name!r} (valid: each its own name)")
     for e in stream:
         if e.kind in (Kind.LEARN, Kind.FORGET, Kind.ADAPT) and (e.train is None or len(e.train) == 0):
             faults.append(f"stream: experience {e.index} ({e.name}) has no data")

@@ -35,6 +35,7 @@ from clplat.run.saving import restore
 from clplat.run.start import carried_optimizer, start_run
 from clplat.run.step import total_steps
 from clplat.run.summary import git_commit, summary
+from clplat.tracking.client import store_of
 
 if TYPE_CHECKING:
     from clplat.tracking.client import Tracker
@@ -55,6 +56,8 @@ def launch(
         run_dir: of the run; None makes one once everything is built, so that a refused run leaves no folder.
         report: writes what is to be read of the run into its folder when it has ended, whatever its status.
     """
+    if config.tracking.enabled:
+        store_of(config.tracking, config.output)  # refuses what can't be tracked before anything is made
     start = None if resumed else start_run(config, functools.partial(launch, quiet=quiet, report=report))
     fabric = make_fabric(config.fabric)
     if isinstance(fabric.strategy.launcher, _spawning()):
@@ -135,7 +138,8 @@ def _work(
     run_dir = Path(fabric.broadcast(str(run_dir)))
     held = checkpoint.lock(run_dir) if first else None  # until this process ends or lets go of it
     state = _newest_state(run_dir, tell=first) if resumed else None
-    tracker = _tracker(config, run_dir, stream) if first and config.tracking.enabled else None
+    tracked, age = first and config.tracking.enabled, time.perf_counter() - started
+    tracker = _tracker(config, run_dir, stream, age) if tracked else None
     log = RunLog(run_dir if first else None, started, None, tracker, state["metrics_offset"] if state else 0)
     runner = Runner(strategy, stream, config.loop, fabric, config.seed, log, record)
     runner.audit = config.audit
@@ -208,7 +212,7 @@ def _close(
     return {"run_dir": str(run_dir), "summary": facts, "note": note}
 
 
-def _tracker(config: Config, run_dir: Path, stream: Any) -> Tracker:
+def _tracker(config: Config, run_dir: Path, stream: Any, age: float) -> Tracker:
     import hashlib
 
     from clplat.tracking.client import Tracker
@@ -226,6 +230,7 @@ def _tracker(config: Config, run_dir: Path, stream: Any) -> Tracker:
         params=flat(config.to_dict()),
         tags=tags,
         datasets=datasets,
+        age=age,
     )
 
 

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 import threading
 import time
 import uuid
@@ -24,11 +25,13 @@ from urllib.parse import urlsplit
 from clplat.config.settings import TrackingSettings
 from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
-from clplat.tracking.store import RunSender
+from clplat.tracking.store import DeletedError, RunSender, deleted_in
 
 PAUSE_SECONDS = 1.0  # between two deliveries: gathers lines into batches
 LONGEST_PAUSE_SECONDS = 30.0  # between two attempts while the store is away
 LAST_ATTEMPTS = 3  # at the end of a run
+PATIENCE_SECONDS = 10.0  # at the end of a run, for a server that does not answer
+SAID_SECONDS = 2.0  # a wait longer than this is said
 
 # A store that is away must fail fast: MLflow's defaults wait for minutes. The user's own settings win.
 _ENVIRONMENT = {
@@ -42,8 +45,13 @@ _ALWAYS_NEW = {"params", "tags", "datasets", "run_name", "finish", "done", "desc
 
 
 def default_uri(output: str | Path) -> str:
-    """Absolute URI of the store `mlflow.db` beside the output folder."""
-    return f"sqlite:///{Path(output).absolute().parent / 'mlflow.db'}"
+    """$MLFLOW_TRACKING_URI, or the absolute URI of the store `mlflow.db` beside the output folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(output).absolute().parent / 'mlflow.db'}"
+
+
+def default_experiment() -> str:
+    """$MLFLOW_EXPERIMENT_NAME, or `clplat`."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "clplat"
 
 
 def absolute_uri(uri: str) -> str:
@@ -58,9 +66,22 @@ def absolute_uri(uri: str) -> str:
         return f"{head}:///{Path(path).absolute()}"
     if scheme not in ("http", "https", "postgresql", "mysql", "mssql"):
         raise UserError(
-            f"tracking.uri: {uri!r} is no tracking store (valid: sqlite:///FILE.db, http(s)://HOST:PORT, postgresql://...)"
+            f"tracking.uri (or $MLFLOW_TRACKING_URI): {uri!r} is no tracking store (valid: sqlite:///FILE.db, "
+            "http(s)://HOST:PORT, postgresql://...)"
         )
     return uri
+
+
+def store_of(settings: TrackingSettings, output: str | Path) -> tuple[str, str]:
+    """URI of the store and name of the experiment that a run with these settings goes to.
+
+    Raises:
+        UserError: no valid store, or the experiment was deleted in a local one; nothing is asked of a remote one.
+    """
+    uri, experiment = absolute_uri(settings.uri or default_uri(output)), settings.experiment or default_experiment()
+    if settings.enabled and (fault := deleted_in(uri, experiment)):
+        raise UserError(f"tracking.experiment: {experiment!r} in {_without_password(uri)}: {fault}")
+    return uri, experiment
 
 
 class Tracker:
@@ -73,9 +94,10 @@ class Tracker:
         params: the configuration, flattened.
         tags: of the run; those in the settings are added.
         datasets: (name, digest) of what the stream consists of.
+        age: seconds since the run began.
 
     Raises:
-        UserError: the settings name no valid store.
+        UserError: as `store_of` does.
     """
 
     def __init__(
@@ -87,16 +109,18 @@ class Tracker:
         params: dict[str, Any],
         tags: dict[str, str],
         datasets: list[tuple[str, str]],
+        age: float = 0.0,
     ) -> None:
         from clplat.package import __version__
 
         self.run_dir = Path(run_dir).absolute()
         self.enabled = settings.enabled
-        uri = settings.uri or default_uri(params.get("output") or self.run_dir.parents[1])
+        uri, experiment = store_of(settings, params.get("output") or self.run_dir.parents[1])
         self.state: dict[str, Any] = {
             "key": uuid.uuid4().hex,
-            "uri": absolute_uri(uri),
-            "experiment": settings.experiment,
+            "uri": uri,
+            "experiment": experiment,
+            "started": time.time() - age,
             "run_name": run_name,
             "params": {k: v if isinstance(v, str) else to_json(v) for k, v in params.items()},
             "tags": {k: str(v)[:5000] for k, v in {**tags, **settings.tags, "clplat": __version__}.items()},
@@ -112,6 +136,7 @@ class Tracker:
         if before and (before["uri"], before["experiment"]) == (self.state["uri"], self.state["experiment"]):
             self.state.update({k: v for k, v in before.items() if k in self.state and k not in _ALWAYS_NEW})
         self._wake, self._ending, self._abandoned = threading.Event(), threading.Event(), threading.Event()
+        self._answered = threading.Event()  # the store has, at least once
         self._thread: threading.Thread | None = None
         self._writing = threading.Lock()
         self._problem: str | None = None
@@ -134,7 +159,7 @@ class Tracker:
         Args:
             status: FINISHED, FAILED or KILLED.
             artifacts: files and folders to keep with the run. From a summary.json the final metrics are taken.
-            timeout_seconds: wait no longer than this.
+            timeout_seconds: wait no longer than this; for a server that does not answer, 10 s. Ctrl-C ends the wait.
 
         Returns:
             One line for the user if something could not be sent; it stays in the run directory.
@@ -150,17 +175,36 @@ class Tracker:
         self._ending.set()
         self._wake.set()
         try:
-            self._thread.join(timeout_seconds)
+            why = self._wait(timeout_seconds)
         finally:
             self._abandoned.set()
             _environment.leave()
         if self.state["done"]:
             return None
-        why = self._problem or f"no answer within {timeout_seconds:g} s"
         return (
             f"tracking: not everything reached {_without_password(self.state['uri'])} ({why}); "
             f"it is kept in {self.run_dir} and sent on resume or by `clplat ui`"
         )
+
+    def _wait(self, seconds: float) -> str:
+        """Wait for the sender; why it has not ended, if it has not."""
+        assert self._thread is not None
+        begun, said, remote = time.monotonic(), False, not self.state["uri"].startswith("sqlite")
+        try:
+            while self._thread.is_alive():
+                bound = min(seconds, PATIENCE_SECONDS) if remote and not self._answered.is_set() else seconds
+                gone = time.monotonic() - begun
+                if gone >= bound:
+                    return self._problem or f"no answer within {bound:g} s"
+                if gone > SAID_SECONDS and not said:
+                    where, said = _without_password(self.state["uri"]), True
+                    print(
+                        f"tracking: sending the rest to {where}, {bound:g} s at most (Ctrl-C: later)", file=sys.stderr
+                    )
+                self._thread.join(0.2)
+        except KeyboardInterrupt:
+            return "the wait was ended by Ctrl-C"
+        return self._problem or "its sender has ended"
 
     def _work(self) -> None:
         """The sender thread."""
@@ -171,12 +215,13 @@ class Tracker:
             try:
                 with _quiet():
                     sender.send()
+                    self._answered.set()
                     if ending:
                         sender.close()
                 self._problem, pause = None, PAUSE_SECONDS
             except Exception as error:  # noqa: BLE001 - whatever the store does, training goes on
                 self._problem, pause = _one_line(error), min(2 * pause, LONGEST_PAUSE_SECONDS)
-                attempts += ending
+                attempts += LAST_ATTEMPTS if isinstance(error, DeletedError) and ending else ending
             if self.state["done"] or attempts >= LAST_ATTEMPTS:
                 return
             if ending:

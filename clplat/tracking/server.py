@@ -31,7 +31,7 @@ def serve(
     uri: str | None = None,
     host: str = "127.0.0.1",
     port: int = 5000,
-    experiment: str = "clplat",
+    experiment: str | None = None,
 ) -> int:
     """Start the server, print the link to the charts, send what runs could not send, and wait for Ctrl-C.
 
@@ -40,7 +40,7 @@ def serve(
         uri: another store. Of a server that already runs (http...) only the link is printed.
         host: address to listen on; other than this machine's own, a warning says who can read and change the store.
         port: 0 takes a free one.
-        experiment: MLflow experiment that the link opens.
+        experiment: MLflow experiment that the link opens; None is $MLFLOW_EXPERIMENT_NAME, or `clplat`.
 
     Returns:
         0 after Ctrl-C or SIGTERM.
@@ -48,8 +48,9 @@ def serve(
     Raises:
         UserError: the port is taken, or the server did not start; the message holds its last lines.
     """
-    from clplat.tracking.client import absolute_uri, default_uri
+    from clplat.tracking.client import absolute_uri, default_experiment, default_uri
 
+    experiment = experiment or default_experiment()
     store = absolute_uri(uri) if uri else default_uri(output)
     if store.startswith("http"):
         print(_link(store.rstrip("/"), experiment), flush=True)

@@ -17,6 +17,11 @@ BLOCK = 1 << 18  # bytes of metrics.jsonl read at once
 SAMPLE_SECONDS = 10.0  # between two samples of the system
 HELD_SAMPLES = 2000  # system metrics kept while the store is away; older ones go first
 KEY_TAG = "clplat.run"
+_LONGEST_NAME = 240  # MLflow takes 250 characters; nine are the digest's
+
+
+class DeletedError(Exception):
+    """The experiment was deleted in the store: no later attempt will do."""
 
 
 class RunSender:
@@ -79,12 +84,15 @@ class RunSender:
             experiment = client.get_experiment_by_name(self.state["experiment"])
             if experiment is None:
                 experiment = _create_experiment(client, self.state["uri"], self.state["experiment"], self.run_dir)
+        if experiment.lifecycle_stage == "deleted":
+            raise DeletedError(f"experiment {self.state['experiment']!r}: {_restore(experiment.experiment_id)}")
         run = self._find_run(client, experiment.experiment_id)
         if run is None:
             tags = {**self.state["tags"], KEY_TAG: self.state["key"], "mlflow.source.name": "clplat"}
             if commit := tags.get("git_commit"):
                 tags["mlflow.source.git.commit"] = commit
-            run = client.create_run(experiment.experiment_id, run_name=self.state["run_name"], tags=tags)
+            begun, name = int(self.state["started"] * 1000), self.state["run_name"]
+            run = client.create_run(experiment.experiment_id, start_time=begun, run_name=name, tags=tags)
             self.state.update(offset=0, tail="", described=False)
         elif self._reopen:
             client.update_run(run.info.run_id, status="RUNNING")
@@ -127,7 +135,7 @@ class RunSender:
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
         run_id, run = self.state["run_id"], self._client.get_run(self.state["run_id"])
-        wanted = {_clean(k): v[:MAX_PARAM_VAL_LENGTH] for k, v in self.state["params"].items()}
+        wanted = {metric_name(k): shortened(v, MAX_PARAM_VAL_LENGTH) for k, v in self.state["params"].items()}
         params = [Param(k, v) for k, v in wanted.items() if k not in run.data.params]
         tags = {**self.state["tags"]}
         tags |= {f"resumed.{k}": v for k, v in wanted.items() if run.data.params.get(k, v) != v}
@@ -177,7 +185,7 @@ class RunSender:
         try:
             row = json.loads(line)
             step, millis = int(row["step"]), int(row["time"] * 1000)
-            values = {_clean(k): float(v) for k, v in row["metrics"].items() if v is not None}
+            values = {metric_name(k): float(v) for k, v in row["metrics"].items() if v is not None}
         except (ValueError, KeyError, TypeError, AttributeError):
             return []  # torn by a power cut
         return [Metric(k, v, millis, step) for k, v in values.items() if step > self._reached.get(k, -1)]
@@ -201,9 +209,9 @@ class RunSender:
         run = self._client.get_run(self.state["run_id"])
         values = {**summary.get("metrics", {}), **{f"cost/{k}": v for k, v in summary.get("cost", {}).items()}}
         step, millis = len(summary.get("experiences", [])), int(when * 1000)
-        new = [Metric(_clean(k), float(v), millis, max(step, self._reached.get(_clean(k), 0)))
+        new = [Metric(metric_name(k), float(v), millis, max(step, self._reached.get(metric_name(k), 0)))
                for k, v in values.items()
-               if isinstance(v, int | float) and run.data.metrics.get(_clean(k)) != float(v)]  # fmt: skip
+               if isinstance(v, int | float) and run.data.metrics.get(metric_name(k)) != float(v)]  # fmt: skip
         if new:
             self._client.log_batch(self.state["run_id"], metrics=new)
 
@@ -293,8 +301,48 @@ def _alone(uri: str) -> Iterator[None]:
         yield
 
 
-def _clean(name: str) -> str:
-    """`name` with the characters that MLflow refuses in a metric or parameter replaced."""
-    name = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
-    parts = [p for p in name.split("/") if p not in ("", ".", "..")]
-    return "/".join(parts)[:250] or "_"
+def metric_name(name: str) -> str:
+    """`name` as MLflow takes it: itself, or, where it refuses or would fold it, a likeness and a digest of the whole.
+
+    No two names share a result: what is replaced or cut is told apart by the digest.
+    """
+    import hashlib
+    import posixpath
+
+    like = re.sub(r"[^\w\-. :/]", "_", name)
+    parts = [p for p in like.split("/") if p not in ("", ".", "..")]
+    like = "/".join(parts)[:_LONGEST_NAME]
+    if like == name == posixpath.normpath(name):
+        return name
+    return f"{like or '_'}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def shortened(value: str, most: int) -> str:
+    """A parameter's value, which MLflow bounds; one that is cut says so."""
+    mark = " … (cut; whole in config.yaml)"
+    return value if len(value) <= most else value[: most - len(mark)] + mark
+
+
+def deleted_in(uri: str, experiment: str) -> str | None:
+    """What to do about an experiment of this name that was deleted in a local store; None where there is none.
+
+    Asks SQLite itself: MLflow takes seconds to import.
+    """
+    import sqlite3
+
+    if not uri.startswith("sqlite") or not (file := Path(uri.partition(":///")[2])).is_file():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=1)) as store:
+            query = "select experiment_id from experiments where name = ? and lifecycle_stage = 'deleted'"
+            row = store.execute(query, (experiment,)).fetchone()
+    except sqlite3.Error:  # no store of MLflow's yet, or a busy one: found out when the run connects
+        return None
+    return None if row is None else _restore(row[0])
+
+
+def _restore(experiment_id: Any) -> str:
+    return (
+        f"it was deleted there (restore it: mlflow experiments restore --experiment-id {experiment_id}; or set another "
+        "tracking.experiment)"
+    )
