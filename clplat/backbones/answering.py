@@ -21,6 +21,8 @@ class Speaker(Protocol):
 
     seq2seq: bool
 
+    def one_pass(self, tokens: int) -> bool: ...
+
     def answer_logits(self, prompts: Tensor, answers: Tensor) -> Tensor: ...
 
     def answer_scores(self, prompts: Tensor, answers: Tensor) -> Tensor: ...
@@ -79,9 +81,9 @@ class Answerer(_Told):
         count, width = named.shape[1], self.classes.shape[1]
         answers = self.classes[named]  # (B, K, A); row -1 is any, and its score is dropped
         speaker: Speaker = self.backbone  # type: ignore[assignment]
-        # An encoder-decoder reads a copy of the prompt's states for each answer, a decoder one prompt for all.
-        cost = (count, count * width) if speaker.seq2seq else (1, count * width)
-        parts = _by_length(inputs[:, 0], *cost)
+        # Where the prompt is not read once for all answers, each has a copy of it, or of its states.
+        copies = 1 if speaker.one_pass(inputs.shape[2] + width) else count
+        parts = _by_length(inputs[:, 0], copies, count * width)
         scores = [speaker.answer_scores(prompts, answers[rows]) for rows, prompts in parts]
         order = torch.cat([rows for rows, _ in parts])
         found = torch.cat(scores)[order.argsort()]

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clplat.backbones import _weights
+from clplat.backbones import _families, _weights
+from clplat.backbones._passes import joined, likelihood, rows_at, tree_mask
 from clplat.backbones.answering import Answerer, trimmed
 from clplat.backbones.base import Backbone, Head, Role, require
 from clplat.data import llama2c
@@ -46,9 +47,14 @@ class LanguageModel(Backbone):
     def __init__(self, net: Any, length: int) -> None:
         super().__init__()
         self.net, self.length = net, length
-        self.embed_dim: int = net.config.hidden_size
-        self.vocabulary: int = net.config.vocab_size
+        self.text: Any = net.config.get_text_config(decoder=True)
+        last = None if net.config.is_encoder_decoder else net.get_output_embeddings().weight  # (V, D)
+        self.embed_dim: int = self.text.hidden_size if last is None else last.shape[1]
+        self.vocabulary: int = self.text.vocab_size
         self.seq2seq: bool = net.config.is_encoder_decoder
+        if not self.one_pass(0):
+            _families.check(net)
+        self._start = _first_token(net) if self.seq2seq else None
         inside = {id(block) for block in self.blocks}
         self._stems = tuple(f"{name}." for name, module in self.named_modules() if id(module) in inside)
         self._real: list[Tensor] | None = None
@@ -57,7 +63,8 @@ class LanguageModel(Backbone):
     def blocks(self) -> list[nn.Module]:
         if self.seq2seq:
             return [block for part in (self.net.get_encoder(), self.net.get_decoder()) for block in _repeated(part)]
-        return _repeated(self.net.base_model)
+        whole = self.text is self.net.config
+        return _repeated(self.net.base_model if whole else self.net.get_decoder())  # else: a part that reads images
 
     def role(self, name: str) -> Role | None:
         stem = next((s for s in self._stems if name.startswith(s)), None)
@@ -84,12 +91,19 @@ class LanguageModel(Backbone):
                 f"stream.tokenizer: gives {answers.vocabulary} ids, but the model knows {self.vocabulary} (valid: the "
                 f"model's own, or for weights random backbone.vocabulary ≥ {answers.vocabulary})"
             )
-        context = getattr(self.net.config, "max_position_embeddings", None)
+        context = getattr(self.text, "max_position_embeddings", None) or torch.inf
         longest = max(answers.classes.shape[1], answers.new_tokens)
-        if context is not None and not self.seq2seq and self.length + longest > context:
+        fixed = _families.fixed_length(self.text)
+        if self.seq2seq and max(self.length, longest) > context:
+            raise UserError(
+                f"stream.max_length: prompts of {self.length} tokens or answers of {longest} do not fit into the "
+                f"model's context of {context} (valid: ≤ {context})"
+            )
+        if not self.seq2seq and self.length + longest > min(context, fixed):
+            what = "context" if context <= fixed else "context without side effects between the samples of a batch"
             raise UserError(
                 f"stream.max_length: prompts of {self.length} tokens and answers of {longest} do not fit into the "
-                f"model's context of {context} (valid: ≤ {context - longest})"
+                f"model's {what} of {min(context, fixed)} (valid: ≤ {min(context, fixed) - longest})"
             )
 
     # --- passes -------------------------------------------------------------------------------------------------------
@@ -98,10 +112,10 @@ class LanguageModel(Backbone):
         ids = trimmed(inputs[:, 0])  # (B, L)
         real = ids >= 0
         if self.seq2seq:
-            hidden = self._encode(ids)  # (B, L, D)
+            hidden = self._encode(ids).last_hidden_state  # (B, L, D)
             return (hidden * real.unsqueeze(2)).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
         last = (real.sum(1) - 1).clamp(min=0)
-        return _at(self._hidden(ids.clamp(min=0), real), last.unsqueeze(1)).squeeze(1)
+        return self._pass(last.unsqueeze(1), ids)[0].squeeze(1)
 
     def answer_logits(self, prompts: Tensor, answers: Tensor) -> Tensor:
         """Logits (B, A, V) of each token of answers (B, A) given prompts (B, L) and the tokens before it."""
@@ -111,41 +125,46 @@ class LanguageModel(Backbone):
             return self.net(
                 input_ids=prompts.clamp(min=0), attention_mask=real.long(), decoder_input_ids=self._shifted(answers)
             ).logits
-        length, width = (prompts >= 0).sum(1, keepdim=True), answers.shape[1]  # (B, 1)
-        place = torch.arange(prompts.shape[1] + width, device=prompts.device) - length  # (B, L + A): of the answer
-        behind = answers.gather(1, place.clamp(0, width - 1)).masked_fill(place >= width, -1)
-        before = nn.functional.pad(prompts, (0, width), value=-1)
-        ids = torch.where(place < 0, before, behind)
-        hidden = self._hidden(ids.clamp(min=0), ids >= 0)
-        return self._logits(_at(hidden, length - 1 + torch.arange(width, device=ids.device)))
+        ids, length = joined(prompts, answers)
+        return self._pass(length - 1 + torch.arange(answers.shape[1], device=ids.device), ids)[1]
 
     def answer_scores(self, prompts: Tensor, answers: Tensor) -> Tensor:
-        """Log-likelihood (B, K) of each of answers (B, K, A), padded with -1, given prompts (B, L): one pass for all.
+        """Log-likelihood (B, K) of each of answers (B, K, A), padded with -1, given prompts (B, L).
 
-        A decoder reads the prompt once, with all answers behind it, each of which sees the prompt and itself.
+        A decoder of `ONE_PASS` reads the prompt once, with all answers behind it, each of which sees the prompt and
+        itself; another, or one whose attention window is shorter, reads it anew with each answer.
         """
         rows, count, width = answers.shape
         if self.seq2seq:
             real = prompts >= 0
             self._note(real, answers.flatten(0, 1) >= 0)
-            states = self._encode(prompts).repeat_interleave(count, 0)
+            read = self._encode(prompts)
+            states = read.last_hidden_state.repeat_interleave(count, 0)
             logits = self.net(
-                encoder_outputs=(states,),
+                encoder_outputs=type(read)(last_hidden_state=states),
                 attention_mask=real.repeat_interleave(count, 0).long(),
                 decoder_input_ids=self._shifted(answers.flatten(0, 1)),
             ).logits
-            return _likelihood(logits.unflatten(0, (rows, count)), answers)
+            return likelihood(logits.unflatten(0, (rows, count)), answers)
         length, longest = (prompts >= 0).sum(1, keepdim=True), prompts.shape[1]
+        if not self.one_pass(longest + width):
+            logits = self.answer_logits(prompts.repeat_interleave(count, 0), answers.flatten(0, 1))
+            return likelihood(logits.unflatten(0, (rows, count)), answers)
         fed = answers[:, :, :-1]  # a last token predicts nothing
         ids = torch.cat([prompts, fed.flatten(1)], 1)
         step = torch.arange(width - 1, device=ids.device).repeat(count)  # (K · (A − 1),) place within its answer
         before = torch.arange(longest, device=ids.device)
         places = torch.cat([before.expand(rows, -1), length + step], 1)
-        mask = _tree_mask(length, longest, count, width - 1)
-        hidden = self._hidden(ids.clamp(min=0), ids >= 0, attention_mask=mask, position_ids=places)
-        first = self._logits(_at(hidden, length - 1)).unsqueeze(1).expand(-1, count, -1, -1)  # (B, K, 1, V)
-        later = self._logits(hidden[:, longest:].unflatten(1, (count, width - 1))) if width > 1 else first[:, :, :0]
-        return _likelihood(first, answers[:, :, :1]) + _likelihood(later, answers[:, :, 1:])
+        mask = tree_mask(length, longest, count, width - 1)
+        behind = torch.arange(longest, ids.shape[1], device=ids.device).expand(rows, -1)
+        _, logits = self._pass(torch.cat([length - 1, behind], 1), ids, attention_mask=mask, position_ids=places)
+        first, later = logits[:, None, :1].expand(-1, count, -1, -1), logits[:, 1:].unflatten(1, (count, width - 1))
+        return likelihood(first, answers[:, :, :1]) + likelihood(later, answers[:, :, 1:])
+
+    def one_pass(self, tokens: int) -> bool:
+        """Whether answers are read in one pass where prompt and answer have so many tokens at most."""
+        known = not self.seq2seq and self.text.model_type in _families.ONE_PASS
+        return known and tokens <= _families.sees(self.text)
 
     @torch.no_grad()
     def generate(self, prompts: Tensor, tokens: int, end: int) -> Tensor:
@@ -153,6 +172,8 @@ class LanguageModel(Backbone):
         from transformers import GenerationConfig
 
         real, width = prompts >= 0, prompts.shape[1]
+        if not (self.seq2seq or self.one_pass(0)):
+            return self._written(prompts, tokens, end)
         if not self.seq2seq:  # transformers wants the padding in front
             place = torch.arange(width, device=prompts.device) - (width - real.sum(1, keepdim=True))
             prompts = prompts.gather(1, place.clamp(min=0)).masked_fill(place < 0, -1)
@@ -162,42 +183,65 @@ class LanguageModel(Backbone):
             do_sample=False,
             eos_token_id=end,
             pad_token_id=end,
-            decoder_start_token_id=getattr(self.net.config, "decoder_start_token_id", None),
+            decoder_start_token_id=self._start,
         )
-        found = self.net.generate(
-            input_ids=prompts.clamp(min=0).long(), attention_mask=real.long(), generation_config=how
-        )
+        # What the weights bring (forced tokens, beams, penalties) would be put in where `how` says nothing.
+        brought, self.net.generation_config = self.net.generation_config, GenerationConfig()
+        try:
+            found = self.net.generate(
+                input_ids=prompts.clamp(min=0).long(), attention_mask=real.long(), generation_config=how
+            )
+        finally:
+            self.net.generation_config = brought
         found = found[:, 1 if self.seq2seq else width :]
         found = found.masked_fill((found == end).long().cumsum(1) > 0, -1)
         return nn.functional.pad(found, (0, tokens - found.shape[1]), value=-1)
 
-    def _hidden(self, ids: Tensor, real: Tensor, **more: Tensor) -> Tensor:
-        """Last hidden states (B, P, D) of a decoder."""
-        self._note(real)
-        mask = more.get("attention_mask")
-        if mask is not None:
-            seen = torch.zeros(mask.shape, dtype=self.net.dtype, device=mask.device)
-            more["attention_mask"] = seen.masked_fill(~mask, torch.finfo(seen.dtype).min)
-        return self.net.base_model(input_ids=ids.long(), use_cache=False, **more).last_hidden_state
+    def _written(self, prompts: Tensor, tokens: int, end: int) -> Tensor:
+        """As `generate`, by a whole pass a token, which takes no cache and no padding in front."""
+        written = prompts.new_full((len(prompts), tokens), -1).long()
+        open_ = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
+        for step in range(tokens):
+            ids, length = joined(prompts, written[:, : step + 1])
+            best = self._pass(length - 1 + step, ids)[1][:, 0].argmax(1)
+            open_ &= best != end
+            written[:, step] = best.masked_fill(~open_, -1)
+            if not bool(open_.any()):
+                break
+        return written
 
-    def _encode(self, prompts: Tensor) -> Tensor:
-        """Hidden states (B, L, D) of an encoder."""
-        found = self.net.get_encoder()(input_ids=prompts.clamp(min=0), attention_mask=(prompts >= 0).long())
-        return found.last_hidden_state
+    def _pass(
+        self, places: Tensor, ids: Tensor, attention_mask: Tensor | None = None, **more: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the last layer is given (B, n, D) and the logits (B, n, V), at places (B, n) of ids (B, P).
+
+        Logits are the model's own, scaled as its family does; its last layer is computed at those places only.
+        """
+        self._note(ids >= 0)
+        if attention_mask is not None:
+            seen = torch.zeros(attention_mask.shape, dtype=self.net.dtype, device=ids.device)
+            more["attention_mask"] = seen.masked_fill(~attention_mask, torch.finfo(seen.dtype).min)
+        given: list[Tensor] = []
+
+        def only(_: nn.Module, arguments: tuple[Tensor]) -> Tensor:
+            given.append(rows_at(arguments[0], places))
+            return given[-1]
+
+        handle = self.net.get_output_embeddings().register_forward_pre_hook(only)
+        try:
+            logits = self.net(input_ids=ids.clamp(min=0).long(), use_cache=False, **more).logits
+        finally:
+            handle.remove()
+        return given[-1], logits
+
+    def _encode(self, prompts: Tensor) -> Any:
+        """What an encoder puts out, hidden states (B, L, D) first."""
+        return self.net.get_encoder()(input_ids=prompts.clamp(min=0), attention_mask=(prompts >= 0).long())
 
     def _shifted(self, answers: Tensor) -> Tensor:
         """What a decoder is fed to put out answers (b, A)."""
-        start = answers.new_full((len(answers), 1), self.net.config.decoder_start_token_id)
+        start = answers.new_full((len(answers), 1), self._start)
         return torch.cat([start, answers[:, :-1].clamp(min=0)], 1)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D), scaled as the families do that scale."""
-        config, logits = self.net.config, self.net.get_output_embeddings()(hidden)
-        logits = (
-            logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        )
-        cap = getattr(config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _note(self, *real: Tensor) -> None:
         """Remember, for `positions`, which tokens are real in the encoder and the decoder, or in the decoder."""
@@ -313,34 +357,14 @@ def _pretrained(folder: Path, dtype: torch.dtype) -> Any:
     return _weights.read_folder(_auto(config), folder, config, dtype)
 
 
-# --- tensors ----------------------------------------------------------------------------------------------------------
-
-
-def _at(hidden: Tensor, places: Tensor) -> Tensor:
-    """hidden (B, P, D) at places (B, n): (B, n, D)."""
-    return hidden.gather(1, places.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
-
-
-def _likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-likelihood (...) of tokens (..., n), -1 where there is none, under logits (..., n, V)."""
-    chosen = logits.float().log_softmax(-1).gather(-1, tokens.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return chosen.masked_fill(tokens < 0, 0.0).sum(-1)
-
-
-def _tree_mask(length: Tensor, longest: int, count: int, width: int) -> Tensor:
-    """What each token sees: (B, 1, P, P) bool, P = longest + count · width.
-
-    Args:
-        length: (B, 1) tokens of each prompt, of which the longest has `longest`.
-        count: answers behind each prompt, of `width` tokens.
-    """
-    device = length.device
-    place = torch.arange(longest + count * width, device=device)
-    answer = torch.where(place < longest, -1, (place - longest) // max(width, 1))  # (P,) -1: the prompt
-    earlier = place.unsqueeze(1) >= place  # (P, P)
-    own = earlier & (answer.unsqueeze(1) == answer)
-    prompt = (place < length).unsqueeze(1)  # (B, 1, P)
-    return (own | ((answer >= 0).unsqueeze(1) & prompt)).unsqueeze(1)
+def _first_token(net: Any) -> int:
+    """The token that a decoder of an encoder-decoder is started with, as `generate` of transformers finds it."""
+    places = (net.config, net.generation_config, net.config.get_text_config(decoder=True))
+    keys = ("decoder_start_token_id", "bos_token_id")
+    found = [getattr(place, key, None) for key in keys for place in places]
+    if not (known := [f for f in found if f is not None]):
+        raise UserError("backbone.weights: config.json lacks decoder_start_token_id (valid: the decoder's first token)")
+    return known[0]
 
 
 def _repeated(part: nn.Module) -> list[nn.Module]:

@@ -66,6 +66,12 @@ def test_label_scores_are_those_of_each_pair_alone(family):
     assert model.predict(_inputs()).shape == (3, 4)
 
 
+def test_answers_of_one_token_are_scored():
+    model = _model("llama", answers=torch.tensor([[5], [9]]))
+    expected = torch.stack([model.backbone.net(input_ids=p[p >= 0][None]).logits[0, -1] for p in PROMPTS])
+    torch.testing.assert_close(model(_inputs()).double(), expected.log_softmax(-1)[:, [5, 9]], atol=1e-5, rtol=1e-6)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_classes_named_in_a_prompt_are_scored(family):
     model = _model(family)
