@@ -4,7 +4,8 @@ Source   Buzzega et al., "Dark Experience for General Continual Learning", NeurI
 Checked  by reading aimagelab/mammoth models/derpp.py (e75a491, MIT).
     loss = CE(f(x; θ), y) + α · mean (f(m; θ) − z)² + β · CE(f(m'; θ), y')        (m, z) and (m', y') drawn apart
 Differs  one forward pass for all three parts (theirs three: the same without batch norm). Where the head grows, only
-         the logits that a sample had when it was stored are matched.
+         the logits that a sample had when it was stored are matched. A sample is offered in the first of several
+         passes only, with its logits of that time (theirs offers it, as a new sample, in every pass).
 """
 
 from __future__ import annotations

@@ -203,6 +203,27 @@ def test_weights_that_are_not_finite_are_named_before_anything_is_trained(make_r
         runner.run()
 
 
+@pytest.mark.parametrize("stop", [None, 25])
+def test_a_sample_is_offered_to_a_memory_once_however_often_it_is_trained_on(
+    make_runner: Any, stop: int | None
+) -> None:
+    """160 samples in three epochs each; also where a run is gone on with in its second epoch."""
+    options = {"strategy.memory": 150, "loop.max_epochs": 3, "loop.stop_after": 2, "loop.eval_every": None}
+    runner = make_runner(**options)
+    if stop is not None:
+        runner.strategy.after_step = lambda: setattr(runner, "stop_requested", runner.progress.total_steps == stop)
+        with pytest.raises(Interrupted):
+            runner.run()
+        state, runner = snapshot(runner), make_runner(**options)
+        restore(runner, state)
+    runner.run()
+    memory = runner.strategy.memory
+    assert len(memory) == memory.size == 150
+    assert len(memory.data().inputs.unique(dim=0)) == 150
+    assert memory.seen == 160
+    assert memory.open
+
+
 def test_a_ragged_window_of_batches_is_the_larger_batch(make_runner: Any) -> None:
     """80 samples: batches of 7 four at a time end where batches of 28 do, the last window being 4 of 24 samples."""
     naive, ends = {"strategy": "naive", "backbone": {"name": "mlp", "hidden": [16]}}, []

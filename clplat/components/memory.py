@@ -9,6 +9,9 @@ Under DDP every process passes its part of the global batch to `add`, in order o
 same samples and the same generator, and `sample(n)` gives each of them its own n of one draw of n · world_size. So
 P processes with batches of B equal one process with batches of P · B. With one process nothing is communicated.
 
+A sample is offered once: in the passes over an experience's data after the first, the loop closes the memories
+(`Bounded.open`), and `add` changes nothing.
+
 What a request erases must leave a memory too: `erase` removes it for good, slots included. Samples are told apart by
 their rows in the data set, kept beside them as `rows` (`fill` does it, or `add(..., rows=strategy.rows)`).
 
@@ -51,7 +54,7 @@ class Archive(Stored):
         return len(self.stored["labels"]) if self.stored else 0
 
 
-class _Bounded(Stored):
+class Bounded(Stored):
     """At most `size` samples; a subclass decides who goes where.
 
     Args:
@@ -63,6 +66,7 @@ class _Bounded(Stored):
         super().__init__()
         require("memory", size, size >= 1, "≥ 1")
         self.size = size
+        self.open = True  # whether `add` takes what it is given; the loop's to set
         self.generator = torch.Generator().manual_seed(torch.initial_seed() if seed is None else seed)
 
     def _place(self, labels: Tensor) -> dict[int, int]:
@@ -89,9 +93,12 @@ class _Bounded(Stored):
     def add(self, inputs: Tensor, labels: Tensor, **extras: Tensor) -> None:
         """Offer a batch: inputs (B, ...), labels (B,) int64 and, always under the same names, extras (B, ...).
 
+        Does nothing while the memory is closed, since these samples were offered in an earlier pass.
         Where the last dimension of an extra has grown (logits of a growing head), samples stored before hold NaN in
         the new columns.
         """
+        if not self.open:
+            return
         batch = {name: t.detach() for name, t in {"inputs": inputs, "labels": labels, **extras}.items()}
         if _world_size() > 1:
             batch = _gather(batch)
@@ -142,7 +149,7 @@ class _Bounded(Stored):
         self.generator.set_state(state["generator"].cpu())
 
 
-class Reservoir(_Bounded):
+class Reservoir(Bounded):
     """A uniform sample of the stream (Vitter, "Random Sampling with a Reservoir", 1985, algorithm R).
 
     The i-th sample (from 1) is kept with probability min(1, size / i), in a random slot once all are taken; of one
@@ -208,7 +215,7 @@ class Reservoir(_Bounded):
         self.seen, self.held, self.pairs, self.vacant = state["counts"].tolist()
 
 
-class ClassBalanced(_Bounded):
+class ClassBalanced(Bounded):
     """Equal room for each class seen: a reservoir of size // classes per class.
 
     A new class shrinks the room of all others, each to a random part of what it holds, which keeps it a uniform

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from clplat.components.memory import Bounded
 from clplat.data.batches import batches_per_epoch, epoch_order
 from clplat.run import online
 from clplat.run.evaluation import not_finite
@@ -39,11 +40,14 @@ def turns(run: RunState, experience: Experience, seen: Experience) -> Iterator[T
 
 
 def supervised(run: RunState, experience: Experience, data: Data, hook: str) -> Iterator[Tensor | None]:
-    """Epochs of shuffled batches, each handed to `hook`."""
+    """Epochs of shuffled batches, each handed to `hook`. Only the first offers its samples to the memories."""
     p, loop, step = run.progress, run.loop, run.hook(hook)
     batches, size = batches_per_epoch(len(data), loop.batch_size, run.world_size), loop.batch_size * run.world_size
+    memories = [m for m in run.strategy.modules() if isinstance(m, Bounded)]
     run.steps_planned = gradient_steps(run, len(data), experience.kind)
     while p.epoch < loop.epochs(experience.kind) and not run.enough():
+        for memory in memories:
+            memory.open = p.epoch == 0
         order = epoch_order(len(data), run.seed, p.experience, p.epoch, data.inputs.device)
         order = run.stream.arrange(data, order, size)
         while p.batch < batches and not run.enough():
@@ -54,6 +58,8 @@ def supervised(run: RunState, experience: Experience, data: Data, hook: str) -> 
             run.share = run.strategy.global_batch / (min(len(data), (first + run.window) * size) - first * size)
             yield step((run.strategy.prepare(raw), labels), p.batch)
         p.epoch, p.batch = p.epoch + 1, 0
+    for memory in memories:
+        memory.open = True
 
 
 def adapt(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
