@@ -29,8 +29,8 @@ class ACIL(Strategy):
             has 8192 for CIFAR-100 and 16384 for ImageNet.
         gamma: γ > 0, weight of ‖W‖² beside the sum (not the mean) of squared errors.
         bits: h is rounded to multiples of 2^-bits, 0..26, which makes the sums A and B exact; null does not round.
-        chunk: samples that the backbone is run on at a time, ≥ 1. Always so many, so that features do not depend on
-            the batch.
+        chunk: samples that the backbone is run on at a time, ≥ 1, raised to a multiple of 16. Always so many, so that
+            features do not depend on the batch.
     """
 
     kinds = frozenset({Kind.LEARN})

@@ -89,16 +89,17 @@ def test_backbone_and_expansion_stay_bit_for_bit(experiences, model):
     assert strategy.expansion.std() == pytest.approx(bound / 3**0.5, rel=0.15)
 
 
-def test_features_do_not_depend_on_the_batch(model):
-    """Kernels are chosen by the size of a batch, and their last bits differ."""
+@pytest.mark.parametrize("chunk", [7, 13, 16])
+def test_features_do_not_depend_on_the_batch(model, chunk):
+    """Kernels are chosen by the size of a batch, and by the row where it is no multiple of theirs; last bits differ."""
     strategy = make(lambda: model(hidden=(400, 300)))
     x = torch.randn(100, 5)
-    whole = frozen_features(strategy.model, x, 16)
+    whole = frozen_features(strategy.model, x, chunk)
     for rows in (torch.arange(100).split(1), torch.arange(100).split(13), torch.randperm(100).split(40)):
-        parts = torch.cat([frozen_features(strategy.model, x[r], 16) for r in rows])
+        parts = torch.cat([frozen_features(strategy.model, x[r], chunk) for r in rows])
         assert torch.equal(parts, whole[torch.cat(rows)])
-    assert frozen_features(strategy.model, x[:0], 16).shape == (0, 300)
-    assert in_chunks(lambda t: t + len(t), torch.zeros(5, 2), 4).eq(4).all()
+    assert frozen_features(strategy.model, x[:0], chunk).shape == (0, 300)
+    assert in_chunks(lambda t: t + len(t), torch.zeros(5, 2), chunk).eq(16).all()
 
 
 def test_dropout_and_augmentation_are_off(experiences, model):
