@@ -118,3 +118,15 @@ def read_folder(cls: Any, folder: Path, config: Any, dtype: torch.dtype) -> Any:
     if absent := sorted(report["missing_keys"]):
         raise UserError(f"backbone.weights: {folder} does not fit: lacks {absent[0]} (of {len(absent)} tensors)")
     return net
+
+
+def untransposed(net: Any) -> Any:
+    """`net` with each of transformers' Conv1D, whose weight is (in, out), as the linear layer of the same function."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in list(net.named_modules()):
+        if isinstance(module, Conv1D):
+            layer = nn.Linear(module.nx, module.nf, device="meta")  # draws nothing
+            layer.weight, layer.bias = nn.Parameter(module.weight.detach().T.contiguous()), module.bias
+            net.set_submodule(name, layer)
+    return net

@@ -7,6 +7,9 @@ Prompts come as (B, 2, L) integers (see `streams/text.py`): row 0 token ids, row
 with -1 at the end. A decoder gets prompt and answer with the padding behind them, where no token sees it, so that what
 is computed does not depend on it and needs no mask.
 
+GPT-2's layers, transformers' Conv1D with weights (in, out), become linear ones with weights (out, in): the same
+function, to rounding, and adapted as any other. In checkpoints their weights so are the transpose of transformers'.
+
 Shapes: B samples of a batch, L tokens of the longest prompt, A of the longest answer, K answers scored, V ids of the
 vocabulary, D features.
 """
@@ -46,7 +49,7 @@ class LanguageModel(Backbone):
 
     def __init__(self, net: Any, length: int) -> None:
         super().__init__()
-        self.net, self.length = net, length
+        self.net, self.length = _weights.untransposed(net), length
         self.text: Any = net.config.get_text_config(decoder=True)
         last = None if net.config.is_encoder_decoder else net.get_output_embeddings().weight  # (V, D)
         self.embed_dim: int = self.text.hidden_size if last is None else last.shape[1]
@@ -65,6 +68,19 @@ class LanguageModel(Backbone):
             return [block for part in (self.net.get_encoder(), self.net.get_decoder()) for block in _repeated(part)]
         whole = self.text is self.net.config
         return _repeated(self.net.base_model if whole else self.net.get_decoder())  # else: a part that reads images
+
+    def layers(self, role: Role) -> dict[str, nn.Linear]:
+        """As in `Backbone`; layers fused into one tensor, as those of the experts of a mixture, are refused.
+
+        Raises:
+            UserError: there are such layers in this role: adapting the others would leave them out unsaid.
+        """
+        for name, module in self.named_modules():
+            fused = any(p.ndim > 2 for p in module.parameters(recurse=False))
+            if fused and not isinstance(module, nn.Conv1d) and self.role(name) == role:
+                kind = type(module).__name__
+                raise UserError(f"backbone: {name} ({role}) is a {kind}, which has no linear layers to adapt or change")
+        return super().layers(role)
 
     def role(self, name: str) -> Role | None:
         stem = next((s for s in self._stems if name.startswith(s)), None)

@@ -1,3 +1,4 @@
+import copy
 import math
 import subprocess
 import sys
@@ -352,3 +353,40 @@ def test_training_reduces_a_loss():
 def test_importing_does_not_import_peft():
     code = "import sys, clplat.adapters; sys.exit('peft' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_transposed_layers_are_adapted_as_peft_does():
+    """GPT-2's Conv1D: the same factors beside transformers' own model, by peft."""
+    import transformers
+    from peft import LoraConfig, inject_adapter_in_model
+
+    from clplat.backbones.language_model import LanguageModel
+
+    shape = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    config = transformers.GPT2Config(**shape, bos_token_id=1, eos_token_id=2)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    backbone = LanguageModel(copy.deepcopy(theirs), 9)
+    lora = LoRA(backbone, "both", rank=2, alpha=3.0)
+    lora.add("a")
+    lora.use("a", train="a")
+    stirred(lora, "a")
+    names = [name.removeprefix("net.") for name in lora.layers]
+    options = LoraConfig(r=2, lora_alpha=3.0, target_modules=names, fan_in_fan_out=True)  # type: ignore[arg-type]
+    wrapped = inject_adapter_in_model(options, theirs)
+    with torch.no_grad():
+        for name, (a, b) in lora.factors("a").items():
+            layer = wrapped.get_submodule(name.removeprefix("net."))
+            layer.lora_A["default"].weight.copy_(a)
+            layer.lora_B["default"].weight.copy_(b)
+    ids = torch.randint(0, 50, (3, 7))
+    mine, peft = backbone.net(ids).logits, wrapped(ids).logits
+    torch.testing.assert_close(mine, peft, atol=1e-4, rtol=1e-4)
+    with lora.using():
+        assert not torch.allclose(mine, backbone.net(ids).logits, atol=1e-2)
+    for out in (mine, peft):
+        out.square().sum().backward()
+    for name, pair in lora.factors("a").items():
+        layer = wrapped.get_submodule(name.removeprefix("net."))
+        others = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        for p, q in zip(pair, others, strict=True):
+            assert (p.grad - q.grad).norm() < 1e-4 * q.grad.norm()

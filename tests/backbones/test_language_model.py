@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from clplat.backbones.answering import _by_length
-from clplat.backbones.language_model import language_model
+from clplat.backbones.language_model import LanguageModel, language_model
 from clplat.components.losses import Losses
 from clplat.data.tokens import load_tokenizer
 from clplat.errors import MissingError, UserError
@@ -343,3 +343,38 @@ def test_the_small_llama_tells_its_published_story():
         "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
         "One day, she saw a big, red ball."
     )
+
+
+def _gpt2():
+    import transformers
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape, bos_token_id=1, eos_token_id=END)).eval()
+
+
+def test_transposed_layers_are_adaptable_and_the_function_is_the_same():
+    backbone, theirs = LanguageModel(_gpt2(), 9), _gpt2()
+    ids = torch.randint(0, 50, (3, 7))
+    torch.testing.assert_close(backbone.net(ids).logits, theirs(ids).logits, atol=1e-5, rtol=1e-5)
+    names = {role: list(backbone.layers(role)) for role in ("attention", "ffn")}
+    found = {role: [n.removeprefix("net.transformer.h.") for n in names[role]] for role in names}
+    assert found["attention"] == [f"{i}.attn.{part}" for i in range(2) for part in ("c_attn", "c_proj")]
+    assert found["ffn"] == [f"{i}.mlp.{part}" for i in range(2) for part in ("c_fc", "c_proj")]
+    assert [backbone.projection(n) for n in names["attention"][:2]] == ["qkv", "output"]
+    for role in found:
+        for name, layer in backbone.layers(role).items():
+            old = theirs.get_submodule(name.removeprefix("net."))
+            assert torch.equal(layer.weight, old.weight.T)
+            assert torch.equal(layer.bias, old.bias)
+
+
+def test_experts_in_one_tensor_are_refused_with_their_name():
+    import transformers
+
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.MixtralConfig(vocab_size=50, num_key_value_heads=2, num_local_experts=2, **shape)
+    backbone = LanguageModel(transformers.MixtralForCausalLM(config), 9)
+    assert len(backbone.layers("attention")) == 4
+    with pytest.raises(UserError, match=r"mlp.experts \(ffn\) is a MixtralExperts, which has no linear"):
+        backbone.layers("ffn")
