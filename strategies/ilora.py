@@ -28,6 +28,7 @@ from torch import Tensor
 from clplat import Experience, require
 from clplat.backbones.base import Projection
 from clplat.components.ema import Slow
+from clplat.components.losses import single_losses
 from clplat.components.memory import Reservoir
 from clplat.components.per_parameter import trainable
 from clplat.components.states import Consistency, distance
@@ -117,10 +118,11 @@ class ILoRA(Adapted):
         if not self.consistency_weight:
             return self.losses(mx, my).sum() * share, 0.0
         with self.model.backbone.recorded() as fast:
-            losses = self.losses(mx, my)
+            losses = single_losses(self.model, mx, my)
         with self.model.backbone.recorded() as slow:  # by the same call, so that positions of text are the same ones
             self.slow.losses(self.model, mx, my)
-        return losses.sum() * share, distance(fast, slow, self.consistency).sum() * share
+        gaps = distance(fast, slow, self.consistency)
+        return losses.sum() * share, sum(g.sum() * (share * len(mx) / max(len(g), 1)) for g in gaps)
 
     def after_step(self) -> None:
         k = self.slow.steps + 1

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from clplat import Experience, Kind, Strategy, require
 from clplat.components.ema import Frozen
+from clplat.components.precision import wide
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL(teacher ‖ student) of each sample (B,), both logits (B, C) softened by `temperature`."""
-    student, target = (logits / temperature).log_softmax(1), (teacher / temperature).log_softmax(1)
+    student, target = ((wide(z) / temperature).log_softmax(1) for z in (logits, teacher))
     return F.kl_div(student, target, reduction="none", log_target=True).sum(1)
 
 

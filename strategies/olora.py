@@ -25,7 +25,8 @@ from clplat.strategies._lora import Adapted
 
 def overlap(past: Tensor, new: Tensor, penalty: str) -> Tensor:
     """Ω of past (L, R, d) and new (L, r, d) factors, summed over the L layers; `penalty` abs or squared."""
-    products = past @ new.mT  # (L, R, r)
+    with torch.autocast(new.device.type, enabled=False):  # what is left of an overlap is less than bfloat16 rounds
+        products = past @ new.mT  # (L, R, r)
     return products.abs().sum() if penalty == "abs" else products.square().sum()
 
 

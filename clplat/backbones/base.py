@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -41,12 +41,13 @@ class States:
     """What the blocks put out in the last forward pass within `Backbone.recorded`.
 
     Args:
-        outputs: one a block, in order: (B, P, D) tokens of a transformer, (B, ...) otherwise.
+        outputs: one a block, in order: (B, P, D) tokens of a transformer, (B, ...) otherwise. Blocks may differ in B:
+            CLIP's towers read images and prompts.
         valid: one a block, (B, P) bool: which positions are tokens and which padding; None where there is none.
     """
 
     outputs: list[Tensor]
-    valid: list[Tensor] | None = None
+    valid: Sequence[Tensor | None] | None = None
 
 
 class Backbone(nn.Module, ABC):
@@ -125,7 +126,7 @@ class Backbone(nn.Module, ABC):
             for handle in handles:
                 handle.remove()
 
-    def positions(self) -> list[Tensor] | None:
+    def positions(self) -> Sequence[Tensor | None] | None:
         """`States.valid` of the last forward pass; None where inputs are not padded."""
         return None
 

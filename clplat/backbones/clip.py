@@ -10,6 +10,7 @@ Shapes: B images, C classes, T tokens of the longest prompt, P patches, D featur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,17 @@ class CLIP(Backbone):
         self.embed_dim: int = net.config.projection_dim
         self.vocabulary: int = net.config.text_config.vocab_size
         self.context: int = net.config.text_config.max_position_embeddings
+        self._prompts: Tensor | None = None  # (C, T) bool: which positions of the last prompts hold tokens
         net.logit_scale.requires_grad_(False)
 
     @property
     def blocks(self) -> list[nn.Module]:
         return [*self.net.vision_model.encoder.layers, *self.net.text_model.encoder.layers]
+
+    def positions(self) -> Sequence[Tensor | None] | None:
+        """No padding in the image tower."""
+        images, prompts = self.net.vision_model.encoder.layers, self.net.text_model.encoder.layers
+        return [*[None] * len(images), *[self._prompts] * len(prompts)]
 
     def role(self, name: str) -> Role | None:
         inside = name.partition("encoder.layers.")[2]
@@ -84,7 +91,7 @@ class CLIP(Backbone):
 
     def text_features(self, tokens: Tensor) -> Tensor:
         """Features (C, D) of length 1 of prompts (C, T), which end with their end token and are filled with -1."""
-        real = tokens >= 0
+        self._prompts = real = tokens >= 0
         hidden = self.net.text_model(input_ids=tokens.clamp(min=0), attention_mask=real.long()).last_hidden_state
         rows = torch.arange(len(tokens), device=tokens.device)
         return F.normalize(self.net.text_projection(hidden[rows, real.sum(1) - 1]), dim=-1)

@@ -16,6 +16,7 @@ vocabulary, D features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,7 +90,7 @@ class LanguageModel(Backbone):
         inside = name.removeprefix(stem).lower()
         return "attention" if "attn" in inside or "attention" in inside else "ffn"
 
-    def positions(self) -> list[Tensor] | None:
+    def positions(self) -> Sequence[Tensor | None] | None:
         return self._real
 
     def assemble(self, head: Head | None, answers: Answers | Actions | None) -> Answerer:

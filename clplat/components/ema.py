@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clplat.components.losses import Losses
+from clplat.components.losses import single_losses
 from clplat.components.per_parameter import attribute, trainable
 from clplat.strategy import evaluating, require
 
@@ -137,17 +137,14 @@ class Slow(nn.Module):
         return {key.replace("/", "."): value for key, value in self.values.items()}
 
     def losses(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Losses (B,) of inputs (B, ...), by the model with these values in place of its own; without gradients."""
+        """Losses (B,) by the model with these values in place of its own, in single precision; without gradients."""
         with torch.no_grad(), evaluating(model):
-            return functional_call(Losses(model), self._inside(), (inputs, labels))
+            return single_losses(model, inputs, labels, self.named())
 
     def predict(self, model: nn.Module, inputs: Tensor, task: int | None = None) -> Tensor:
         """Logits (B, C) for inputs (B, ...), by the model with these values in place of its own."""
-        return functional_call(_Predict(model), self._inside(), (inputs, task))
-
-    def _inside(self) -> dict[str, Tensor]:
-        """Values by the parameters' names in a module that holds the model."""
-        return {f"model.{name}": value for name, value in self.named().items()}
+        named = {f"model.{name}": value for name, value in self.named().items()}
+        return functional_call(_Predict(model), named, (inputs, task))
 
     def get_extra_state(self) -> int:
         return self.steps

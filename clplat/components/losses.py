@@ -5,9 +5,13 @@ Shapes: B samples of a batch, C classes, A tokens of an answer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from clplat.components.precision import wide
 from clplat.strategy import losses
 
 
@@ -45,3 +49,18 @@ def short_of(bound: float, mine: Tensor, world_size: int) -> Tensor:
         torch.distributed.all_reduce(whole)
         whole /= world_size
     return torch.where(whole < bound, bound - mine, torch.zeros_like(mine))
+
+
+def single_losses(
+    model: nn.Module, inputs: Tensor, labels: Tensor, values: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """`losses` (B,) in single precision at least, without autocast: for what bfloat16 would round away.
+
+    Weights in half precision are widened for the pass, 4 bytes each.
+
+    Args:
+        values: stand in for the parameters of these names.
+    """
+    named = {name: wide(p) for name, p in model.named_parameters()} | dict(values or {})
+    with torch.autocast(labels.device.type, enabled=False):
+        return functional_call(Losses(model), {f"model.{n}": v for n, v in named.items()}, (inputs, labels))
