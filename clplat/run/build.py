@@ -159,6 +159,8 @@ def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[st
         faults.append("head: taskwise needs a stream whose task is known at test time (stream.scenario: task)")
     if config.head.name == "taskwise" and cls.replays:
         faults.append(f"head: taskwise scores a batch with one task's rows, but {cls.__name__} mixes tasks in a batch")
+    if config.head.name == "ncm" and cls.readout is not Strategy.readout:
+        faults.append(f"head: ncm has no part in what {cls.__name__} predicts with (valid: a head of another kind)")
     if config.loop.evaluate_on == "valid" and all(e.valid is None for e in stream):
         faults.append("loop.evaluate_on: valid, but the stream has no validation data (set stream.validation)")
     names = [e.name for e in stream]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clplat.errors import DivergedError
+from clplat.errors import DivergedError, UserError
 from clplat.strategy import Strategy, evaluating
 from clplat.stream import Data, Stream
 
@@ -145,12 +145,27 @@ def _groups(stream: Stream, valid: bool, limit: int | None) -> Iterator[_Group]:
 
 @torch.no_grad()
 def renew_means(strategy: Strategy, data: Data | None, batch_size: int) -> None:
-    """Give a head of class means the features of `data`, in one pass; each process makes it whole."""
+    """Give a head of class means the features of `data`, in one pass; each process makes it whole.
+
+    They are taken from what `predict` hands to the head: a strategy may predict with other weights than it trains.
+
+    Raises:
+        UserError: it does not predict by one pass through its model's head.
+    """
     assert data is not None
     model: Any = strategy.model
-    head = model.head
+    head, found = model.head, list[Tensor]()
     head.renew(data.targets().unique())
-    with evaluating(strategy):
-        for positions in torch.arange(len(data), device=data.inputs.device).split(batch_size):
-            raw, labels = data.batch(positions)
-            head.update(model.features(strategy.prepare(raw)), labels)
+    decide = head.predict
+    head.predict = lambda features, task=None: found.append(features) or decide(features, task)
+    try:
+        with evaluating(strategy):
+            for positions in torch.arange(len(data), device=data.inputs.device).split(batch_size):
+                raw, labels = data.batch(positions)
+                strategy.predict(strategy.prepare(raw))
+                if [len(features) for features in found] != [len(labels)]:
+                    name = type(strategy).__name__
+                    raise UserError(f"head: has class means, but {name} predicts past it, or by more than one pass")
+                head.update(found.pop(), labels)
+    finally:
+        del head.predict

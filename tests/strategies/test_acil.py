@@ -201,6 +201,16 @@ def test_another_frozen_learner_reads_out_of_its_head(experiences, model):
     assert evaluate(strategy)[0] > 0.8
 
 
+def test_class_means_that_would_not_be_asked_are_refused(experiences, model):
+    from clplat.run.evaluation import renew_means
+
+    stream = experiences(1)
+    strategy = ACIL(model=model(head=NCM), width=20)
+    strategy.grow(stream[0])
+    with pytest.raises(UserError, match="has class means, but ACIL predicts past it"):
+        renew_means(strategy, stream[0].train, 8)
+
+
 def test_worlds_are_applied_before_features_are_kept(experiences, model):
     stream = scored(experiences(2, worlds=(lambda x: x, lambda x: -x)))
     strategy = learn(make(model), stream)

@@ -7,13 +7,14 @@ from torch import nn
 from clplat import Experience, Kind
 from clplat.backbones.base import States
 from clplat.backbones.clip import clip
-from clplat.backbones.heads import Growing, Linear
+from clplat.backbones.heads import NCM, Growing, Linear
 from clplat.backbones.language_model import language_model
 from clplat.components.ema import Slow
 from clplat.components.paths import barrier, path_losses
 from clplat.components.per_parameter import trainable
 from clplat.components.states import distance
 from clplat.errors import UserError
+from clplat.run.evaluation import renew_means
 from clplat.strategies.ilora import ILoRA
 from clplat.strategies.lora import SequentialLoRA
 from clplat.stream import Answers
@@ -365,6 +366,26 @@ def test_who_predicts(model, experiences, drive):
     torch.testing.assert_close(slow.predict(x), slow.model(x))
     assert slow.measurements() == {"slow_distance": 0.0}
     assert fast.measurements()["slow_distance"] > 1e-3
+
+
+def test_class_means_are_of_the_features_that_predict(model, experiences, drive):
+    """As the loop makes them after an experience: with the slow parameters, since these predict."""
+    stream, found = experiences(1), {}
+    for who in ("slow", "fast"):
+        strategy = drive(make(model(NCM), slow_decay=1.0, slow_warmup=False, eval_adapter=who), stream, epochs=5)
+        renew_means(strategy, stream[0].train, 7)
+        found[who] = strategy.model.head.means
+        x, y = stream[0].train.all()
+        assert strategy.predict(x).shape == (24, 2)
+        assert "predict" not in vars(strategy.model.head)  # nothing is left behind
+    with torch.no_grad():
+        fast = strategy.model.features(x)
+        for n, p in trainable(strategy.model).items():
+            p.copy_(strategy.slow.named()[n])
+        slow = strategy.model.features(x)
+    for features, who in ((fast, "fast"), (slow, "slow")):
+        torch.testing.assert_close(found[who], torch.stack([features[y == c].mean(0) for c in (0, 1)]))
+    assert not torch.allclose(found["slow"], found["fast"], atol=1e-3)
 
 
 def test_the_slow_copy_is_reset_on_request(model, experiences, drive):
