@@ -11,11 +11,13 @@ Differs  in the code the slow adapters never move, since it looks their names up
          as a copy and follow. Its consistency counts only states that the slow model exceeds (`one_sided`). It replays
          padding as text; here padding counts nowhere. The states before the first block are the same in both models,
          and count as a difference of 0, and those after the last one are taken before the final norm, the code's behind
-         it. A sample's loss is the mean over its own tokens, the code's over all tokens of a batch. The slow pass is
-         without dropout, the fast ones with. The paper's own values of λ, γ and the rest could not be had: defaults are
-         the code's, where λ = 0.25 makes the slow copy lag by a third of a step; a slow memory wants λ near 1. Which
-         model is meant for inference is not settled either: here the slow one. A and B are averaged one by one, so the
-         slow change is not the average change.
+         it; each tower of CLIP counts by the mean over its own batch. Both passes over m are in single precision: in
+         bfloat16 the states' rounding is larger than the distance at the default λ. A sample's loss is the mean over
+         its own tokens, the code's over all tokens of a batch. The slow pass is without dropout, the fast ones with.
+         The paper's own values of λ, γ and the rest could not be had: defaults are the code's, where λ = 0.25 makes the
+         slow copy lag by a third of a step; a slow memory wants λ near 1. Which model is meant for inference is not
+         settled either: here the slow one. A and B are averaged one by one, so the slow change is not the average
+         change.
 """
 
 from __future__ import annotations

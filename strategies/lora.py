@@ -3,6 +3,7 @@
 Source   Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685; in sequence as
          "SeqLoRA" in Wang et al., arXiv:2310.14152, whose values the defaults are.
     h = W x + s B A dropout(x),   s = alpha / r        loss = CE(f(x; A, B), y)
+Differs  their gradients are clipped to a norm of 1, which is the loop's (`loop.clip_norm: 1`) and not on by itself.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ Checked  against Artificer-AI-Lab/MoRAM XTAIL/loralib/moram.py (Apache-2.0), who
 Differs  values that the text leaves open are those of the authors' script for CLIP, and so is the scale of 1: their
          code for language models halves what a task has learned when it stores it. Evaluation comes before atoms for
          the next task are added, which changes outputs although their values are 0. A new optimizer for each task. k is
-         cut to R. A head without prompts has no text loss.
+         cut to R. A head without prompts has no text loss. Layers that are fused (query, key and value of a ViT of timm
+         or of GPT-2) have one bank of atoms and one choice among them for all their parts, where theirs have three.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from clplat.adapters.replace import replaced
 from clplat.backbones.base import Classifier, Role
 
 
-def across_batch(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each class over the samples of a batch: logits (B, C), labels (B,); mean over all C classes."""
-    return -logits.log_softmax(0).gather(1, labels[:, None]).sum() / logits.shape[1]
+def across_batch(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Cross-entropy of each class over the samples of a batch: logits (B, C), labels (B,); the sum over `classes`."""
+    return -logits.log_softmax(0).gather(1, labels[:, None]).sum() / classes
 
 
 class MoRAM(Strategy):
@@ -46,8 +47,8 @@ class MoRAM(Strategy):
         roles: of the layers that get atoms.
         own_classes: let only the classes of this experience compete in the loss. In CLIP they always do so; in a
             language model none compete.
-        text_loss: add each class's cross-entropy over the samples of a process's batch, which CLIP's loss has: the mean
-            over all classes of a head, or over those met by a model that has prompts. Not for language models.
+        text_loss: add each class's cross-entropy over the samples of a process's batch, the mean over the classes met;
+            null: where the model has prompts, as CLIP, whose loss it is. Not for language models.
         optimizer: sgd, adam or adamw; made anew for each experience.
         lr: learning rate, > 0.
         beta2: decay of the squared gradients of adam and adamw, in [0, 1).
@@ -70,7 +71,7 @@ class MoRAM(Strategy):
         dropout: float = 0.0,
         roles: list[Role] = ["attention", "ffn"],  # noqa: B006
         own_classes: bool = True,
-        text_loss: bool = False,
+        text_loss: bool | None = None,
         optimizer: Literal["sgd", "adam", "adamw"] = "adamw",
         lr: float = 5e-4,
         beta2: float = 0.9999,
@@ -84,20 +85,20 @@ class MoRAM(Strategy):
         require("threshold", threshold, threshold >= -1, "≥ -1")
         require("dropout", dropout, 0 <= dropout < 1, "in [0, 1)")
         require("beta2", beta2, 0 <= beta2 < 1, "in [0, 1)")
-        told = hasattr(model, "losses")
-        valid = "false for a model whose answers are text"
-        require("text_loss", text_loss, not text_loss or not told or hasattr(model, "among"), valid)
-        self.added, self.beta2, self.own_classes, self.text_loss = rank, beta2, own_classes, text_loss
-        self._met: set[int] = set()  # this, `_now` and `_others` follow from the experiences met
+        prompts = hasattr(model, "among")
+        valid = "false or null for a model whose answers are text"
+        require("text_loss", text_loss, not text_loss or not hasattr(model, "losses") or prompts, valid)
+        self.added, self.beta2, self.own_classes = rank, beta2, own_classes
+        self.text_loss = prompts if text_loss is None else text_loss
+        self._met: set[int] = set()  # classes; this and `_now` follow from the experiences met
         self._now: list[int] = []
-        self._others: list[int] = []  # classes met before, and not in this experience
         self.model.backbone.requires_grad_(False)
         made = replaced(self.model.backbone, roles, lambda old: AtomLinear(old, top, temperature, threshold, dropout))
         self._layers = list(made.values())
 
     def grow(self, experience: Experience) -> None:
         super().grow(experience)
-        self._now, self._others = sorted(experience.classes), sorted(self._met - set(experience.classes))
+        self._now = sorted(experience.classes)
         self._met |= set(experience.classes)
         for layer in self._layers:
             layer.append(self.added)
@@ -113,13 +114,14 @@ class MoRAM(Strategy):
         x, y = batch  # (B, ...), (B,)
         if self.text_loss and hasattr(self.model, "among"):
             return self._with_prompts(x, y)
-        if hasattr(self.model, "losses") or not (self.text_loss or (self.own_classes and self._others)):
+        if hasattr(self.model, "losses") or not (self.text_loss or self.own_classes):
             return self.mean(self.losses(x, y))
         logits = own = self.model(x)  # (B, C)
-        if self.own_classes and self._others:
-            own = logits.index_fill(1, torch.tensor(self._others, device=logits.device), -torch.inf)
+        if self.own_classes:  # a head may have rows for classes to come, too
+            others = sorted(set(range(logits.shape[1])) - set(self._now))
+            own = logits.index_fill(1, torch.tensor(others, dtype=torch.int64, device=logits.device), -torch.inf)
         loss = self.mean(F.cross_entropy(own, y, reduction="none"))
-        return loss + across_batch(logits, y) if self.text_loss else loss
+        return loss + across_batch(logits, y, len(self._met)) if self.text_loss else loss
 
     def _with_prompts(self, x: Tensor, y: Tensor) -> Tensor:
         """Both losses of a model that has a prompt for each class. Those of other experiences have no sample here, so
@@ -128,7 +130,7 @@ class MoRAM(Strategy):
         model: Any = self.model
         now = torch.tensor(self._now, device=y.device)
         logits, own = model.among(x, now), torch.searchsorted(now, y)  # (B, K), (B,)
-        text = across_batch(logits, own) * (len(now) / len(self._met))
+        text = across_batch(logits, own, len(self._met))
         return self.mean(F.cross_entropy(logits, own, reduction="none")) + text
 
     def measurements(self) -> dict[str, float]:

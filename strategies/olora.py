@@ -8,8 +8,9 @@ Checked  by reading the penalty in cmnfriend/O-LoRA src/uie_trainer_lora.py (MIT
     Ω(P, A) = Σ |P Aᵀ|, entry by entry
 Differs  the paper squares the entries (`penalty: squared`) and writes of the other factor; this is what the code that
          gave its published logs does, λ2 and its unsquared norms included. With accumulation both losses are divided,
-         not only the first. A head beside the adapters is not protected. Not to be confused with peft's initialisation
-         of the same name.
+         not only the first. Their gradients are clipped to a norm of 1, which is the loop's (`loop.clip_norm: 1`) and
+         not on by itself. A head beside the adapters is not protected. Not to be confused with peft's initialisation of
+         the same name.
 """
 
 from __future__ import annotations

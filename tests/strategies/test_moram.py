@@ -230,6 +230,8 @@ def test_defaults_are_those_of_the_authors_script(model):
     one = strategy._layers[0]
     strategy.grow(Experience(0, "a", Kind.LEARN, None, classes=(0, 1)))
     assert (one.top, one.temperature, one.threshold, one.dropout, len(one.new_keys)) == (16, 0.01, 0.2, 0.0, 16)
+    assert not strategy.text_loss
+    assert MoRAM(model=prompts(model)).text_loss  # CLIP's loss has it
     group = strategy.configure_optimizers().param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (5e-4, (0.9, 0.9999), 0.0)
     assert strategy.schedule == "cosine"
@@ -303,27 +305,44 @@ def test_only_own_classes_compete(model, experiences, drive):
         old = strategy.model.head.weight[:2].clone()
         drive(strategy, stream[1:])
         assert torch.equal(strategy.model.head.weight[:2], old) == own
-    again = Experience(2, "again", Kind.LEARN, stream[0].train, classes=(0, 1))
-    strategy.grow(again)
-    assert strategy._others == [2, 3]
+
+
+def test_classes_to_come_do_not_compete_either(model, experiences, drive):
+    """In a head that has rows for all classes from the start: the loss, and the rows, by hand."""
+    stream = experiences(3)
+    strategy = strategy_of(model(Linear))
+    before = strategy.model.head.weight.clone()
+    strategy.grow(stream[0])
+    x, y = stream[0].train.all()
+    logits = strategy.model(x)[:, :2]
+    assert strategy.training_step((x, y), 0).item() == pytest.approx(F.cross_entropy(logits, y).item(), abs=1e-5)
+    drive(strategy, stream[:2])
+    after = strategy.model.head.weight
+    assert torch.equal(after[4:], before[4:])
+    assert not torch.equal(after[2:4], before[2:4])
+    drive(strategy_of(net := model(Linear), own_classes=False), stream[:1])
+    assert not torch.equal(net.head.weight[4:], before[4:])
 
 
 def test_cross_entropy_over_the_batch_by_hand():
     logits, labels = torch.tensor([[1.0, 2.0, 0.0], [0.5, 1.0, 7.0]]), torch.tensor([1, 1])
     logs = [2 - math.log(math.exp(2) + math.exp(1)), 1 - math.log(math.exp(2) + math.exp(1))]
-    assert across_batch(logits, labels).item() == pytest.approx(-sum(logs) / 3)
+    assert across_batch(logits, labels, 3).item() == pytest.approx(-sum(logs) / 3)
 
 
-def test_text_loss_is_added(model, experiences):
+@pytest.mark.parametrize("head", [Growing, Linear])
+def test_text_loss_is_added(model, experiences, head):
+    """The mean over the two classes met, though a head may have six rows."""
     stream = experiences(1)
     x, y = stream[0].train.all()
     found = []
     for text in (False, True):
-        strategy = strategy_of(model(), text_loss=text)
+        strategy = strategy_of(model(head), text_loss=text)
         torch.manual_seed(0)
         strategy.grow(stream[0])
         found.append(strategy.training_step((x, y), 0))
-    assert (found[1] - found[0]).item() == pytest.approx(across_batch(strategy.model(x), y).item(), abs=1e-5)
+    expected = -strategy.model(x).log_softmax(0)[torch.arange(len(y)), y].sum() / 2
+    assert (found[1] - found[0]).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_a_model_with_a_loss_of_its_own_is_asked_for_it(model, experiences):
