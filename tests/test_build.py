@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from texts import write_sets
 
 import clplat
 from clplat.config.resolve import resolve
@@ -60,3 +61,18 @@ def test_parts_are_initialised_from_the_seed_alone() -> None:
 def test_a_task_wise_head_is_refused_where_batches_mix_tasks(strategy: str) -> None:
     with pytest.raises(UserError, match="head: taskwise scores a batch with one task's rows"):
         build(resolve(strategy=strategy, head="taskwise", **{"stream.scenario": "task"}))
+
+
+@pytest.mark.parametrize("strategy", ["svd_orthogonal", "naive", "lora"])
+def test_weights_in_bfloat16_are_refused_where_they_would_be_trained(strategy: str, tmp_path: Path) -> None:
+    config = resolve(
+        strategy=strategy, stream="text", backbone="language_model",
+        **{"stream.benchmark": "jsonl", "stream.path": str(write_sets(tmp_path)), "stream.tasks": ["color"],
+           "stream.tokenizer": "bytes", "stream.max_length": 32, "backbone.vocabulary": 300, "backbone.dim": 16,
+           "backbone.dtype": "bfloat16"},
+    )  # fmt: skip
+    if strategy == "lora":
+        assert {p.dtype for p in build(config)[1].parameters() if not p.requires_grad} == {torch.bfloat16}
+    else:
+        with pytest.raises(UserError, match=r"backbone\.dtype: bfloat16 loses most steps of the weights, which"):
+            build(config)

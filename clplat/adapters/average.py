@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from clplat.adapters.lora import LoRA
+from clplat.components.precision import wide
 from clplat.strategy import require
 
 
 class WeightAverage(nn.Module):
     """W̄ ← d W̄ + (1 − d) (W + Σ s B A) of every adapted layer, over the adapters in use.
 
-    It averages whole weights, as they would be merged: the average of products, not the product of averages. Held as
-    parameters without gradient, not as buffers, which DDP by default sends to all processes in every forward pass;
-    `grow` makes room for them, so it belongs in a strategy's `grow`.
+    It averages whole weights, as they would be merged: the average of products, not the product of averages; in single
+    precision at least, since steps of 1 − d round away in bfloat16. Held as parameters without gradient, not as
+    buffers, which DDP by default sends to all processes in every forward pass; `grow` makes room for them, so it
+    belongs in a strategy's `grow`.
 
     Args:
         lora: whose layers are averaged. All its changes are in the averages, so none is in use beside them.
@@ -35,7 +37,7 @@ class WeightAverage(nn.Module):
         """Make room, once."""
         if not len(self.weights):
             for layer in self._lora[0].base_layers().values():
-                self.weights.append(nn.Parameter(torch.zeros_like(layer.weight), requires_grad=False))
+                self.weights.append(nn.Parameter(wide(torch.zeros_like(layer.weight)), requires_grad=False))
 
     def clear(self) -> None:
         """Start anew: the next update is the average."""
@@ -45,7 +47,7 @@ class WeightAverage(nn.Module):
     def update(self) -> None:
         """Take in the weights as they are now, with the changes in use."""
         lora = self._lora[0]
-        now = {name: layer.weight for name, layer in lora.base_layers().items()}
+        now = {name: wide(layer.weight) for name, layer in lora.base_layers().items()}
         for adapter in lora.active:
             now = {name: now[name] + change for name, change in lora.delta(adapter).items()}
         for slow, weight in zip(self.weights, now.values(), strict=True):
@@ -57,16 +59,15 @@ class WeightAverage(nn.Module):
         """Predict with the average: it stands in for the layers' weights, and no adapter is in use; then go back."""
         lora = self._lora[0]
         layers = list(lora.base_layers().values())
+        fast = [layer.weight.data for layer in layers]
         with lora.using():
-            self._swap(layers)
+            for slow, layer in zip(self.weights, layers, strict=True):
+                layer.weight.data = slow.data.to(layer.weight.dtype)
             try:
                 yield
             finally:
-                self._swap(layers)
-
-    def _swap(self, layers: list[nn.Linear]) -> None:
-        for slow, layer in zip(self.weights, layers, strict=True):
-            slow.data, layer.weight.data = layer.weight.data, slow.data
+                for weight, layer in zip(fast, layers, strict=True):
+                    layer.weight.data = weight
 
     def get_extra_state(self) -> int:
         return self.count

@@ -62,8 +62,10 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
         trial.faults += start_from(model, start, head=config.start.head)
     whole = isinstance(model, Classifier) and not trial.faults
     strategy = trial.part("strategy", lambda options: cls(model=model, **options), whole=whole)
-    if strategy is not None and untrained is not None:
-        strategy.before_start(untrained)
+    if strategy is not None:
+        trial.faults += _coarse(strategy)
+        if untrained is not None:
+            strategy.before_start(untrained)
     if stream is not None:
         trial.faults += check_stream(config, cls, stream)
     trial.end()
@@ -150,6 +152,18 @@ def _idle_head(config: Config) -> list[str]:
     if config.head.name == DEFAULTS["head"] and not config.head.options:
         return []
     return [f"head: {config.head.name!r} has no meaning here (backbone {config.backbone.name} makes its own logits)"]
+
+
+def _coarse(strategy: Strategy) -> list[str]:
+    """The fault of training weights whose precision loses most steps: below 2⁻⁹ of a weight in bfloat16."""
+    half = {p.dtype for p in strategy.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)}
+    if not half or strategy.frozen_features:
+        return []
+    name, dtype = type(strategy).__name__, str(half.pop()).removeprefix("torch.")
+    return [
+        f"backbone.dtype: {dtype} loses most steps of the weights, which {name} trains (valid: float32, with "
+        "fabric.precision bf16-mixed for speed; or a strategy with adapters, whose weights are frozen)"
+    ]
 
 
 def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[str]:
