@@ -2,7 +2,7 @@
 
 A learn experience trains the source model as usual. The first adapt experience after it (or after the start, for
 weights from elsewhere) takes that model as the source; all further ones go on from where the last one ended, with the
-same optimizer state, as if there were no boundary. Dropout and the like are off while adapting.
+same optimizer state, as if there were no boundary. Dropout is off while adapting, unless `training_mode` asks for it.
 
 Robustness: pixels that are not finite are taken as 0; a batch whose loss is not finite changes nothing; an empty batch
 is answered with no rows. Several processes: batch statistics, selections and gates are those of the whole batch.

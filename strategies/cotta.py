@@ -6,10 +6,11 @@ Checked  against qinenergy/cotta cifar/cotta.py and imagenet/cotta.py (c212a20, 
     t = 1/N Σ_i f(A_i(x); θ') if c < gate else f(x; θ')                       the prediction, averaged over logits
     loss = mean_b −Σ_k softmax(t)_k log softmax(z)_k,  z = f(x; θ)      or half of it plus half with z and t swapped
     after the step on θ:  θ' ← d θ' + (1 − d) θ;  then each weight of θ becomes that of θ_0 with probability `restore`
-Differs  as in mariodoebler/test-time-adaptation: evaluation mode with the statistics of the batch (no dropout), and
-         no augmentation is made while the gate is closed. The N augmented batches run as one, each with its own
-         statistics. Trained are the parameters of layers, told by having no layers inside, not by name: all of a CNN,
-         all but class tokens and position embeddings of a ViT.
+Differs  as in mariodoebler/test-time-adaptation: evaluation mode with the statistics of the batch (no dropout; theirs
+         is `training_mode`), no augmentation while the gate is closed. Then student and teacher start as one, the
+         gradient is exactly zero, and Adam's first steps are amplified rounding: a warning says so. The N augmented
+         batches run as one, each with its own statistics. Trained are the parameters of layers that have no layers
+         inside: all of a CNN, all but class tokens and position embeddings of a ViT.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ class CoTTA(Taught):
     """Images must lie in [0, 1], so normalisation belongs in the model. Shapes: B images, C classes, N augmentations.
 
     The teacher predicts, in evaluation as well (without augmentations, with the statistics of the evaluation batch).
-    Settings: the defaults are those of CIFAR-10-C; gate 0.72 for CIFAR-100-C; for ImageNet-C loss symmetric, restore
-    0.001, gate 0.1, sgd 0.01 with Nesterov momentum 0.9 (1e-4 for a ViT). The gate depends on the source model: the
-    authors' rule is the 5 % quantile of its confidence on source images, less 0.05.
+    Settings: the defaults for CIFAR-10-C, gate 0.72 for CIFAR-100-C; for ImageNet-C loss symmetric, restore 0.001, gate
+    0.1, sgd 0.01 with Nesterov momentum 0.9 (1e-4 for a ViT). The gate depends on the source model: the authors' rule
+    is the 5 % quantile of its confidence on source images, less 0.05.
 
     Args:
         slow_decay: d in [0, 1]; 0 makes the teacher the student of the step before, 1 the source.
@@ -112,7 +113,7 @@ class CoTTA(Taught):
         pairs = zip(self.model.parameters(), self.source.model.parameters(), strict=True)
         chosen = [(mine.detach(), original) for mine, original in pairs if mine.requires_grad]
         if self.restore and chosen:
-            mine, originals = (list(side) for side in zip(*chosen, strict=True))
+            mine, originals = map(list, zip(*chosen, strict=True))
             put_back(mine, originals, self._masks(mine))
 
     def measurements(self) -> dict[str, float]:
@@ -144,7 +145,6 @@ class CoTTA(Taught):
 
     def _masks(self, parameters: list[Tensor]) -> list[Tensor]:
         """Bernoulli(restore) for each element of each parameter, the same on every process."""
-        generator, size = self._generator(_MASKS), sum(p.numel() for p in parameters)
-        drawn = torch.rand(size, generator=generator, device=self.seed.device) < self.restore
-        parts = drawn.split([p.numel() for p in parameters])
-        return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+        sizes = [p.numel() for p in parameters]
+        drawn = torch.rand(sum(sizes), generator=self._generator(_MASKS), device=self.seed.device) < self.restore
+        return [part.view_as(p) for part, p in zip(drawn.split(sizes), parameters, strict=True)]

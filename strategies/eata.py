@@ -7,7 +7,8 @@ Checked  against mr-eggplant/EATA eata.py and main.py (f739b36, MIT).
     loss = mean of S(x) H(x) over the samples with S > 0, plus fisher_weight · Σ_i F_i (θ_i − θ_i⁰)²
     m ← 0.9 m + 0.1 mean f(x) over those samples;  F: mean over batches of 64 of their squared gradient of the
     cross-entropy with the source model's own labels
-Differs  the source images that F needs are those of the last learn experience; layer norms adapt too; evaluation mode.
+Differs  the source images that F needs are those of the last learn experience; layer norms adapt too; evaluation
+         mode (theirs is `training_mode`).
          No step is taken on a batch without a chosen sample.
 """
 

@@ -7,7 +7,7 @@ Checked  against BIT-DA/RoTTA core/adapter/rotta.py and core/utils (67e34c9, MIT
     every so many samples:  loss = mean over the memory of E(age) · −Σ_k softmax(t)_k log softmax(z)_k,
     E = exp(−age / N) / (1 + exp(−age / N)),  t = f(m; θ'),  z = f(A(m); θ);   then  θ' ← (1 − ν) θ' + ν θ
 Differs  at most one update a batch (with batches of `update_every` samples it is theirs); layer norms adapt too;
-         dropout is off.
+         evaluation mode, unless `training_mode` is set, which the prediction never is.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from clplat.components.memory import _gather
 from clplat.components.norms import batch_of, norm_affine
 from clplat.strategies._affine import refuse_without_norms
 from clplat.strategies._taught import Taught
+from clplat.strategy import evaluating
 
 
 class RoTTA(Taught):
@@ -70,7 +71,8 @@ class RoTTA(Taught):
         return {"images": None, "facts": [], "waiting": 0, "updates": 0}
 
     def _adapt(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        predictions = self.teacher(x)  # (B, C)
+        with evaluating(self.teacher):
+            predictions = self.teacher(x)  # (B, C)
         self._remember(x, predictions)
         self.kept["waiting"] += self._whole(x)
         if self.kept["waiting"] < self.update_every or not len(self.kept["images"]):

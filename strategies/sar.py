@@ -7,7 +7,8 @@ Checked  against mr-eggplant/SAR sar.py and sam.py (20f6e24, BSD-3).
     ε = rho ∇L / ‖∇L‖;  the step is along ∇ L(θ + ε), on those of the samples that are still reliable at θ + ε
     e ← 0.9 e + 0.1 L(θ + ε);  when e < collapse: back to the source, with an empty optimizer
 Differs  no step is taken where no sample is reliable; a reset empties the running loss (theirs keeps it, and so resets
-         again); the blocks left alone are told by their place in the backbone, not by name; evaluation mode.
+         again); the blocks left alone are told by their place in the backbone, not by name; evaluation
+         mode (theirs is `training_mode`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Source   Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization"
 Checked  against DequanWang/tent tent.py (e9e926a, MIT).
     loss = mean_b H(softmax(f(x_b; θ)))        θ: gains and offsets; statistics of the batch
 Differs  layer, group and instance normalisation adapt too, so that transformers do (as in SAR); the model is in
-         evaluation mode, so dropout is off.
+         evaluation mode, so dropout is off (theirs is `training_mode`).
 """
 
 from __future__ import annotations

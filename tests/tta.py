@@ -63,6 +63,7 @@ def step(strategy, optimizer, x):
     if loss is None or optimizer is None:
         return predictions, False
     loss.backward()
+    strategy.on_after_backward()
     strategy.on_before_optimizer_step(optimizer)
     optimizer.step()
     optimizer.zero_grad()

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tta import CLASSES, SGD, cnn, experience, images, moved, started, step, weights
+from tta import CLASSES, SGD, cnn, experience, images, moved, started, step, vit, weights
 
 from clplat import Data, Kind
 from clplat.components.norms import BatchNorm, batch_of, make_adaptable, set_statistics
@@ -16,6 +16,7 @@ from clplat.strategies.rotta import RoTTA
 from clplat.strategies.sar import SAR
 from clplat.strategies.source import Source
 from clplat.strategies.tent import Tent
+from clplat.strategy import evaluating
 
 MAKE = {
     "source": lambda model: Source(model=model),
@@ -191,3 +192,82 @@ def test_inputs_outside_of_what_is_augmented_are_told_once(name, recwarn):
         step(outside, optimizer, images() * 4 - 2)
     step(outside, optimizer, images() * 4 - 2)
     assert not recwarn
+
+
+# --- what the first gradients hold ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("network", [cnn, vit])
+def test_a_closed_gate_starts_from_rounding_and_says_so_once(network, dtype, recwarn):
+    mine = CoTTA(model=network(dtype), gate=0.0)
+    optimizer = started(mine)
+    told = r"CoTTA: the gradient of step 1 is rounding, of norm \de-\d+, and Adam makes whole steps of it"
+    with pytest.warns(UserWarning, match=told):
+        step(mine, optimizer, images(dtype=dtype))
+    for number in range(3):
+        step(mine, optimizer, images(dtype=dtype, seed=number))
+    assert not recwarn
+
+
+def test_certain_predictions_leave_nothing_to_follow():
+    model = cnn()
+    with torch.no_grad():
+        model.head.weight *= 1e4
+    mine = Tent(model=model, **SGD)
+    optimizer = started(mine)
+    with pytest.warns(UserWarning, match=r"Tent: the gradient of step 1 is rounding, .* nothing moves"):
+        step(mine, optimizer, images())
+
+
+@pytest.mark.parametrize("name", STEPPING)
+def test_gradients_that_hold_something_are_not_told(name, recwarn):
+    mine = made(name)
+    optimizer = started(mine)
+    for number in range(3):
+        step(mine, optimizer, images(seed=number))
+    assert not recwarn
+
+
+def test_a_rate_of_zero_moves_nothing_by_rounding(recwarn):
+    mine = CoTTA(model=cnn(), gate=0.0, adapt_lr=0.0)
+    step(mine, started(mine), images())
+    assert not recwarn
+
+
+# --- the authors' training mode ---------------------------------------------------------------------------------------
+
+
+def dropping(dtype=torch.float64):
+    model = cnn(dtype)
+    model.backbone.layer1.insert(0, torch.nn.Dropout(0.5))
+    return model
+
+
+@pytest.mark.parametrize("name", STEPPING)
+def test_training_mode_drops_while_adapting_and_never_in_evaluation(name):
+    make, x = type(made(name)), images(6)
+    torch.manual_seed(0)
+    mine = make(model=dropping(), training_mode=True, **({"fisher_weight": 0.0} if name == "eata" else {}), **SGD)
+    optimizer = started(mine)
+    assert any(m.training for m in mine.model.modules() if isinstance(m, torch.nn.Dropout))
+    assert not torch.allclose(mine.model(x), mine.model(x))
+    again = [mine.adapt_step(x) for _ in range(2)]
+    first, second = (out[0] if isinstance(out, tuple) else out for out in again)
+    assert torch.equal(first, second) == (name == "rotta")  # whose authors predict in evaluation mode
+    step(mine, optimizer, x)
+    with evaluating(mine):
+        assert torch.equal(mine.predict(x), mine.predict(x))
+    assert not torch.allclose(mine.model(x), mine.model(x))  # on again
+
+
+def test_with_dropout_a_closed_gate_has_a_gradient(recwarn):
+    mine = CoTTA(model=dropping(), gate=0.0, training_mode=True)
+    step(mine, started(mine), images())
+    assert not recwarn
+
+
+def test_training_mode_is_refused_where_nothing_drops():
+    for model in (cnn(), torch.nn.Sequential(torch.nn.LayerNorm(2), torch.nn.Dropout(0.0))):
+        with pytest.raises(UserError, match=r"strategy\.training_mode: True .* this backbone drops nothing"):
+            Tent(model=model, training_mode=True)
