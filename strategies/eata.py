@@ -35,13 +35,13 @@ FISHER_BATCH, PROBABILITY_DECAY = 64, 0.9
 class EATA(NormStepping):
     """ETA where `fisher_weight` is 0. Shapes: B images, C classes.
 
-    Settings: Adam 1e-3, redundancy 0.4, fisher_weight 1 (CIFAR-10; CIFAR-100 redundancy 0.1); sgd 2.5e-4, momentum 0.9,
-    redundancy 0.05, fisher_weight 2000 (ImageNet).
+    Settings: the defaults for CIFAR-10, redundancy 0.1 for CIFAR-100; for ImageNet sgd 2.5e-4 with momentum 0.9,
+    redundancy 0.05, fisher_weight 2000.
 
     Args:
         margin: E_0 in shares of ln C, > 0.
         redundancy: d in (0, 1], of the cosine to the mean prediction; above 1 nothing is redundant.
-        fisher_weight: β ≥ 0.
+        fisher_weight: β ≥ 0; above 0 source images are needed, of a learn experience before.
         fisher_samples: source images for F, ≥ 1.
     """
 
@@ -52,7 +52,7 @@ class EATA(NormStepping):
         *,
         margin: float = 0.4,
         redundancy: float = 0.4,
-        fisher_weight: float = 0.0,
+        fisher_weight: float = 1.0,
         fisher_samples: int = 2000,
         **base: Any,
     ) -> None:
@@ -81,7 +81,7 @@ class EATA(NormStepping):
         if self.adapting and self.fisher_weight and not self.has_fisher:
             raise UserError(
                 f"strategy.fisher_weight: {self.fisher_weight} needs source images, which the stream does not give "
-                "(let a learn experience come first, or set 0)"
+                "(let a learn experience come first, or set 0, which is ETA)"
             )
 
     def _adapt(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

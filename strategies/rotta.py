@@ -3,7 +3,7 @@
 Source   Yuan, Xie, Li, "Robust Test-Time Adaptation in Dynamic Scenarios", CVPR 2023, arXiv:2303.13899, equations 2-10.
 Checked  against BIT-DA/RoTTA core/adapter/rotta.py and core/utils (67e34c9, MIT).
     μ ← (1 − a) μ + a μ_memory, σ² likewise                                  a = share; they normalise as well
-    keep the N samples with low  1 / (1 + exp(−age / N)) + H / ln C,  at most N / C of a predicted class when full
+    keep the N samples with low  1 / (1 + exp(−age / N)) + H / ln C,  of a predicted class at most ⌈N / C⌉
     every so many samples:  loss = mean over the memory of E(age) · −Σ_k softmax(t)_k log softmax(z)_k,
     E = exp(−age / N) / (1 + exp(−age / N)),  t = f(m; θ'),  z = f(A(m); θ);   then  θ' ← (1 − ν) θ' + ν θ
 Differs  at most one update a batch (with batches of `update_every` samples it is theirs); layer norms adapt too;
@@ -104,8 +104,9 @@ class RoTTA(Taught):
         with batch_of(follow=True):
             target = self.teacher(images)  # (n, C)
             logits = self.model(augment(images, draws, noise))
-        ages = torch.tensor([age for _, _, age in self.kept["facts"]], device=images.device) / self.memory
-        return (cross_entropy(logits, target) * torch.sigmoid(-ages)).mean()
+        losses = cross_entropy(logits, target)  # (n,)
+        ages = losses.new_tensor([age for _, _, age in self.kept["facts"]])
+        return (losses * torch.sigmoid(-ages / self.memory)).mean()
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -14,7 +14,8 @@ Differs  no step is taken where no sample is reliable; a reset empties the runni
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,26 +28,46 @@ from clplat.strategies._affine import NormStepping
 DECAY = 0.9
 
 
+def last(blocks: Sequence[nn.Module], share: float) -> list[nn.Module]:
+    """The last `share` of the blocks, rounded up."""
+    return list(blocks[len(blocks) - math.ceil(share * len(blocks)) :])
+
+
+def last_stage(backbone: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    """The blocks that stand in one module with the last one; the last quarter where all of them do."""
+    inside = next((set(m.children()) for m in backbone.modules() if blocks and blocks[-1] in set(m.children())), set())
+    stage = [b for b in blocks if b in inside]
+    return stage if len(stage) < len(blocks) else last(blocks, 0.25)
+
+
 class SAR(NormStepping):
     """Entropy minimisation that seeks flat minima. Shapes: B images, C classes.
 
-    Settings: sgd 2.5e-4 (ViT 1e-3), momentum 0.9 at batch 64.
+    Settings: the defaults for ImageNet at batch 64 (ViT: adapt_lr 1e-3).
 
     Args:
         margin: E_0 in shares of ln C, > 0.
         rho: ≥ 0, length of the step up before the gradient is taken.
         collapse: ≥ 0, running loss in nats below which the model goes back to the source; 0 never.
-        top: share in [0, 1) of the last blocks, rounded up, that with all after them stay as they are (0.25 of a ViT's
-            12; the last stage of ResNet-50 is 0.1875).
+        top: share in [0, 1) of the last blocks, rounded up, that with all after them stay as they are; null is the
+            published choice: the last stage (a ResNet's layer4), a quarter where there is but one (3 of a ViT's 12).
     """
 
     paper = "arXiv:2302.12400"
 
     def __init__(
-        self, *, margin: float = 0.4, rho: float = 0.05, collapse: float = 0.2, top: float = 0.25, **base: Any
+        self,
+        *,
+        margin: float = 0.4,
+        rho: float = 0.05,
+        collapse: float = 0.2,
+        top: float | None = None,
+        adapt_optimizer: Literal["sgd", "adam"] = "sgd",
+        adapt_lr: float = 0.00025,
+        **base: Any,
     ) -> None:
-        super().__init__(**base)
-        require("top", top, 0 <= top < 1, "in [0, 1)")
+        super().__init__(adapt_optimizer=adapt_optimizer, adapt_lr=adapt_lr, **base)
+        require("top", top, top is None or 0 <= top < 1, "in [0, 1), or null")
         require("margin", margin, margin > 0, "> 0")
         require("rho", rho, rho >= 0, "≥ 0")
         require("collapse", collapse, collapse >= 0, "≥ 0")
@@ -61,7 +82,7 @@ class SAR(NormStepping):
         """Those of the modules before the first of the top blocks."""
         backbone = getattr(self.model, "backbone", self.model)
         blocks = getattr(backbone, "blocks", [])
-        left_alone = blocks[len(blocks) - math.ceil(self.top * len(blocks)) :]
+        left_alone = last_stage(backbone, blocks) if self.top is None else last(blocks, self.top)
         below: list[nn.Parameter] = []
         for module in backbone.modules():
             if left_alone and module is left_alone[0]:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from tta import CLASSES, SGD, batch_statistics, cnn, entropy, images, moved, started, step, vit, weights
 
+from clplat.backbones.resnets import resnet50
+from clplat.backbones.vit import vit_micro
 from clplat.errors import UserError
-from clplat.strategies.sar import SAR
+from clplat.strategies.sar import SAR, last_stage
 
 
 def make(model=cnn, **options):
@@ -64,6 +66,24 @@ def test_the_top_stays():
         assert changed
         assert not changed & names
         assert not any(n.endswith("net.norm.weight") or "fc_norm" in n for n in changed)  # after the blocks
+
+
+def test_defaults_are_the_published_ones():
+    optimizer = started(SAR(model=cnn()))
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (2.5e-4, 0.9)
+
+
+def test_without_a_top_the_last_stage_stays():
+    large, small = resnet50((3, 32, 32)), cnn().backbone
+    assert last_stage(large, large.blocks) == list(large.net.layer4.children())
+    assert last_stage(small, small.blocks) == list(small.layer2.children())
+    deep = vit_micro((3, 8, 8), dim=8, depth=12, heads=2)
+    assert last_stage(deep, deep.blocks) == deep.blocks[9:]
+    mine = SAR(model=cnn())
+    above = {id(p) for p in mine.model.backbone.layer2.parameters()}
+    assert mine._chosen()
+    assert not above & {id(p) for p in mine._chosen()}
 
 
 def test_without_a_climb_it_is_filtered_entropy_minimisation():

@@ -22,7 +22,7 @@ MAKE = {
     "source": lambda model: Source(model=model),
     "bn_adapt": lambda model: BNAdapt(model=model),
     "tent": lambda model: Tent(model=model, **SGD),
-    "eata": lambda model: EATA(model=model, margin=2.0, redundancy=2.0, **SGD),
+    "eata": lambda model: EATA(model=model, margin=2.0, redundancy=2.0, fisher_weight=0.0, **SGD),
     "sar": lambda model: SAR(model=model, margin=2.0, **SGD),
     "rotta": lambda model: RoTTA(model=model, memory=6, update_every=3, **SGD),
     "cotta": lambda model: CoTTA(model=model, augmentations=2, gate=2.0, **SGD),
