@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from clplat import Experience, Kind, Strategy
 from clplat.components.norms import Statistics, batch_of, make_adaptable, set_statistics
 
+EVALUATION_BATCH = 512  # images whose statistics normalise at evaluation: part of the figure, so no setting for speed
+
 
 def mended(inputs: Tensor) -> Tensor:
     """`inputs` with what is not finite as 0, laid out."""
@@ -72,6 +74,8 @@ class TTA(Strategy):
         self.adapting = adapting
         self.schedule, self.warmup = ("constant", 0.0) if adapting else (self._schedule, self._warmup)
         set_statistics(self, self.statistics if adapting else None, self.share)
+        by_batch = adapting and self.norms > 0 and self.statistics in ("batch", "blend")
+        self.evaluation_batch = EVALUATION_BATCH if by_batch else None
 
     def begin(self, experience: Experience) -> None:
         if self.adapting:

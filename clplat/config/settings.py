@@ -17,9 +17,11 @@ class LoopSettings:
         forget_epochs: passes over the data of a forget request, ≥ 1; null takes max_epochs.
         max_steps: optimizer steps per experience at most; null for no bound beside max_epochs.
         batch_size: samples per batch and process, ≥ 1.
-        eval_batch_size: samples per evaluation batch, ≥ 1.
+        eval_batch_size: samples per evaluation batch, ≥ 1; no figure depends on it but in its last digits. Where
+            predictions take the statistics of their batch (test-time adaptation with batch normalisation), batches hold
+            512 samples whatever it is.
         clip_norm: largest gradient norm; null does not clip.
-        accumulate: batches per optimizer step, ≥ 1.
+        accumulate: batches per optimizer step, ≥ 1; batch normalisation takes the statistics of each of them.
         eval_every: also evaluate every so many optimizer steps (anytime accuracy, stability gap); null only after
             each experience.
         eval_samples: test samples per experience in those extra evaluations; null takes all.
@@ -77,7 +79,8 @@ class FabricSettings:
         strategy: ddp, or auto, which is ddp where there are several processes.
         precision: 32-true, or bf16-mixed (parameters and memories stay in 32 bits).
         num_nodes: machines, ≥ 1.
-        threads: CPU threads per process; null leaves torch's choice.
+        threads: CPU threads per process; null leaves torch's choice. Sums are taken in another order with another
+            number: figures of longer runs agree within their spread over seeds, not in every digit.
     """
 
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"

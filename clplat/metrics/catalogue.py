@@ -145,7 +145,7 @@ METRICS: dict[str, MetricInfo] = {
         "mean over adapt experiences of the highest severity of 1 − correct / seen",
         "Döbler et al., CVPR 2023, arXiv:2211.13081", 0, 1, False, _ADAPT),
     "source_accuracy": MetricInfo(
-        "metrics", "accuracy on clean test data after adapting",
+        "metrics", "accuracy on clean test data after adapting; where batch statistics normalise, those of 512 samples",
         "mean over the clean test sets j of R[n, j]", "Niu et al., ICML 2022, arXiv:2204.02610", 0, 1, True, _ADAPT),
     "source_drop": MetricInfo(
         "metrics", "accuracy on clean test data before adapting minus after",

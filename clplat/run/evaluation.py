@@ -37,7 +37,7 @@ class Evaluator:
     Args:
         stream: gives data, preparation and score.
         device: where predictions are made.
-        batch_size: samples per batch.
+        batch_size: samples per batch, unless the strategy has an `evaluation_batch`.
         valid: score the validation parts instead of the test parts.
         limit: samples per test set at most, evenly spaced; None takes all.
         rank, world_size: this process's share of the batches.
@@ -74,13 +74,12 @@ class Evaluator:
             self.strategy = strategy
             for group in self.groups:
                 group.features.clear()
+        size = strategy.evaluation_batch or self.batch_size
         with evaluating(strategy):
             for group in self.groups:
-                own = range(self.rank * self.batch_size, len(group.data), self.batch_size * self.world_size)
+                own = range(self.rank * size, len(group.data), size * self.world_size)
                 for number, start in enumerate(own):
-                    positions = torch.arange(
-                        start, min(start + self.batch_size, len(group.data)), device=group.columns.device
-                    )
+                    positions = torch.arange(start, min(start + size, len(group.data)), device=group.columns.device)
                     data = group.data.subset(positions)
                     logits = self._logits(strategy, group, number, data)
                     totals[-1] += not_finite(logits)

@@ -101,7 +101,9 @@ def followed(model, share):
 def test_updates_agree_with_the_reference(monkeypatch):
     augmented, inner = [], module.augment
     monkeypatch.setattr(module, "augment", lambda *a: augmented.append(inner(*a)) or augmented[-1])
-    mine = make()
+    mine, losses = make(), []
+    loss_of = mine._loss
+    monkeypatch.setattr(mine, "_loss", lambda: losses.append(loss_of()) or losses[-1])
     optimizer = started(mine)
     student, follow_student, adapted = followed(cnn(), 0.2)
     teacher, follow_teacher, slow = followed(cnn(), 0.2)
@@ -117,6 +119,7 @@ def test_updates_agree_with_the_reference(monkeypatch):
         memory, ages = mine.kept["images"], torch.tensor([a for _, _, a in mine.kept["facts"]], dtype=x.dtype) / 8
         t, z = follow_teacher(memory).detach(), follow_student(augmented[-1])
         loss = (-(t.softmax(1) * z.log_softmax(1)).sum(1) * (torch.exp(-ages) / (1 + torch.exp(-ages)))).mean()
+        torch.testing.assert_close(losses[-1], loss, atol=0, rtol=1e-10)  # ages are weighed in double precision, too
         for p, v, g in zip(adapted, velocity, torch.autograd.grad(loss, adapted), strict=True):
             v.mul_(0.9).add_(g)
             p.data -= 0.05 * v

@@ -1,14 +1,16 @@
 """What all strategies that adapt at test time have in common: robustness, phases, state."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from tta import CLASSES, SGD, cnn, experience, images, moved, started, step, vit, weights
 
-from clplat import Data, Kind
+from clplat import Data, Kind, Stream
 from clplat.components.norms import BatchNorm, batch_of, make_adaptable, set_statistics
 from clplat.errors import UserError
+from clplat.run.evaluation import Evaluator
 from clplat.strategies.bn_adapt import BNAdapt
 from clplat.strategies.cotta import CoTTA
 from clplat.strategies.eata import EATA
@@ -141,6 +143,28 @@ def test_state_is_enough_to_go_on_with(name):
     for number in range(3):
         step(other, optimizer, images(seed=10 + number))
     assert moved(weights(whole), other) == []
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_the_size_of_evaluation_batches_changes_no_figure(name, monkeypatch):
+    data = Data(images(20), torch.arange(20) % CLASSES)
+    adapting = dataclasses.replace(experience(train=data), test=data)
+    stream, outcomes = Stream([adapting], num_classes=CLASSES, input_shape=(3, 8, 8)), []
+    for size in (3, 20):
+        mine = made(name)
+        optimizer = started(mine)
+        step(mine, optimizer, images(seed=9))
+        logits, inner = [], mine.predict
+        monkeypatch.setattr(
+            mine, "predict", lambda x, inner=inner, logits=logits: logits.append(inner(x)) or logits[-1]
+        )
+        Evaluator(stream, device=torch.device("cpu"), batch_size=size)(mine)
+        outcomes.append(torch.cat(logits))
+        assert (mine.evaluation_batch is None) == (name in ("source", "rotta"))
+    torch.testing.assert_close(*outcomes, atol=1e-10, rtol=0)
 
 
 # --- batch normalisation ----------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def _score(subject: Subject, data: Data, task: int) -> dict[str, Tensor]:
 
     Every process scores its share of the batches; each sample is in one share only, and the shares are added up.
     """
-    size, world, device = subject.batch_size, subject.world_size, subject.device
+    size, world, device = subject.strategy.evaluation_batch or subject.batch_size, subject.world_size, subject.device
     mine: dict[str, list[tuple[int, Tensor]]] = {"logits": [], "features": []}
     for number, positions in enumerate(torch.arange(len(data), device=data.inputs.device).split(size)):
         if number % world == subject.rank:
