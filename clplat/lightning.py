@@ -9,6 +9,7 @@ torchmetrics later gets the whole of it.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,8 +56,13 @@ def _thin_torchmetrics() -> Iterator[None]:
             del sys.modules[name]
 
 
+_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
+_checked = os.environ.get(_CHECK)
 with _thin_torchmetrics():
     from lightning import Fabric, LightningModule
+# Lightning sets it so that notebooks can fork; we never fork, and Adam asks for the check at each step: 0.1 ms with it.
+if _checked is None:
+    os.environ.pop(_CHECK, None)
 
 # What it says at start-up (processes, back ends) is not for the user of a run.
 for _name in ("lightning.fabric", "lightning.pytorch", "lightning_utilities.core.rank_zero"):

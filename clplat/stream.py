@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -125,6 +125,17 @@ class Actions:
     size: int
 
 
+class Transition(NamedTuple):
+    """One step in an environment. `terminated` is the end of the task; `truncated` a time limit, which is none."""
+
+    observation: Any
+    action: Any
+    reward: float
+    next_observation: Any
+    terminated: bool
+    truncated: bool = False
+
+
 class Environment(Protocol):
     """What an `interact` experience acts in; Gymnasium's environments fit as they are."""
 
@@ -144,7 +155,8 @@ class Experience:
         train: what the learner is given: labelled data (learn), the samples to erase (forget), test inputs in order
             (adapt), offline transitions or None (interact).
         test: held-out data scored after every experience, one column of the accuracy matrix; no strategy sees it.
-        valid: held-out training data for hyper-parameter choice, or None.
+        valid: held-out training data for hyper-parameter choice, or None; of an `interact` experience, transitions that
+            errors of the values are measured on.
         classes: class ids in `train`, sorted; known without touching the data, so that structure can grow from it.
         task: task id; reaches `predict` only where the stream declares it known at test time.
         environment: makes the environment of an `interact` experience.

@@ -15,7 +15,13 @@ from mixed import mixed_config
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # small models: more cost more than they bring
 
 # scikit-learn sets the first two where it is imported, JAX (which Avalanche's dependencies import) the others.
-SET_BY_LIBRARIES = ("KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TF_CPP_MIN_LOG_LEVEL", "TPU_SKIP_MDS_QUERY")
+SET_BY_LIBRARIES = (
+    "KMP_INIT_AT_FORK",
+    "KMP_DUPLICATE_LIB_OK",
+    "TF_CPP_MIN_LOG_LEVEL",
+    "TPU_SKIP_MDS_QUERY",
+    "PYGAME_HIDE_SUPPORT_PROMPT",
+)
 
 
 @pytest.fixture

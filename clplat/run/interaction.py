@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from clplat.data.transitions import unpack
 from clplat.run.state import RunState
 from clplat.strategy import Strategy, evaluating
-from clplat.stream import Experience
+from clplat.stream import Actions, Data, Experience, Transition
 
 PAUSE: Any = object()  # a moment between episodes, without a step, at which the run can be saved
-
-
-class Transition(NamedTuple):
-    """One step in an environment. `terminated` is the end of the task; a time limit alone is not."""
-
-    observation: Any
-    action: Any
-    reward: float
-    next_observation: Any
-    terminated: bool
 
 
 def play(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
@@ -35,6 +27,10 @@ def play(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
     if not run.returns:
         before = evaluate_return(strategy, experience, run.loop.eval_episodes, run.seed)
         run.returns = {"experience": experience.index, "before": before, "evaluations": []}
+        if hasattr(strategy, "handover"):
+            bounds = experience.return_bounds
+            for line in strategy.handover(experience.seen(), before, None if bounds is None else bounds[0]):
+                warnings.warn(line, stacklevel=2)
     while p.env_step < experience.env_steps:
         run.may_save = False
         observation, _ = environment.reset(seed=_seed(run.seed, experience.index, p.episode))
@@ -42,7 +38,8 @@ def play(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
         while not done and p.env_step < experience.env_steps:
             action = strategy.act(observation, True)
             following, reward, terminated, truncated, _ = environment.step(action)
-            updates = strategy.observe(Transition(observation, action, float(reward), following, bool(terminated)))
+            step = (observation, action, float(reward), following, bool(terminated), bool(truncated))
+            updates = strategy.observe(Transition(*step))
             observation, done = following, bool(terminated or truncated)
             p.env_step += 1
             run.window, run.share, run.boundary = 1, 1.0, True
@@ -61,8 +58,21 @@ def play(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
 
 def _log_return(run: RunState, experience: Experience) -> None:
     value = evaluate_return(run.strategy, experience, run.loop.eval_episodes, run.seed)
+    found = {"interact/return": value, "interact/env_step": float(run.progress.env_step)}
     run.returns["evaluations"].append([run.progress.env_step, value])
-    run.log.step(run.progress.total_steps, {"interact/return": value})
+    if experience.valid is not None and hasattr(run.strategy, "probe"):
+        found |= _probe(run, experience.valid)
+        probed = [run.progress.env_step, found["interact/probe_q"], found["interact/probe_td_error"]]
+        run.returns.setdefault("probe", []).append(probed)
+    run.log.step(run.progress.total_steps, found)
+
+
+def _probe(run: RunState, data: Data) -> dict[str, float]:
+    """Mean value, and mean size of the TD error, on transitions held for measurement."""
+    assert isinstance(run.stream.answers, Actions)
+    with evaluating(run.strategy):
+        found = run.strategy.probe(unpack(data.all()[0].to(run.fabric.device), run.stream.answers.size))
+    return {f"interact/probe_{name}": float(values.mean()) for name, values in found.items()}
 
 
 def evaluate_return(strategy: Strategy, experience: Experience, episodes: int, seed: int) -> float:

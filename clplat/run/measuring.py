@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from clplat.data.transitions import unpack
 from clplat.errors import DivergedError
 from clplat.metrics import cost as costs
 from clplat.metrics import per_experience
@@ -14,7 +15,7 @@ from clplat.run import online
 from clplat.run.evaluation import Evaluator
 from clplat.run.state import RunState
 from clplat.strategy import Strategy
-from clplat.stream import Experience, Kind, Stream
+from clplat.stream import Actions, Experience, Kind, Stream
 
 _SAMPLES = 512
 
@@ -114,6 +115,8 @@ def health(strategy: Strategy, stream: Stream, experience: Experience) -> dict[s
     device = next(strategy.parameters()).device
     positions = torch.linspace(0, len(data) - 1, min(_SAMPLES, len(data)), device=data.inputs.device).long()
     raw, _ = data.batch(positions)
+    if experience.kind is Kind.INTERACT and isinstance(stream.answers, Actions):
+        raw = unpack(raw, stream.answers.size).observation
     return measure(strategy.model, stream.prepare(raw.to(device), False))
 
 

@@ -35,7 +35,7 @@ def turns(run: RunState, experience: Experience, seen: Experience) -> Iterator[T
             yield from adapt(run, experience)
         case Kind.INTERACT:
             if seen.train is not None:
-                yield from supervised(run, experience, seen.train, "training_step")
+                yield from supervised(run, experience, run.strategy.training_data(seen), "training_step")
             yield from play(run, experience)
 
 

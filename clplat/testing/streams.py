@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.stream import Data, Experience, Kind, Stream
+from clplat.data.transitions import Transitions, pack
+from clplat.stream import Actions, Data, Experience, Kind, Stream
 
 CLASSES, IMAGE, OBSERVATION = 6, (3, 4, 4), (2,)
 # Odd in sum, so that a last batch is short and does not divide evenly between two processes.
@@ -89,7 +90,8 @@ class _Source(Experience):
 class TinyStream(Stream):
     """A stream of the kinds that a strategy declares: learn, learn, forget, learn, forget, adapt, adapt, interact, less
     the kinds it lacks. Without learn there are two of each, for a model that has been trained on `source` before. The
-    first request names a class, the second some samples that were learned last.
+    first request names a class, the second some samples that were learned last. Where there is nothing but interacting,
+    it begins with transitions of random actions, without labels.
 
     Args:
         kinds: of the strategy.
@@ -103,7 +105,8 @@ class TinyStream(Stream):
     def __init__(
         self, kinds: Collection[Kind], *, seed: int = 0, repeat: int = 1, separate: bool = False, mislabel: bool = False
     ) -> None:
-        self.shape = OBSERVATION if set(kinds) == {Kind.INTERACT} else IMAGE
+        acts = set(kinds) == {Kind.INTERACT}
+        self.shape, self.answers, self.seed = OBSERVATION if acts else IMAGE, Actions(1) if acts else None, seed
         self.repeat, self.separate, self.mislabel, self.peeks = repeat, separate, mislabel, list[str]()
         self._centres = 0.6 * torch.randn(CLASSES, *self.shape, generator=torch.Generator().manual_seed(7))
         self.source = self._pool(seed, "source")
@@ -180,9 +183,23 @@ class TinyStream(Stream):
 
     def _interact(self, index: int, number: int, learns: bool) -> Experience:
         return _Source(
-            index, f"interact_{number}", Kind.INTERACT, train=None, classes=(0, 1),
+            index, f"interact_{number}", Kind.INTERACT, train=self._walked() if self.answers else None, classes=(0, 1),
             environment=lambda: Walk(self.shape), env_steps=24 * self.repeat, return_bounds=(-8.0, 0.0),
         )  # fmt: skip
+
+    def _walked(self) -> Data:
+        """Episodes of random actions, as packed transitions without labels."""
+        generator, steps = np.random.default_rng([9, self.seed]), list[list[np.ndarray]]()
+        for episode in range(4 * self.repeat):
+            walk = Walk(self.shape)
+            observation, done = walk.reset(seed=1000 + episode)[0], False
+            while not done:
+                action = generator.uniform(-1, 1, 1)
+                following, reward, terminated, done, _ = walk.step(action)
+                steps.append([observation, action, np.array(reward), following, np.array(terminated), np.array(done)])
+                observation = following
+        columns = [torch.from_numpy(np.stack(c)) for c in zip(*steps, strict=True)]
+        return Data(pack(Transitions(*columns, mc_return=torch.zeros(len(steps)))), None)
 
 
 def script(kinds: Collection[Kind]) -> list[Kind]:

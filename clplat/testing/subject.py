@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clplat.backbones.actor_critic import actor_critic
 from clplat.backbones.base import Backbone, Classifier
 from clplat.backbones.cnn import slim_resnet18
 from clplat.backbones.heads import Growing
@@ -39,6 +40,7 @@ BACKBONES: tuple[Callable[[tuple[int, ...]], Backbone], ...] = (
     lambda shape: mlp(shape, [16]),
     lambda shape: vit_micro(shape, patch_size=2, dim=8, depth=2, heads=2),
     lambda shape: slim_resnet18(shape, width=2),
+    lambda shape: actor_critic(shape, actor_hidden=[8], critic_hidden=[8]),
 )
 
 
@@ -49,7 +51,7 @@ class FineTuning(Strategy):
     paper = "none: the reference of the conformance suite"
 
     def training_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> Tensor | None:
-        if batch is None:
+        if batch is None or batch[1] is None:  # steps in an environment
             return None
         try:
             logits = self.model(batch[0])
@@ -192,6 +194,7 @@ class Subject:
         known = {o.name for o in discovery.options(self.entry)}
         small = {"memory": MEMORY, "replay_batch": REPLAY // processes, "optimizer": "sgd", "lr": 0.05}
         small |= {"dropout": 0.0, "adapt_optimizer": "sgd", "adapt_lr": 0.05, "margin": 2.0, "augmentations": 4}
+        small |= {"batch": 4, "warmup_steps": 8, "random_steps": 6, "penalty_actions": 2, "inverse_temperature": 0.3}
         return {name: value for name, value in small.items() if name in known}
 
     def build(self, stream: TinyStream, seed: int = SEED, **how: Any) -> Strategy:
@@ -210,8 +213,9 @@ class Subject:
     ) -> Strategy:
         seed_everything(seed)
         features = backbone(stream.input_shape)
-        model = Classifier(features, Growing(features.embed_dim, CLASSES))
-        if Kind.LEARN not in self.cls.kinds:
+        head = Growing(features.embed_dim, CLASSES) if features.needs_head else None
+        model = features.assemble(head, stream.answers)
+        if Kind.LEARN not in self.cls.kinds and features.needs_head:
             _pretrain(model, stream)
         for parameter in freeze(model.backbone) if freeze else []:
             parameter.requires_grad_(False)

@@ -59,7 +59,9 @@ class Actor(Strategy):
         self.transitions.add(torch.as_tensor(transition.observation)[None], torch.tensor([better]))
         return 1
 
-    def training_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> Tensor | None:
+        if batch is not None and batch[1] is None:  # what others did in the environment
+            return None
         x, y = self.transitions.sample(8) if batch is None else batch
         return self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
 
