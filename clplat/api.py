@@ -11,6 +11,7 @@ from clplat.config.settings import Config, StartSettings
 from clplat.errors import UserError
 from clplat.run import checkpoint
 from clplat.run.result import Result
+from clplat.run.seal import break_seal, close_seal, seal_faults
 
 if TYPE_CHECKING:
     from clplat.strategy import Strategy
@@ -86,6 +87,7 @@ def forget(run_dir: str | Path, request: str | Sequence[str], *, quiet: bool = T
         resume(run_dir, quiet=quiet)
     except UserError:
         late.withdraw(run_dir, former)
+        close_seal(run_dir)
         raise
     return load(run_dir)
 
@@ -99,6 +101,8 @@ def _note_request(run_dir: Path, ids: list[str]) -> int:
     from clplat.strategy import check_kinds
     from clplat.stream import Kind
 
+    if faults := seal_faults(run_dir):
+        raise UserError(*faults)
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"forget: {run_dir} is no run directory (config.yaml is missing in it)")
     config = resolve(config=run_dir / "config.yaml")
@@ -108,30 +112,54 @@ def _note_request(run_dir: Path, ids: list[str]) -> int:
         state, notes = checkpoint.load_newest(run_dir / "checkpoints")
         stream = build_stream(config)
         late.extend(stream, run_dir)
-        if state is None or state["progress"]["experience"] < len(stream):
+        if state is None or _experiences_done(state) < len(stream):
             way = f"go on with it first (clplat run --resume {run_dir})"
             raise UserError(f"forget: {run_dir} is not finished: {way}", *notes)
-        return late.note(run_dir, stream, ids)
+        former = late.note(run_dir, stream, ids)
+    break_seal(run_dir)
+    return former
+
+
+def _experiences_done(state: dict[str, Any]) -> int:
+    try:
+        return int(state["progress"]["experience"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the checkpoint holds no state of a run ({type(error).__name__}: {error})") from error
 
 
 def load(run_dir: str | Path) -> Strategy:
     """The learner of a run as its last checkpoint has it, on the CPU, in evaluation mode; needs no data.
 
     Raises:
-        UserError: not a run directory, or no whole checkpoint in it.
+        UserError: not a run directory, its last checkpoint is damaged, or its configuration was changed.
     """
     from clplat.config.resolve import resolve
-    from clplat.metrics.record import RunRecord
-    from clplat.run.build import build_strategy
-    from clplat.stream import Actions, Experience
+    from clplat.run.summary import changes
 
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"load: {run_dir} is no run directory (config.yaml is missing in it)")
     state, notes = checkpoint.load_newest(run_dir / "checkpoints")
-    if state is None:
-        raise UserError(f"load: {run_dir} holds no whole checkpoint", *notes)
-    config, facts = resolve(config=run_dir / "config.yaml"), state["stream"]
+    if state is None or notes:  # an earlier checkpoint holds an earlier learner
+        way = f" (clplat run --resume {run_dir} makes the last one anew)" if state is not None else ""
+        raise UserError(*notes, f"load: {run_dir} does not hold its last checkpoint whole{way}")
+    config = resolve(config=run_dir / "config.yaml")
+    if changed := changes(state.get("config"), config):
+        raise UserError(f"load: {run_dir / 'config.yaml'} was changed since the run began: {changed}; put it back")
+    try:
+        return _rebuilt(config, state)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(f"load: the checkpoint does not fit this run ({type(error).__name__}: {text})") from error
+
+
+def _rebuilt(config: Config, state: dict[str, Any]) -> Strategy:
+    """The learner of a checkpoint's state: built, grown as it was, its weights loaded."""
+    from clplat.metrics.record import RunRecord
+    from clplat.run.build import build_strategy
+    from clplat.stream import Actions, Experience
+
+    facts = state["stream"]
     actions = None if facts.get("actions") is None else Actions(facts["actions"])
     shape, classes = tuple(facts["input_shape"]), facts["num_classes"]
     learner = build_strategy(config, shape, classes, seed=config.seed, answers=actions)

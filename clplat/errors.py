@@ -34,6 +34,12 @@ class Interrupted(ClplatError):
 
 
 class DivergedError(ClplatError):
-    """The loss is no longer finite; the last good checkpoint is kept."""
+    """The loss, or what is predicted, is no longer finite; the last good checkpoint is kept."""
+
+    exit_code = 1
+
+
+class OutOfMemory(ClplatError):
+    """The device or the machine has no memory left for a step or an evaluation; the run can be resumed."""
 
     exit_code = 1

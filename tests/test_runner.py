@@ -14,7 +14,7 @@ from mixed import MIXED, mixed_config
 import clplat
 from clplat import Kind
 from clplat.config.resolve import resolve
-from clplat.errors import DivergedError, Interrupted, UserError
+from clplat.errors import DivergedError, Interrupted, OutOfMemory, UserError
 from clplat.run import checkpoint, measuring
 from clplat.run.build import build_stream
 from clplat.run.loop import Runner
@@ -168,6 +168,72 @@ def test_nan_loss_stops_and_names_the_step(tmp_path: Path, make_runner: Any) -> 
     assert state is not None
     assert state["progress"]["steps"] == 6  # the last good state
     assert all(v.isfinite().all() for v in state["strategy"].values() if isinstance(v, torch.Tensor))
+
+
+@pytest.mark.parametrize("stop", [3, 12, 21])
+def test_a_stop_on_request_leaves_no_line_that_a_run_without_it_has_not(
+    make_runner: Any, tmp_path: Path, stop: int
+) -> None:
+    options = {"loop.eval_every": None, "loop.stop_after": 3}
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    make_runner(tmp_path / "whole", **options).run()
+    runner = make_runner(tmp_path / "cut", **options)
+    after_step = runner.strategy.after_step
+    asked = lambda: setattr(runner, "stop_requested", runner.progress.total_steps == stop)  # noqa: E731
+    object.__setattr__(runner.strategy, "after_step", lambda: (after_step(), asked()))
+    with pytest.raises(Interrupted):
+        runner.run()
+    state, _ = checkpoint.load_newest(tmp_path / "cut" / "checkpoints")
+    assert state is not None
+    second = make_runner(tmp_path / "cut", offset=state["metrics_offset"], **options)
+    restore(second, state)
+    second.run()
+
+    def lines(name: str) -> list[Any]:
+        rows = [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [
+            (r["axis"], r["step"], {k: v for k, v in r["metrics"].items() if "seconds" not in k and "cost" not in k})
+            for r in rows
+        ]
+
+    assert lines("cut") == lines("whole")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"),
+        MemoryError(),
+    ],
+)
+def test_no_memory_left_is_one_line_and_can_be_gone_on_with(make_runner: Any, tmp_path: Path, error: Exception) -> None:
+    runner = make_runner(tmp_path, **{"loop.checkpoint_every": 2})
+    hook = runner.strategy.training_step
+
+    def greedy(batch: Any, index: int) -> Any:
+        if runner.progress.total_steps == 5:
+            raise error
+        return hook(batch, index)
+
+    object.__setattr__(runner.strategy, "training_step", greedy)
+    with pytest.raises(OutOfMemory, match=r"in experience 0 \(first\) at step 5: lower loop\.batch_size"):
+        runner.run()
+    state, _ = checkpoint.load_newest(tmp_path / "checkpoints")
+    assert state is not None
+    assert state["progress"]["steps"] == 4
+
+
+def test_another_error_of_a_step_is_not_taken_for_it(make_runner: Any) -> None:
+    runner = make_runner()
+
+    def broken(batch: Any, index: int) -> Any:
+        raise RuntimeError("shapes do not fit")
+
+    object.__setattr__(runner.strategy, "training_step", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        runner.run()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -7,11 +7,14 @@ request that was interrupted is resumed by `clplat run --resume`, and is never h
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from clplat.erasure.requests import History
+from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
 from clplat.stream import Kind, Stream
 
@@ -26,13 +29,13 @@ def note(run_dir: Path, stream: Stream, ids: Sequence[str]) -> int:
     """
     former = _read(run_dir)
     _append(stream, ids)
-    write_atomic(run_dir / FILE, to_json([*former, list(ids)], indent=1))
+    _write(run_dir, [*former, list(ids)])
     return len(former)
 
 
 def withdraw(run_dir: Path, former: int) -> None:
     """Strike out the requests after the first `former`, which were refused before anything was changed."""
-    write_atomic(run_dir / FILE, to_json(_read(run_dir)[:former], indent=1))
+    _write(run_dir, _read(run_dir)[:former])
 
 
 def extend(stream: Stream, run_dir: Path) -> None:
@@ -51,4 +54,24 @@ def _append(stream: Stream, ids: Sequence[str]) -> None:
 
 def _read(run_dir: Path) -> list[list[str]]:
     file = run_dir / FILE
-    return json.loads(file.read_text()) if file.is_file() else []
+    if not file.is_file():
+        return []
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        requests: list[list[str]] = content["requests"]
+        whole = content["sha256"] == _digest(requests)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        whole, requests = False, []
+    if not whole:
+        raise UserError(
+            f"{file} is damaged or was changed by hand: put it back, since the run's last requests are in it"
+        )
+    return requests
+
+
+def _write(run_dir: Path, requests: list[list[str]]) -> None:
+    write_atomic(run_dir / FILE, to_json({"requests": requests, "sha256": _digest(requests)}, indent=1))
+
+
+def _digest(requests: Any) -> str:
+    return hashlib.sha256(to_json(requests).encode()).hexdigest()

@@ -27,6 +27,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from clplat.errors import UserError
+from clplat.run.seal import seal_faults
 
 if TYPE_CHECKING:
     from clplat.metrics.catalogue import MetricInfo
@@ -108,6 +109,7 @@ def load_summaries(run_dirs: Iterable[Path | str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     faults: list[str] = []
     for folder in map(Path, run_dirs):
+        faults += seal_faults(folder)
         try:
             found.append(_load_summary(folder))
         except UserError as error:
@@ -124,9 +126,11 @@ def _load_summary(folder: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(config_file.read_text()) if config_file.exists() else {}
         summary = json.loads(summary_file.read_text()) if summary_file.exists() else None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{folder}: cannot be read ({str(error).splitlines()[0]})") from error
-    config = config if isinstance(config, dict) else {}
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: cannot be read ({why})") from error
+    if config_file.exists() and not isinstance(config, dict):
+        raise UserError(f"{config_file}: not a configuration (valid: keys and values, as a run writes it)")
     if summary is None and not config:
         raise UserError(f"{folder}: no summary.json and no config.yaml (valid: a run directory, or several)")
     if summary is None:

@@ -71,7 +71,7 @@ class _Run:
         self.log, self.record = read_log(self.summary), _record(folder)
         self.terms = {} if self.record is None else {int(t["index"] or 0): t for t in per_request(self.record)}
         ledger = folder / "ledger.json"
-        self.ledger: list[dict[str, Any]] = json.loads(ledger.read_text()) if ledger.is_file() else []
+        self.ledger: list[dict[str, Any]] = _read_json(ledger) if ledger.is_file() else []
 
     def facts(self) -> dict[str, Any]:
         """Who it is, and what its strategy says of its erasures."""
@@ -109,12 +109,24 @@ class _Run:
 
     def audit(self, index: int, model: str) -> tuple[Scores, dict[str, Any]] | None:
         """Scores and numbers of one model in the audit of a request."""
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         numbers = audit_dir(self.folder, index) / f"{model}.json"
         if not numbers.is_file():
             return None
-        return load_file(numbers.with_suffix(".safetensors")), json.loads(numbers.read_text())
+        scores = numbers.with_suffix(".safetensors")
+        try:
+            return load_file(scores), _read_json(numbers)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{scores}: cannot be read ({error}); put it back") from error
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); put it back") from error
 
 
 def guarantee(strategy: str) -> dict[str, str]:
@@ -141,7 +153,7 @@ def _record(folder: Path) -> RunRecord | None:
         try:
             plain = json.loads(json.loads((path / "state.json").read_text())["state"])
             return RunRecord.from_dict(checkpoint.unflatten(plain["items"]["record"], {}))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return None
 
@@ -150,7 +162,7 @@ def _checkpoint_sha256(folder: Path) -> str | None:
     for path in sorted((folder / "checkpoints").glob("[0-9]*"), reverse=True):
         try:
             return str(json.loads((path / "state.json").read_text())["tensors_sha256"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return None
 

@@ -94,7 +94,9 @@ class _Trial:
                 made = make(options)
             except UserError as error:
                 own = [f for f in error.faults if f.startswith(f"{key}.")]
-                self.faults += error.faults if whole else own
+                told = {f.partition(":")[0] for f in self.faults}  # of an option a line is enough
+                found = error.faults if whole else own
+                self.faults += [f for f in found if f not in own or f.partition(":")[0] not in told]
                 again = {f[len(key) + 1 :].partition(":")[0] for f in own}
                 again = {k for k in again if k in options and k in defaults and options[k] != defaults[k]}
                 if not again:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,8 @@ from clplat.components.state import flatten, unflatten
 from clplat.errors import UserError
 from clplat.files import sync_folder, write_atomic
 
+# What reading a file can raise that is cut, garbled or forged.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, SafetensorError)
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 
 
@@ -57,15 +60,35 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return final
 
 
-def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """State of the newest whole checkpoint under `folder` (None if there is none), and a line for each damaged one."""
+def load_newest(
+    folder: Path, fault: Callable[[dict[str, Any]], str | None] = lambda state: None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """State of the newest whole checkpoint under `folder` (None if there is none), and a line for each passed over.
+
+    Args:
+        fault: why a state that is whole can't be gone on with, or None.
+
+    Raises:
+        UserError: a checkpoint, or the folder, is a link: it may lead to what is not this run's.
+    """
     notes: list[str] = []
     for path in reversed(_numbered(folder)):
+        for link in (folder, path, path / "tensors.safetensors", path / "state.json"):
+            if link.is_symlink():
+                raise UserError(f"{link} is a link (valid: files and folders of the run itself)")
         try:
-            return _read(path), notes
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            notes.append(f"checkpoint {path} is damaged ({error}): looking for one before it")
+            state = _read(path)
+        except _DAMAGE as error:
+            notes.append(f"checkpoint {path} is damaged ({_short(error)}): looking for one before it")
+            continue
+        if (why := fault(state)) is None:
+            return state, notes
+        notes.append(f"checkpoint {path} is passed over: {why}")
     return None, notes
+
+
+def _short(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -74,7 +97,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError("tensors.safetensors does not match its checksum")
     if _sha(outer["state"].encode()) != outer["state_sha256"]:
         raise ValueError("state.json does not match its checksum")
-    return unflatten(json.loads(outer["state"]), load_tensors(blob))
+    state = unflatten(json.loads(outer["state"]), load_tensors(blob))
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__} where a run's state should be")
+    return state
 
 
 def _numbered(folder: Path) -> list[Path]:

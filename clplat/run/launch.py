@@ -6,6 +6,7 @@ import atexit
 import errno
 import functools
 import inspect
+import json
 import os
 import signal
 import sys
@@ -32,9 +33,12 @@ from clplat.run.result import Result
 from clplat.run.rundir import make_run_dir
 from clplat.run.runlog import RunLog, flat
 from clplat.run.saving import restore
+from clplat.run.seal import MADE_ANEW, break_seal, close_seal, digest, seal_faults
 from clplat.run.start import carried_optimizer, start_run
 from clplat.run.step import total_steps
-from clplat.run.summary import git_commit, summary
+from clplat.run.summary import changes, git_commit, summary
+from clplat.strategy import Strategy
+from clplat.stream import Stream
 from clplat.tracking.client import store_of
 
 if TYPE_CHECKING:
@@ -137,16 +141,35 @@ def _work(
         run_dir = make_run_dir(config, run_dir)
     run_dir = Path(fabric.broadcast(str(run_dir)))
     held = checkpoint.lock(run_dir) if first else None  # until this process ends or lets go of it
-    state = _newest_state(run_dir, tell=first) if resumed else None
+    try:
+        return _go(fabric, config, run_dir, stream, strategy, record, start, quiet, resumed, report, started)
+    finally:
+        if held is not None:
+            held.close()
+
+
+def _go(
+    fabric: Fabric, config: Config, run_dir: Path, stream: Stream, strategy: Strategy, record: RunRecord,
+    start: Path | None, quiet: bool, resumed: bool, report: Report | None, started: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The run itself, in a folder that is held."""
+    first = fabric.global_rank == 0
+    state = _newest_state(run_dir, config, tell=first) if resumed else None
+    if first:
+        break_seal(run_dir)
     tracked, age = first and config.tracking.enabled, time.perf_counter() - started
     tracker = _tracker(config, run_dir, stream, age) if tracked else None
     log = RunLog(run_dir if first else None, started, None, tracker, state["metrics_offset"] if state else 0)
     runner = Runner(strategy, stream, config.loop, fabric, config.seed, log, record)
-    runner.audit = config.audit
-    if state is not None:
-        restore(runner, state)
-    elif start is not None:
-        runner.resumed = carried_optimizer(start, strategy)
+    runner.audit, runner.config = config.audit, json.loads(to_json(config.to_dict()))
+    try:
+        if state is not None:
+            restore(runner, state)
+        elif start is not None:
+            runner.resumed = carried_optimizer(start, strategy)
+    except UserError:
+        log.close()
+        raise
     if first and not quiet:
         from clplat.run.display import Display
 
@@ -167,9 +190,8 @@ def _work(
         raise UserError(fault) from error
     finally:
         log.close()
-        if held is not None:
+        if first:
             result = _close(config, run_dir, record, status, tracker, report)
-            held.close()
     return result
 
 
@@ -179,9 +201,19 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _newest_state(run_dir: Path, tell: bool) -> dict[str, Any] | None:
-    """State of the newest whole checkpoint; what is damaged is said on stderr by one process, whether quiet or not."""
-    state, notes = checkpoint.load_newest(run_dir / "checkpoints")
+def _newest_state(run_dir: Path, config: Config, tell: bool) -> dict[str, Any] | None:
+    """State of the newest whole checkpoint; what is damaged is said on stderr by one process, whether quiet or not.
+
+    Raises:
+        UserError: a sealed file that can't be made anew is damaged, or config.yaml is not the run's own.
+    """
+    if faults := seal_faults(run_dir, aside=MADE_ANEW):
+        raise UserError(*faults)
+    state, notes = checkpoint.load_newest(run_dir / "checkpoints", lambda state: _cut_log(run_dir, state))
+    if state is not None and (changed := changes(state.get("config"), config)):
+        raise UserError(f"resume: {run_dir / 'config.yaml'} was changed since the run began: {changed}; put it back")
+    if state is None and any("metrics.jsonl" in note for note in notes):
+        raise UserError(*notes, f"resume: put {run_dir / 'metrics.jsonl'} back: it is whole for no checkpoint")
     if tell:
         if notes and state is None:
             notes.append("no whole checkpoint is left: starting from the beginning")
@@ -189,6 +221,16 @@ def _newest_state(run_dir: Path, tell: bool) -> dict[str, Any] | None:
             print(f"clplat: {note}", file=sys.stderr, flush=True)
         checkpoint.clean(run_dir)
     return state
+
+
+def _cut_log(run_dir: Path, state: dict[str, Any]) -> str | None:
+    """Why metrics.jsonl is not what a checkpoint goes on from: shorter, or another text."""
+    path, size = run_dir / "metrics.jsonl", int(state["metrics_offset"])
+    there = path.stat().st_size if path.is_file() else 0
+    if there < size:
+        return f"metrics.jsonl has {there} bytes, {size} were written when it was made"
+    known = state.get("metrics_sha256")
+    return "metrics.jsonl was changed" if known not in (None, digest(path, size) if size else known) else None
 
 
 def _close(
@@ -201,6 +243,7 @@ def _close(
         artifacts.append(run_dir / "summary.json")
         if report is not None:
             artifacts += report(run_dir, record, config.audit.oracle)
+        close_seal(run_dir)
     except OSError as error:
         if status == "complete":
             raise UserError(f"output: could not write in {run_dir}: {error.strerror}") from error

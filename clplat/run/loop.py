@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clplat.erasure.audit import audit
-from clplat.errors import Interrupted
+from clplat.errors import Interrupted, OutOfMemory
 from clplat.metrics.cost import step_flops
 from clplat.run import measuring, saving
 from clplat.run.evaluation import renew_means
@@ -35,6 +36,14 @@ _END: Any = object()
 MEASURED_STEP = 1  # the step of an experience whose FLOPs are counted: the second, when memories hold something
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed: an accelerator's, Python's, or that of torch on the CPU."""
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "DefaultCPUAllocator" in text or "can't allocate memory" in text or "not enough memory" in text
+    )
+
+
 class Runner(RunState):
     """Runs one strategy over one stream; its arguments are those of `RunState`."""
 
@@ -43,8 +52,22 @@ class Runner(RunState):
 
         Raises:
             Interrupted: `stop_requested` was set; a checkpoint has been written.
-            DivergedError: a loss was not finite; the last good checkpoint stands.
+            DivergedError: a loss or a prediction was not finite; the last good checkpoint stands.
+            OutOfMemory: there was none left; the last checkpoint stands.
         """
+        try:
+            self._run()
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            p, text = self.progress, " ".join(str(error).split())[:160]
+            where = f"experience {p.experience} ({self.stream[p.experience].name}) at step {p.steps}"
+            raise OutOfMemory(
+                f"out of memory in {where}: lower loop.batch_size (loop.accumulate keeps the step's size) or "
+                f"loop.eval_batch_size, or take a smaller backbone; the run can be resumed ({text})"
+            ) from error
+
+    def _run(self) -> None:
         if not self.progress.measured_first_row:
             self.record.matrix.append(measuring.evaluate(self))
             self.progress.measured_first_row = True
@@ -138,7 +161,7 @@ class Runner(RunState):
             measuring.evaluate_inside(self, experience)
         stopping = self.fabric.broadcast(self.stop_requested) if self.world_size > 1 else self.stop_requested
         if self.may_save and (stopping or self._due()):
-            measuring.flush(self)
+            measuring.check(self)  # no checkpoint of what is not finite; what is to be logged waits, as without one
             self.save()
         if stopping:
             raise Interrupted(f"stopped in experience {p.experience} ({experience.name}) after step {p.steps}")

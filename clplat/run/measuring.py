@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
+from torch import Tensor
 
 from clplat.data.transitions import unpack
 from clplat.errors import DivergedError
@@ -59,7 +60,22 @@ def evaluate_inside(run: RunState, experience: Experience) -> None:
 
 
 def flush(run: RunState) -> None:
-    """Read losses from the device, refuse those that are not finite, log their mean.
+    """Read losses from the device, refuse those that are not finite, log their mean."""
+    values = check(run)
+    metrics = online.running_error(run.record.online, run.online)
+    run.losses = []
+    if values is not None:
+        metrics["train/loss"] = values.mean().item()
+        if run.optimizer is not None:
+            metrics["train/lr"] = run.optimizer.param_groups[0]["lr"]
+        if run.gradient_norms:
+            metrics["train/gradient_norm"] = run.gradient_norms[-1]
+    if metrics:
+        run.log.step(run.progress.total_steps, metrics)
+
+
+def check(run: RunState) -> Tensor | None:
+    """Losses not logged yet (n,), read from the device; None where there are none.
 
     Raises:
         DivergedError: a loss was not finite, on any process.
@@ -70,12 +86,9 @@ def flush(run: RunState) -> None:
             torch.distributed.all_reduce(broken)
         if broken:
             raise _diverged(run, f"predictions are NaN or infinite for {int(broken)} samples")
-    metrics = online.running_error(run.record.online, run.online)
     if not run.losses:
-        if metrics:
-            run.log.step(run.progress.total_steps, metrics)
-        return
-    values, run.losses = torch.stack(run.losses).float().cpu(), []
+        return None
+    values = torch.stack(run.losses).float().cpu()
     finite = values.isfinite()
     if run.world_size > 1:  # all processes must stop together
         torch.distributed.all_reduce(every := finite.int(), torch.distributed.ReduceOp.MIN)
@@ -84,12 +97,7 @@ def flush(run: RunState) -> None:
         first = int(finite.int().argmin())
         step = run.progress.steps - (len(values) - first) // run.window + 1
         raise _diverged(run, f"loss is {values[first].item()}", step)
-    metrics["train/loss"] = values.mean().item()
-    if run.optimizer is not None:
-        metrics["train/lr"] = run.optimizer.param_groups[0]["lr"]
-    if run.gradient_norms:
-        metrics["train/gradient_norm"] = run.gradient_norms[-1]
-    run.log.step(run.progress.total_steps, metrics)
+    return values
 
 
 def measure_experience(run: RunState, experience: Experience) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -41,6 +42,7 @@ class RunLog:
             path = run_dir / "metrics.jsonl"
             path.touch()
             os.truncate(path, offset)
+            self._digest = hashlib.sha256(path.read_bytes())
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
@@ -59,7 +61,9 @@ class RunLog:
         if self._file is None:
             return
         line = {"axis": axis, "step": step, "time": round(time.time(), 3), "metrics": metrics}
-        self._file.write(to_json(line) + "\n")
+        text = to_json(line) + "\n"
+        self._digest.update(text.encode())
+        self._file.write(text)
         self._file.flush()
         if self._tracking and self.tracker is not None:
             self.tracker.notify()
@@ -88,6 +92,10 @@ class RunLog:
     def offset(self) -> int:
         """Bytes written so far."""
         return 0 if self._file is None else self._file.tell()
+
+    def sha256(self) -> str | None:
+        """Digest of what was written so far; None where nothing is."""
+        return None if self._file is None else self._digest.hexdigest()
 
     def age(self) -> float:
         """Seconds since the start of the run."""

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clplat.components.state import rng_state, set_rng_state
+from clplat.errors import UserError
 from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.run import checkpoint
 from clplat.run.measuring import evaluate
@@ -23,7 +25,7 @@ _PLAIN = ("spent", "returns", "gradient_norms", "flops_per_step", "saves")
 
 def snapshot(run: RunState) -> dict[str, Any]:
     """State of a run between two steps; collective under DDP: random states and online scores differ by process."""
-    strategy, own = run.strategy, {"rng": rng_state(), "online": run.online}
+    strategy, own = run.strategy, {"rng": rng_state(), "online": run.online, "losses": unread(run)}
     strategy.on_save_checkpoint({})  # what processes hold apart is brought together on process 0
     processes: list[Any] = [own]
     if run.world_size > 1:
@@ -44,12 +46,26 @@ def snapshot(run: RunState) -> dict[str, Any]:
         "stream": facts(run.stream),
         "record": run.record.to_dict(),
         "metrics_offset": run.log.offset(),
+        "metrics_sha256": run.log.sha256(),
+        "config": run.config,
         **{name: getattr(run, name) for name in _PLAIN},
     }
 
 
 def restore(run: RunState, state: dict[str, Any]) -> None:
-    """Inverse of `snapshot`: replay `grow` for the structure, load everything, random states last."""
+    """Inverse of `snapshot`: replay `grow` for the structure, load everything, random states last.
+
+    Raises:
+        UserError: the state is not one of such a run, though it is whole: forged, or of another version.
+    """
+    try:
+        _restore(run, state)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(f"resume: the checkpoint does not fit this run ({type(error).__name__}: {text})") from error
+
+
+def _restore(run: RunState, state: dict[str, Any]) -> None:
     progress, strategy = run.progress, run.strategy
     progress.__dict__.update(state["progress"])
     strategy.train()
@@ -70,6 +86,7 @@ def restore(run: RunState, state: dict[str, Any]) -> None:
     _add_late_columns(run, known)
     own = state["processes"][run.rank]
     run.online = own["online"]
+    run.losses = [loss.to(run.fabric.device) for loss in own.get("losses", ())]
     set_rng_state(own["rng"])
 
 
@@ -88,11 +105,24 @@ def _add_late_columns(run: RunState, facts: Sequence[ExperienceRecord]) -> None:
         facts: of all experiences of the stream.
     """
     record = run.record
+    for index, (before, now) in enumerate(zip(record.experiences, facts, strict=False)):
+        if (before.name, before.kind) != (now.name, now.kind):
+            raise UserError(f"resume: experience {index} was {before.name!r} ({before.kind}), and is {now.name!r}")
+    if len(record.experiences) > len(facts):
+        raise UserError(
+            f"resume: the run had {len(record.experiences)} experiences, its stream has {len(facts)}: put "
+            "requests.json back, or the data that the stream was made of"
+        )
     if len(record.experiences) < len(facts):
         record.experiences += facts[len(record.experiences) :]
         for row in record.matrix:
             row += [None] * (len(facts) - len(row))
         record.matrix[-1] = evaluate(run)
+
+
+def unread(run: RunState) -> list[Tensor]:
+    """Losses of steps taken that are not logged yet."""
+    return [loss.cpu() for loss in run.losses]
 
 
 def facts(stream: Stream) -> dict[str, Any]:

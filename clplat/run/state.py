@@ -56,6 +56,7 @@ class RunState:
         )
         self.progress, self.audit = Progress(), AuditSettings(enabled=False)
         self.stop_requested = False
+        self.config: dict[str, Any] = {}  # as config.yaml has it; what a resumed run is compared with
         self.resumed: dict[str, Any] | None = None  # {"optimizer", "learning_rates"} of the experience gone on with
         self.losses: list[Tensor] = []
         self.broken: list[Tensor] = []  # numbers of predictions that are not finite, not yet read from the device

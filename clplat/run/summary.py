@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from clplat.files import to_json
 from clplat.metrics import online, summarize
 from clplat.metrics.record import RunRecord
 from clplat.package import __version__
+from clplat.run.runlog import flat
 
 _COST = ("train_seconds", "eval_seconds", "samples_per_second", "first_step_seconds", "peak_rss_bytes",
          "peak_device_bytes", "trainable_parameters", "stored_bytes", "train_flops")  # fmt: skip
@@ -68,6 +70,16 @@ def config_sha256(config: Config) -> str:
     aside = ("name", "output", "data_root", "tracking", "audit", "reference")
     plain = {k: v for k, v in config.to_dict().items() if k not in aside}
     return hashlib.sha256(to_json(plain, sort_keys=True).encode()).hexdigest()
+
+
+def changes(before: Any, config: Config) -> str:
+    """What differs between the configuration in a checkpoint and `config`: `key: old → new`; empty if nothing."""
+    if not isinstance(before, dict):
+        return ""
+    old, new = flat(before), flat(json.loads(to_json(config.to_dict())))
+    keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    shown = ", ".join(f"{k}: {old.get(k)!r} → {new.get(k)!r}" for k in keys[:3])
+    return shown + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def git_commit() -> str | None:
