@@ -66,12 +66,16 @@ class LoRA(nn.Module):
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         roles: tuple[Role, ...] = ("attention", "ffn") if where == "both" else (where,)
         found = {name: layer for role in roles for name, layer in backbone.layers(role).items()}
+        attention = [name for name in found if backbone.role(name) == "attention"]
         if projections:
             fused = {"qkv"} if {"query", "key", "value"} & set(projections) else set()
-            found = {n: v for n, v in found.items() if backbone.projection(n) in {None, *projections, *fused}}
-        if not found:
+            idle = {name for name in attention if backbone.projection(name) not in {*projections, *fused}}
+            found = {name: layer for name, layer in found.items() if name not in idle}
+        if not found or (attention and not set(attention) & found.keys()):
             of = f" that are {' or '.join(projections)}" if projections else ""
-            raise UserError(f"backbone: has no linear layers of role {' or '.join(roles)}{of} to adapt")
+            names = ", ".join(sorted({name.rpartition(".")[2] for name in attention}))
+            there = f" (it has: {names}; strategy.projections [] takes them all)" if names else ""
+            raise UserError(f"backbone: has no linear layers of role {' or '.join(roles)}{of} to adapt{there}")
         order = [name for name, _ in backbone.named_modules() if name in found]
         for name in order:
             if isinstance(backbone.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):

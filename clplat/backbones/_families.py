@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clplat.errors import UserError
 
@@ -42,6 +42,18 @@ def fixed_length(config: Any) -> float:
     known = [k.get("original_max_position_embeddings") for k in kinds]
     known += [getattr(config, "original_max_position_embeddings", None)] if kinds else []
     return min((k for k in (*known, getattr(config, "index_topk", None)) if k is not None), default=torch.inf)
+
+
+def fused(module: nn.Module) -> bool:
+    """Whether a module holds weights of three dimensions that are no convolution's: layers of experts in one tensor."""
+    own = module.parameters(recurse=False)
+    return not isinstance(module, nn.Conv1d) and any(sum(size > 1 for size in p.shape) > 2 for p in own)
+
+
+def read_past(net: nn.Module) -> frozenset[str]:
+    """Names of the layers of Mamba's mixers whose weights their fused kernels read, past the layers themselves."""
+    mixers = [(n, m) for n, m in net.named_modules() if hasattr(m, "A_log") and hasattr(m, "D")]
+    return frozenset(f"{n}.{leaf}" for n, m in mixers for leaf, _ in m.named_children() if leaf != "in_proj")
 
 
 def check(net: Any) -> None:

@@ -26,13 +26,18 @@ Projection = Literal["query", "key", "value", "qkv", "output"]
 # Mean and standard deviation of the channels of images in [0, 1] that pretrained weights were trained with.
 _CHANNELS = {"imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), "half": ([0.5], [0.5])}
 
-# What the linear layers of an attention are called, over the families of timm and transformers.
+# What the linear layers of an attention are called, over the families of timm and transformers, in small letters; key
+# and value of one latent vector are fused, too.
 _PROJECTIONS: dict[str, Projection] = {
-    **dict.fromkeys(("q", "q_proj", "query", "q_lin", "wq"), "query"),
-    **dict.fromkeys(("k", "k_proj", "key", "k_lin", "wk"), "key"),
-    **dict.fromkeys(("v", "v_proj", "value", "v_lin", "wv"), "value"),
-    **dict.fromkeys(("qkv", "qkv_proj", "query_key_value", "c_attn", "Wqkv"), "qkv"),
-    **dict.fromkeys(("o", "o_proj", "out_proj", "proj", "dense", "c_proj", "out_lin", "wo"), "output"),
+    **dict.fromkeys(("q", "q_proj", "query", "q_lin", "wq", "q_a_proj", "q_b_proj", "query_global"), "query"),
+    **dict.fromkeys(("k", "k_proj", "key", "k_lin", "wk", "key_global"), "key"),
+    **dict.fromkeys(
+        ("v", "v_proj", "value", "v_lin", "wv", "value_global", "v_proj_current", "v_proj_delayed"), "value"
+    ),
+    **dict.fromkeys(("qkv", "qkv_proj", "query_key_value", "c_attn", "wqkv", "in_proj_qkv", "in_proj_qkvz"), "qkv"),
+    **dict.fromkeys(("kv_proj", "kv_a_proj_with_mqa", "kv_b_proj"), "qkv"),
+    **dict.fromkeys(("o", "o_proj", "out_proj", "proj", "dense", "c_proj", "out_lin", "wo", "output"), "output"),
+    **dict.fromkeys(("o_a_proj", "o_b_proj"), "output"),
 }
 
 
@@ -102,8 +107,14 @@ class Backbone(nn.Module, ABC):
         return {name: layer for name, layer in plain if self.role(name) == role}
 
     def projection(self, name: str) -> Projection | None:
-        """Which projection of an attention the linear layer at dotted `name` is; None for any other layer."""
-        return _PROJECTIONS.get(name.rpartition(".")[2]) if self.role(name) == "attention" else None
+        """Which projection of an attention the linear layer at dotted `name` is; None for any other layer.
+
+        By its own name, or the one of what it is wrapped in.
+        """
+        if self.role(name) != "attention":
+            return None
+        outer, _, leaf = name.lower().rpartition(".")
+        return _PROJECTIONS.get(leaf) or _PROJECTIONS.get(outer.rpartition(".")[2])
 
     @contextmanager
     def recorded(self) -> Iterator[States]:

@@ -61,6 +61,7 @@ class LanguageModel(Backbone):
         self._start = _first_token(net) if self.seq2seq else None
         inside = {id(block) for block in self.blocks}
         self._stems = tuple(f"{name}." for name, module in self.named_modules() if id(module) in inside)
+        self._past = _families.read_past(self)
         self._real: list[Tensor] | None = None
 
     @property
@@ -77,15 +78,14 @@ class LanguageModel(Backbone):
             UserError: there are such layers in this role: adapting the others would leave them out unsaid.
         """
         for name, module in self.named_modules():
-            fused = any(p.ndim > 2 for p in module.parameters(recurse=False))
-            if fused and not isinstance(module, nn.Conv1d) and self.role(name) == role:
+            if _families.fused(module) and self.role(name) == role:
                 kind = type(module).__name__
                 raise UserError(f"backbone: {name} ({role}) is a {kind}, which has no linear layers to adapt or change")
         return super().layers(role)
 
     def role(self, name: str) -> Role | None:
         stem = next((s for s in self._stems if name.startswith(s)), None)
-        if stem is None:
+        if stem is None or name in self._past:
             return None
         inside = name.removeprefix(stem).lower()
         return "attention" if "attn" in inside or "attention" in inside else "ffn"

@@ -34,6 +34,39 @@ def test_a_backbone_without_such_layers_is_refused():
         LoRA(slim_resnet18((3, 8, 8), width=2), "both")
 
 
+class Attention(Backbone):
+    """An attention whose layers have the names given, and an FFN layer."""
+
+    embed_dim = 4
+
+    def __init__(self, *names):
+        super().__init__()
+        self.attn = nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
+        self.fc = nn.Linear(4, 4)
+
+    blocks = property(lambda self: [self])
+
+    def role(self, name):
+        return "attention" if "attn" in name else "ffn"
+
+    def features(self, inputs):
+        return inputs
+
+
+def test_projections_are_told_by_the_names_that_families_use():
+    names = ("Wq", "Wk", "Wv", "o_proj", "gate_proj", "q_a_proj", "kv_b_proj")
+    chosen = LoRA(Attention(*names), "both", projections=["query", "value"]).layers
+    assert chosen == ("attn.Wq", "attn.Wv", "attn.q_a_proj", "attn.kv_b_proj", "fc")
+
+
+@pytest.mark.parametrize("where", ["attention", "both"])
+def test_an_attention_without_the_projections_asked_for_is_refused_with_what_it_has(where):
+    message = r"that are query or value to adapt \(it has: gate, mix; strategy.projections \[\] takes them all\)"
+    with pytest.raises(UserError, match=message):
+        LoRA(Attention("mix", "gate"), where, projections=["query", "value"])
+    assert len(LoRA(Attention("mix", "gate"), where).layers) == 2 + (where == "both")
+
+
 def test_a_layer_that_is_used_past_its_module_is_refused():
     class Torch(Backbone):
         embed_dim = 4

@@ -378,3 +378,20 @@ def test_experts_in_one_tensor_are_refused_with_their_name():
     assert len(backbone.layers("attention")) == 4
     with pytest.raises(UserError, match=r"mlp.experts \(ffn\) is a MixtralExperts, which has no linear"):
         backbone.layers("ffn")
+
+
+def test_layers_whose_weights_are_read_past_them_are_not_offered():
+    """Mamba's fused kernels read all weights of a mixer but its first layer's."""
+    import transformers
+
+    config = transformers.MambaConfig(vocab_size=50, hidden_size=16, state_size=4, num_hidden_layers=1)
+    backbone = LanguageModel(transformers.MambaForCausalLM(config), 9)
+    assert [n.rpartition(".")[2] for n in backbone.layers("ffn")] == ["in_proj"]
+
+
+def test_a_vector_in_many_dimensions_is_no_layer_of_experts():
+    import transformers
+
+    shape = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "attention_hidden_size": 16}
+    net = transformers.RwkvForCausalLM(transformers.RwkvConfig(**shape, bos_token_id=1, eos_token_id=END))
+    assert len(LanguageModel(net, 9).layers("attention")) == 2 * 4
