@@ -92,7 +92,7 @@ class OffPolicy(Strategy):
         single = seen.ndim == len(self.model.backbone.input_shape)
         with torch.no_grad():
             inputs = seen[None] if single else seen
-            action = self.model.sample(self.model.encode(inputs))[0] if explore else self.model(inputs)
+            action = self.model.draw(self.model.encode(inputs)) if explore else self.model(inputs)
         return (action[0] if single else action).cpu().numpy()
 
     def observe(self, transition: Any) -> int:

@@ -76,16 +76,16 @@ class Critics(nn.Module):
             return parameter if members is None else parameter[members]
 
         count = self.members if members is None else len(members)
-        hidden, last = inputs.expand(count, *inputs.shape), len(self.weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            hidden = torch.baddbmm(use(bias), hidden, use(weight))  # (N, B, H)
-            if layer == last:
-                break
+        hidden = inputs.expand(count, *inputs.shape)
+        *layers, (weight, bias) = zip(self.weights, self.biases, strict=True)
+        for number, layer in enumerate(layers):
+            hidden = torch.baddbmm(use(layer[1]), hidden, use(layer[0]))  # (N, B, H)
             if self.layer_norm:
                 hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=EPSILON)
-                hidden = torch.addcmul(use(self.shifts[layer]), hidden, use(self.gains[layer]))
-            hidden = F.relu(hidden)
-        return hidden[..., 0]
+                # Half the time of addcmul, forward and backward; so is vecdot below next to a product of one column.
+                hidden = (hidden * use(self.gains[number])).add_(use(self.shifts[number]))
+            hidden = F.relu(hidden, inplace=True)
+        return torch.linalg.vecdot(hidden, use(weight).mT) + use(bias)[..., 0]
 
 
 class Actor(nn.Module):
@@ -105,34 +105,38 @@ class Actor(nn.Module):
         super().__init__()
         layers = []
         for number, (a, b) in enumerate(itertools.pairwise([inputs, *hidden]), start=1):
-            norm = nn.LayerNorm(b, EPSILON) if layer_norm else nn.Identity()
+            norm = [nn.LayerNorm(b, EPSILON)] if layer_norm else []
             gain = last_gain if number == len(hidden) else math.sqrt(2)
-            layers.append(nn.Sequential(_linear(a, b, gain), norm, nn.ReLU()))
+            layers.append(nn.Sequential(_linear(a, b, gain), *norm, nn.ReLU()))
         self.trunk = nn.Sequential(*layers)
-        self.mean = _linear(hidden[-1], actions, math.sqrt(2))
-        self.log_std: nn.Module | nn.Parameter = (
-            nn.Parameter(torch.zeros(actions)) if shared_std else _linear(hidden[-1], actions, math.sqrt(2))
+        self.heads = _linear(
+            hidden[-1], actions if shared_std else 2 * actions, math.sqrt(2), parts=1 + (not shared_std)
         )
+        self.shared_log_std = nn.Parameter(torch.zeros(actions)) if shared_std else None
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation (B, a) of u, before tanh, for inputs (B, o)."""
-        hidden = self.trunk(inputs)
-        mean, log_std = self.mean(hidden), self.log_std
-        log_std = log_std(hidden) if isinstance(log_std, nn.Module) else log_std.expand_as(mean)
+        mean = self.heads(self.trunk(inputs))
+        if self.shared_log_std is not None:
+            log_std = self.shared_log_std.expand_as(mean)
+        else:
+            mean, log_std = mean.chunk(2, -1)
         return mean, log_std.exp().clamp(*STD_RANGE)
 
 
-def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
+def _linear(inputs: int, outputs: int, gain: float, parts: int = 1) -> nn.Linear:
+    """A layer of `parts` orthogonal blocks of rows, without bias at first."""
     layer = nn.Linear(inputs, outputs)
-    nn.init.orthogonal_(layer.weight, gain)
+    for rows in layer.weight.data.chunk(parts):
+        nn.init.orthogonal_(rows, gain)
     nn.init.zeros_(layer.bias)
     return layer
 
 
-def log_density(u: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """log π(tanh u), (...,) for u, mean, std (..., a) that broadcast."""
-    normal = -0.5 * ((u - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
-    return (normal - 2 * (math.log(2) - u - F.softplus(-2 * u))).sum(-1)
+def log_density(noise: Tensor, u: Tensor, std: Tensor) -> Tensor:
+    """log π(tanh u), (...,), for u = μ + σ noise; all (..., a)."""
+    constant = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
+    return (2 * (u + F.softplus(-2 * u)) - 0.5 * noise.square() - std.log() - constant).sum(-1)
 
 
 class Valued(nn.Module):
@@ -248,12 +252,19 @@ class Agent(Classifier):
         mean, std = self.backbone.actor(encoded)
         if draws is not None:
             mean, std = (t.unsqueeze(1).expand(-1, draws, -1) for t in (mean, std))
-        u = mean + std * torch.randn_like(mean)
-        return u.tanh(), log_density(u, mean, std)
+        noise = torch.randn_like(mean)
+        u = mean + std * noise
+        return u.tanh(), log_density(noise, u, std)
+
+    def draw(self, encoded: Tensor) -> Tensor:
+        """Actions (B, a) alone."""
+        mean, std = self.backbone.actor(encoded)
+        return (mean + std * torch.randn_like(mean)).tanh()
 
     def log_prob(self, encoded: Tensor, action: Tensor) -> Tensor:
         """log π(a|s), (B,), of actions (B, a)."""
-        return log_density(action.clamp(-INSIDE, INSIDE).atanh(), *self.backbone.actor(encoded))
+        u, (mean, std) = action.clamp(-INSIDE, INSIDE).atanh(), self.backbone.actor(encoded)
+        return log_density((u - mean) / std, u, std)
 
     def q(
         self,

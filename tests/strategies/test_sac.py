@@ -20,8 +20,8 @@ def quiet(agent, mean=0.3):
     actor = agent.model.backbone.actor
     for p in actor.parameters():
         p.data.zero_()
-    actor.mean.bias.data.fill_(mean)
-    actor.log_std.bias.data.fill_(-30.0)
+    actor.heads.bias.data[:A] = mean
+    actor.heads.bias.data[A:] = -30.0
     return torch.full((A,), mean).tanh()
 
 
@@ -263,9 +263,11 @@ def _copy(theirs, backbone):
     """Their weights into ours."""
     actor = theirs.actor
     pairs = [(backbone.actor.trunk[i][0], actor.latent_pi[2 * i]) for i in range(2)]
-    pairs += [(backbone.actor.mean, actor.mu), (backbone.actor.log_std, actor.log_std)]
     for own, other in pairs:
         own.load_state_dict(other.state_dict())
+    for name in ("weight", "bias"):
+        theirs_both = [getattr(layer, name).data for layer in (actor.mu, actor.log_std)]
+        getattr(backbone.actor.heads, name).data.copy_(torch.cat(theirs_both))
     for own, other in ((backbone.valued.critics, theirs.critic), (backbone.target.critics, theirs.critic_target)):
         for i, net in enumerate((other.qf0, other.qf1)):
             for layer in range(3):

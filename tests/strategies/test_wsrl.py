@@ -37,7 +37,7 @@ def pretrained(**options):
 def test_nothing_moves_in_the_warm_up_and_every_step_is_stored():
     agent, loop, _ = pretrained()
     before, drawn = bits(agent, loop.optimizer), []
-    agent.model.sample = lambda *args, inner=agent.model.sample: (drawn.append(1), inner(*args))[1]
+    agent.model.draw = lambda *args, inner=agent.model.draw: (drawn.append(1), inner(*args))[1]
     loop.act(K)
     assert same(before, bits(agent, loop.optimizer))
     assert len(agent.memory) == K
@@ -129,7 +129,7 @@ def test_random_actions_for_warm_up_are_a_control():
     actor = agent.model.backbone.actor
     for p in actor.parameters():
         p.data.zero_()
-    actor.log_std.bias.data.fill_(-30.0)
+    actor.heads.bias.data[A:] = -30.0
     loop.act(K)
     stored = agent.memory.stored["rows"][:K, O : O + A]
     assert stored.std() > 0.2  # though the policy has one action
