@@ -155,12 +155,13 @@ class Experience:
         train: what the learner is given: labelled data (learn), the samples to erase (forget), test inputs in order
             (adapt), offline transitions or None (interact).
         test: held-out data scored after every experience, one column of the accuracy matrix; no strategy sees it.
-        valid: held-out training data for hyper-parameter choice, or None; of an `interact` experience, transitions that
-            errors of the values are measured on.
+        valid: held-out training data for hyper-parameter choice, or None.
         classes: class ids in `train`, sorted; known without touching the data, so that structure can grow from it.
         task: task id; reaches `predict` only where the stream declares it known at test time.
         environment: makes the environment of an `interact` experience.
-        env_steps: steps to take in it.
+        environments: how many of it step side by side, ≥ 1; more than one do so in processes of their own.
+        env_steps: steps to take in it, over all that step side by side.
+        probe: rows of recorded transitions that errors of the values are measured on; no strategy sees them.
         return_bounds: (random, expert) mean returns, which normalise the return; None leaves it raw.
         domain: what the inputs of an `adapt` experience come from (a corruption), for the record; "": several.
         severity: how far that is from the source, from 1; 0: unsaid.
@@ -177,7 +178,9 @@ class Experience:
     classes: tuple[int, ...] = ()
     task: int = 0
     environment: Callable[[], Environment] | None = None
+    environments: int = 1
     env_steps: int = 0
+    probe: Data | None = None
     return_bounds: tuple[float, float] | None = None
     request: tuple[str, ...] = ()
     domain: str = ""
@@ -187,11 +190,11 @@ class Experience:
     def seen(self) -> Experience:
         """What a strategy may see of it: no test data, no labels of data that are to be adapted to."""
         hidden = self.train.unlabelled() if self.kind is Kind.ADAPT and self.train is not None else self.train
-        return dataclasses.replace(self, test=None, train=hidden)
+        return dataclasses.replace(self, test=None, train=hidden, probe=None)
 
     def to(self, device: torch.device, moved: dict[int, Tensor]) -> Experience:
         """Its data on `device` (see `Data.to`)."""
-        parts = {k: getattr(self, k) for k in ("train", "test", "valid")}
+        parts = {k: getattr(self, k) for k in ("train", "test", "valid", "probe")}
         return dataclasses.replace(self, **{k: v.to(device, moved) for k, v in parts.items() if v is not None})
 
 

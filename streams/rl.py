@@ -1,134 +1,141 @@
-"""Environments to act in, with the data of an offline phase before them."""
+"""Environments to act in, each with recorded transitions before it or without: offline, then online, or one by one."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import warnings
+from dataclasses import replace
+from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from clplat.data.datasets import find_root, read_npz
-from clplat.data.transitions import Transitions, pack
-from clplat.errors import MissingError, UserError
+from clplat.data.environments import Gym, Maker
+from clplat.data.offline import Recording, read_recording, to_data
+from clplat.errors import UserError
 from clplat.stream import Actions, Data, Experience, Kind, Stream
 
-KEYS = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
-
-
-class Scaled:
-    """A gymnasium environment whose actions lie in [-1, 1] and whose observations are float32.
-
-    Args:
-        name: gymnasium's id.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.env = _make(name)
-        low, high = self.env.action_space.low, self.env.action_space.high  # type: ignore[attr-defined]
-        self.middle, self.half = (high + low) / 2, (high - low) / 2
-
-    def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """The first observation of an episode."""
-        observation, info = self.env.reset(seed=seed)
-        return np.asarray(observation, dtype=np.float32), info
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Actions beyond [-1, 1] are cut."""
-        real = self.middle + self.half * np.clip(np.asarray(action), -1, 1)
-        observation, reward, terminated, truncated, info = self.env.step(real)
-        return np.asarray(observation, dtype=np.float32), float(reward), terminated, truncated, info
+Timeouts = Literal["file", "limit"]
 
 
 class RL(Stream):
-    """One environment: first transitions that were recorded there, then the environment itself; or one of both.
+    """One environment, first transitions recorded there and then the environment itself, or either; or several such.
 
-    Data are an .npz with observations and next_observations (n, o), actions (n, a) in [-1, 1], rewards, terminals and
-    timeouts (n,), episodes one behind the other.
+    Needs `pip install clplat[rl]`, or clplat[robotics] for mazes, hands and kitchens. Agents act in [-1, 1], which is
+    scaled to the environment's bounds. Returns are those of the environment, of whole episodes, not discounted.
 
     Args:
-        env: gymnasium's id, of an environment with vectors for observations and actions.
-        data: .npz, in the working directory or in offline_rl/ of the data root; {seed} in it is the seed. null: none.
-        env_steps: steps to take in the environment, ≥ 0; 0 evaluates there and takes none.
-        probe: transitions drawn from the data, ≥ 0, on which errors of the values are measured.
-        learn_from_data: false uses nothing of them but the probe (they were learned from in `start.run`, say).
-        returns: mean returns of a random and of an expert policy, which normalise the return; empty: unknown.
+        env: gymnasium's id, of an environment whose actions are a vector of bounded numbers.
+        env_options: arguments of the environment, such as {g: 14} of Pendulum-v1.
+        physics: factors on gravity, mass and friction of a MuJoCo model, such as {mass: 1.5}.
+        data: recorded transitions: .npz or .hdf5 in D4RL's layout, or a Minari folder, in the environment's units;
+            looked for as named, in offline_rl/ of the data root and among Minari's. {seed} in it is the seed. null:
+            none.
+        timeouts: file: the data tell time limits (timeouts) from ends of the task (terminals). limit: for data that
+            mark all ends alike: an end after as many steps as the environment allows is a time limit.
+        env_steps: steps to take in the environment, ≥ 0; 0 takes none and only evaluates there.
+        envs: environments that step side by side, ≥ 1; more than one step in processes of their own, while the steps
+            of training that the round before asked for are taken.
+        probe: transitions of the data, ≥ 0, on which errors of the values are measured; nothing learns from them.
+        learn_from_data: false uses nothing of the data but the probe (what was learned of them is in `start.run`, say).
+        returns: mean returns of a random and of an expert policy, which normalise the return; empty takes what the data
+            say of it, if anything.
+        sequence: for each experience a dict of what differs there of all the above; empty: one experience. An entry may
+            also have a name.
         seed: of the probe; null takes the run's.
         data_root: null is $CLPLAT_DATA.
+
+    Raises:
+        UserError: unknown environment, data that do not fit it or have NaNs, ends of episodes that are not marked.
+        MissingError: data or a package are not there.
     """
 
+    kinds = frozenset({Kind.INTERACT})
+
     def __init__(
-        self, *, env: str = "Pendulum-v1", data: str | None = None, env_steps: int = 10_000, probe: int = 2048,
+        self,
+        *,
+        env: str = "Pendulum-v1",
+        env_options: dict[str, Any] = {},  # noqa: B006
+        physics: dict[str, float] = {},  # noqa: B006
+        data: str | None = None,
+        timeouts: Timeouts = "file",
+        env_steps: int = 10_000,
+        envs: int = 1,
+        probe: int = 2048,
         learn_from_data: bool = True,
         returns: list[float] = [],  # noqa: B006
-        seed: int = 0, data_root: str | None = None,
-    ) -> None:  # fmt: skip
-        _require("env_steps", env_steps, env_steps >= 0, "≥ 0")
-        _require("probe", probe, probe >= 0, "≥ 0")
-        _require("returns", returns, len(returns) in (0, 2), "[random, expert], or empty")
-        trial = _make(env)
-        shape, actions = trial.observation_space.shape, trial.action_space.shape[0]
-        train = None if data is None else _read(_find(data.replace("{seed}", str(seed)), data_root), shape[0], actions)
-        valid = None
-        if train is not None and probe:
-            drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:probe]
-            valid = Data(train.inputs[drawn].clone(), None)
-        learned = train if learn_from_data else None
-        experience = Experience(
-            0, env, Kind.INTERACT, learned, valid=valid, environment=lambda: Scaled(env), env_steps=env_steps,
-            return_bounds=(returns[0], returns[1]) if returns else None,
+        sequence: list[dict[str, Any]] = [],  # noqa: B006
+        seed: int | None = None,
+        data_root: str | None = None,
+    ) -> None:
+        shared = {
+            "env": env, "env_options": env_options, "physics": physics, "data": data, "timeouts": timeouts,
+            "env_steps": env_steps, "envs": envs, "probe": probe, "learn_from_data": learn_from_data,
+            "returns": returns,
+        }  # fmt: skip
+        experiences, sizes = [], []
+        for index, entry in enumerate(sequence or [{}]):
+            unknown = sorted(set(entry) - set(shared) - {"name"})
+            if unknown:
+                raise UserError(f"stream.sequence: entry {index} has {unknown} (valid: name, {', '.join(shared)})")
+            one = _One(index, {**shared, **entry}, seed or 0, data_root)
+            experiences.append(one.experience)
+            sizes.append((one.gym.observations, one.gym.actions))
+        names = [e.name for e in experiences]
+        experiences = [replace(e, name=f"{e.name}_{e.index}") if names.count(e.name) > 1 else e for e in experiences]
+        if len(set(sizes)) > 1:
+            raise UserError(f"stream.sequence: sizes of observations and actions {sizes} differ (valid: the same)")
+        super().__init__(experiences, num_classes=0, input_shape=sizes[0][:1])
+        self.answers = Actions(sizes[0][1])
+
+
+class _One:
+    """One experience, from its options."""
+
+    def __init__(self, index: int, given: dict[str, Any], seed: int, data_root: str | None) -> None:
+        for key, least in (("env_steps", 0), ("envs", 1), ("probe", 0)):
+            value = given[key]
+            _require(key, value, isinstance(value, int) and value >= least, f"≥ {least}")
+        bounds = given["returns"]
+        _require("returns", bounds, len(bounds) in (0, 2) and (not bounds or bounds[0] < bounds[1]),
+                 "[random, expert], the second above the first, or empty")  # fmt: skip
+        _require("timeouts", given["timeouts"], given["timeouts"] in ("file", "limit"), "file, limit")
+        maker = Maker(given["env"], given["env_options"], given["physics"])
+        self.gym = maker()
+        train, probe, returns = None, None, tuple(bounds) or None
+        if given["data"] is not None:
+            recording = read_recording(
+                str(given["data"]).replace("{seed}", str(seed)), data_root, ends=given["timeouts"], limit=self.gym.limit
+            )
+            train = _fitted(recording, self.gym, maker.name)
+            returns = returns or recording.returns
+            if given["probe"]:
+                drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+                probe = Data(train.inputs, None, drawn[: given["probe"]].sort().values)
+        self.experience = Experience(
+            index, str(given.get("name", maker.name)), Kind.INTERACT, train if given["learn_from_data"] else None,
+            probe=probe, environment=maker, environments=given["envs"], env_steps=given["env_steps"],
+            return_bounds=returns, task=index,
         )  # fmt: skip
-        super().__init__([experience], num_classes=0, input_shape=shape)
-        self.answers = Actions(actions)
+
+
+def _fitted(recording: Recording, gym: Gym, name: str) -> Data:
+    """The recording as data for this environment."""
+    found = [recording.arrays[k].shape[1] for k in ("observations", "next_observations", "actions")]
+    valid = [gym.observations, gym.observations, gym.actions]
+    if found != valid:
+        raise UserError(
+            f"stream.data: {recording.path} has {found[0]} numbers in observations and {found[2]} in actions, {name} "
+            f"{valid[0]} and {valid[2]} (valid: data of this environment)"
+        )
+    if recording.dropped:
+        warnings.warn(
+            f"stream.data: {recording.path} records no next observations: the last step of {recording.dropped} "
+            "episodes that were cut off is left out",
+            stacklevel=2,
+        )
+    return to_data(recording, gym.low, gym.high)
 
 
 def _require(key: str, value: object, holds: bool, valid: str) -> None:
     if not holds:
         raise UserError(f"stream.{key}: {value!r} is out of range (valid: {valid})")
-
-
-def _make(name: str) -> Any:
-    try:
-        import gymnasium
-    except ImportError:
-        raise MissingError("stream: rl needs gymnasium (pip install 'clplat[rl]')") from None
-    try:
-        env = gymnasium.make(name)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise MissingError(f"stream.env: {name!r} needs what is not installed: {error}") from None
-    except gymnasium.error.Error as error:
-        raise UserError(f"stream.env: {name!r} can't be made: {error}") from None
-    spaces = (env.observation_space, env.action_space)
-    if not all(isinstance(s, gymnasium.spaces.Box) and len(s.shape) == 1 for s in spaces):
-        raise UserError(f"stream.env: {name!r} has spaces {spaces[0]} and {spaces[1]} (valid: vectors of numbers)")
-    return env
-
-
-def _find(path: str, data_root: str | None) -> Path:
-    file, root = Path(path).expanduser(), find_root(data_root)
-    return root / "offline_rl" / file if root is not None and not file.is_file() else file
-
-
-def _read(file: Path, observations: int, actions: int) -> Data:
-    arrays = read_npz(file, KEYS)
-    n = len(arrays["rewards"])
-    shapes = [(n, observations), (n, actions), (n,), (n, observations), (n,), (n,)]
-    for key, shape in zip(KEYS, shapes, strict=True):
-        if arrays[key].shape != shape:
-            raise UserError(f"stream.data: {key} of {file} are {arrays[key].shape}, the environment's {shape}")
-        bad = np.flatnonzero(~np.isfinite(arrays[key]).reshape(n, -1).all(1))
-        if len(bad):
-            raise UserError(f"stream.data: {key} of {file} are not finite at {len(bad)} steps (first: {bad[0]})")
-    if np.abs(arrays["actions"]).max() > 1:
-        raise UserError(f"stream.data: actions of {file} reach {np.abs(arrays['actions']).max():g} (valid: in [-1, 1])")
-    ends = arrays["terminals"].astype(bool) | arrays["timeouts"].astype(bool)
-    torn = (arrays["observations"][1:] != arrays["next_observations"][:-1]).any(1) & ~ends[:-1]
-    if torn.any():
-        raise UserError(
-            f"stream.data: {file} has {int(torn.sum())} ends of episodes without a terminal or a timeout (first: step "
-            f"{int(np.flatnonzero(torn)[0])}); returns would run on into the next episode (valid: timeouts at each)"
-        )
-    ends[-1], timeouts = True, arrays["timeouts"].astype(np.float32)
-    timeouts[-1] = 1.0 if not arrays["terminals"][-1] else timeouts[-1]  # the data end there
-    columns = [torch.from_numpy(np.asarray(arrays[k], dtype=np.float32)) for k in KEYS[:5]]
-    return Data(pack(Transitions(*columns, torch.from_numpy(timeouts), torch.zeros(n))), None)

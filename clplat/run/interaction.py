@@ -60,8 +60,8 @@ def _log_return(run: RunState, experience: Experience) -> None:
     value = evaluate_return(run.strategy, experience, run.loop.eval_episodes, run.seed)
     found = {"interact/return": value, "interact/env_step": float(run.progress.env_step)}
     run.returns["evaluations"].append([run.progress.env_step, value])
-    if experience.valid is not None and hasattr(run.strategy, "probe"):
-        found |= _probe(run, experience.valid)
+    if experience.probe is not None and hasattr(run.strategy, "probe"):
+        found |= _probe(run, experience.probe)
         probed = [run.progress.env_step, found["interact/probe_q"], found["interact/probe_td_error"]]
         run.returns.setdefault("probe", []).append(probed)
     run.log.step(run.progress.total_steps, found)

@@ -42,7 +42,8 @@ def data(folder: Path) -> Path:
         state, _ = checkpoint.load_newest(run / "checkpoints")
         assert state is not None
         t = unpack(state["strategy"]["memory.stored.rows"], 1)
-        arrays = {"observations": t.observation, "actions": t.action, "rewards": t.reward, "terminals": t.terminated}
+        torque = 2 * t.action  # in the environment's units
+        arrays = {"observations": t.observation, "actions": torque, "rewards": t.reward, "terminals": t.terminated}
         arrays |= {"next_observations": t.next_observation, "timeouts": t.truncated}
         np.savez_compressed(file, **{k: v.numpy() for k, v in arrays.items()})
     return file

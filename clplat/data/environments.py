@@ -1,0 +1,234 @@
+"""Gymnasium's environments as agents meet them: actions in [-1, 1], observations flat float32, physics changed at will.
+
+MuJoCo's and classic control's can be saved within an episode: what is restored goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clplat.errors import MissingError, UserError
+
+PHYSICS = ("gravity", "mass", "friction")  # of a MuJoCo model
+_PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes an environment, in this process or another.
+
+    Args:
+        name: gymnasium's id.
+        options: arguments of `gymnasium.make`.
+        physics: factors, > 0, on what a MuJoCo model has of `PHYSICS`.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    physics: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self) -> Gym:
+        return Gym(self)
+
+
+class Gym:
+    """One environment.
+
+    Raises:
+        UserError: unknown, refused options, spaces that are not vectors of numbers, physics that it does not have.
+        MissingError: it needs what is not installed.
+    """
+
+    def __init__(self, maker: Maker) -> None:
+        import gymnasium
+
+        self.env = _make(maker)
+        base: Any = self.env.unwrapped
+        spaces = gymnasium.spaces
+        space, actions = self.env.observation_space, self.env.action_space
+        self._flatten = None if isinstance(space, spaces.Box) and len(space.shape) == 1 else spaces.flatten
+        flat = spaces.flatten_space(space)
+        if not isinstance(flat, spaces.Box) or not isinstance(actions, spaces.Box) or len(actions.shape) != 1:
+            raise UserError(f"stream.env: {maker.name} has observations {space} and actions {actions} (valid: numbers "
+                            "for observations, a vector of bounded numbers for actions)")  # fmt: skip
+        if not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
+            raise UserError(f"stream.env: {maker.name} has actions without bounds, {actions} (valid: bounded ones)")
+        self.observations, self.actions = flat.shape[0], actions.shape[0]
+        self.limit = None if self.env.spec is None else self.env.spec.max_episode_steps
+        self.low, self.high = actions.low, actions.high
+        self._middle, self._half = (actions.high + actions.low) / 2, (actions.high - actions.low) / 2
+        self._mujoco = hasattr(base, "model") and hasattr(base, "data") and type(base.data).__name__ == "MjData"
+        _change(base, maker, self._mujoco)
+        control = type(base).__module__.startswith("gymnasium.envs.classic_control")
+        self.savable = control or (self._mujoco and type(base).__module__.startswith("gymnasium.envs.mujoco"))
+
+    def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """The first observation (o,) float32 of an episode."""
+        observation, info = self.env.reset(seed=seed)
+        return self._flat(observation), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """`action` (a,) in [-1, 1]; what lies beyond is cut."""
+        real = (self._middle + self._half * np.clip(np.asarray(action), -1, 1)).astype(self.low.dtype)
+        observation, reward, terminated, truncated, info = self.env.step(real)
+        return self._flat(observation), float(reward), bool(terminated), bool(truncated), info
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of an episode follows from, in tensors and plain values."""
+        layers = [{k: _plain(v) for k, v in vars(layer).items() if _keeps(v)} for layer in _layers(self.env)]
+        found: dict[str, Any] = {"layers": layers, "rng": _rng(self.env.unwrapped)}
+        if self._mujoco:
+            found["mujoco"] = _simulator(self.env.unwrapped)
+        return found
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state`, in an environment made alike."""
+        for layer, values in zip(_layers(self.env), state["layers"], strict=True):
+            vars(layer).update({k: _unplain(v) for k, v in values.items()})
+        base: Any = self.env.unwrapped
+        base.np_random.bit_generator.state = json.loads(state["rng"])
+        if self._mujoco:
+            _set_simulator(base, state["mujoco"])
+
+    def _flat(self, observation: Any) -> np.ndarray:
+        if self._flatten is not None:
+            observation = self._flatten(self.env.observation_space, observation)
+        return np.asarray(observation, dtype=np.float32)
+
+
+def _make(maker: Maker) -> Any:
+    """The environment with its time limit, without gymnasium's checks at every step."""
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise MissingError(f"stream: 'rl' needs gymnasium ({error}): pip install 'clplat[rl]'") from error
+    if maker.name not in gymnasium.registry:
+        _register_robotics(gymnasium)
+    if "mujoco" in str(getattr(gymnasium.registry.get(maker.name), "entry_point", "")):
+        _quiet_mujoco()
+    try:
+        return gymnasium.make(maker.name, disable_env_checker=True, **maker.options)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise MissingError(f"stream.env: {maker.name} needs what is not installed ({_line(error)})") from error
+    except (gymnasium.error.Error, TypeError, ValueError, ImportError) as error:
+        raise UserError(f"stream.env: {maker.name!r} can't be made ({_line(error)})") from error
+
+
+def _register_robotics(gymnasium: Any) -> None:
+    """Mazes, hands and kitchens, where they are installed."""
+    try:
+        import gymnasium_robotics
+    except ImportError:
+        return
+    gymnasium.register_envs(gymnasium_robotics)
+
+
+def _quiet_mujoco() -> None:
+    """Warnings of MuJoCo go to logging, not into a file of the working directory."""
+    import logging
+
+    try:
+        import mujoco
+    except ImportError:
+        return
+    mujoco.set_mju_user_warning(logging.getLogger("mujoco").warning)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _change(base: Any, maker: Maker, mujoco: bool) -> None:
+    """Multiply what `maker.physics` names."""
+    if not maker.physics:
+        return
+    wrong = {k: v for k, v in maker.physics.items() if k not in PHYSICS or not _positive(v)}
+    if wrong:
+        raise UserError(f"stream.physics: {wrong} (valid: factors > 0 of {', '.join(PHYSICS)})")
+    if not mujoco:
+        raise UserError(f"stream.physics: {maker.name} is no MuJoCo model (valid: env_options, of its own arguments)")
+    import mujoco as library
+
+    factors = {"gravity": 1.0, "mass": 1.0, "friction": 1.0} | dict(maker.physics)
+    base.model.opt.gravity[:] *= factors["gravity"]
+    base.model.body_mass[:] *= factors["mass"]
+    base.model.body_inertia[:] *= factors["mass"]
+    base.model.geom_friction[:] *= factors["friction"]
+    library.mj_setConst(base.model, base.data)
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    """The wrappers, then the environment itself."""
+    while env is not env.unwrapped:
+        yield env
+        env = env.env
+    yield env
+
+
+def _keeps(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(isinstance(v, _PLAIN) for v in value)
+    return isinstance(value, (*_PLAIN, np.generic)) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
+
+
+def _plain(value: Any) -> Any:
+    """A value that a checkpoint takes; {"of": type, "value": tensor or list} for what it does not know."""
+    if isinstance(value, tuple):
+        return {"of": "tuple", "value": [_plain(v) for v in value]}
+    if isinstance(value, np.ndarray | np.generic):
+        kind = "array" if isinstance(value, np.ndarray) else "scalar"
+        return {"of": kind, "value": torch.from_numpy(np.array(value))}
+    return value
+
+
+def _unplain(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if value["of"] == "tuple":
+        return tuple(_unplain(v) for v in value["value"])
+    array = value["value"].numpy().copy()
+    return array if value["of"] == "array" else array[()]
+
+
+def _rng(base: Any) -> str:
+    """State of the environment's generator, whose integers are longer than a checkpoint's."""
+    return json.dumps(base.np_random.bit_generator.state)
+
+
+def _simulator(base: Any) -> dict[str, Tensor]:
+    """MuJoCo's state, and what it has computed from it, since environments read positions a substep old."""
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    values = np.empty(mujoco.mj_stateSize(base.model, kind))
+    mujoco.mj_getState(base.model, base.data, values, kind)
+    return {"state": torch.from_numpy(values)} | {k: torch.from_numpy(v.copy()) for k, v in _derived(base.data)}
+
+
+def _set_simulator(base: Any, saved: Mapping[str, Tensor]) -> None:
+    import mujoco
+
+    mujoco.mj_setState(base.model, base.data, saved["state"].numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
+    for name, values in _derived(base.data):
+        if name in saved:
+            values[...] = saved[name].numpy()
+
+
+def _derived(data: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays of a fixed size; those of contacts and constraints are made anew in each step."""
+    for name in dir(data):
+        if not name.startswith(("_", "efc_", "iefc_")):
+            values = getattr(data, name)
+            if isinstance(values, np.ndarray) and values.dtype == np.float64 and values.size and values.flags.writeable:
+                yield name, values
