@@ -6,6 +6,7 @@ Shapes: G groups, B samples of a group, C channels.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class BatchNorm(_BatchNorm):
             if self.training and _now.shared:
                 return self._follow_shared(input)
             if self.training and values == 1:  # which torch refuses
-                return self._normalise(input, self.running_mean, self.running_var)
+                return self._single(input)
             return super().forward(input)
         still = self.statistics == "source" or (self.statistics == "follow" and not _now.follow)
         if still or (not _now.shared and values <= _now.groups):
@@ -123,16 +124,24 @@ class BatchNorm(_BatchNorm):
 
     def _follow_shared(self, input: Tensor) -> Tensor:
         """Training as torch does it, over the samples of all processes."""
-        mean, var, count = _moments(input)
-        if count <= 1:  # as in forward: one value has no variance
-            return self._normalise(input, self.running_mean, self.running_var)
+        mean, var, count = _moments(input.to(torch.promote_types(input.dtype, torch.float32)))
+        if count <= 1:
+            return self._single(input)
         with torch.no_grad():
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
             momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
             self.running_mean.lerp_(mean.detach(), momentum)
             self.running_var.lerp_(var.detach() * (count / (count - 1).clamp(min=1)), momentum)
-        return self._normalise(input, mean, var)
+        return self._normalise(input, mean, var).to(input.dtype)
+
+    def _single(self, input: Tensor) -> Tensor:
+        """A training batch of one value per channel, which has no variance: by the running statistics, which stay."""
+        warnings.warn(
+            "a training batch holds one sample: batch normalisation takes its running statistics for it",
+            stacklevel=2,
+        )
+        return self._normalise(input, self.running_mean, self.running_var)
 
 
 class _Sum(torch.autograd.Function):
@@ -183,6 +192,25 @@ def make_adaptable(model: nn.Module) -> int:
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, BatchNorm.instead_of(layer))
     return len(found)
+
+
+def prepare_training(model: nn.Module, processes: int) -> None:
+    """Put `BatchNorm` in the place of torch's batch normalisations: it trains on one sample, and over processes.
+
+    A class of its own, and layers without running statistics, are left as they are.
+
+    Raises:
+        UserError: such a layer among several processes, each of which would normalise by its own part of a batch.
+    """
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]:
+        if type(layer) in _PLAIN and layer.running_mean is not None and layer.running_var is not None:
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, BatchNorm.instead_of(layer))
+        elif processes > 1 and not isinstance(layer, BatchNorm):
+            raise UserError(
+                f"fabric.devices: {processes}, but {name} ({type(layer).__name__}) can't take its statistics over "
+                "processes (valid: 1, or torch's BatchNorm with running statistics)"
+            )
 
 
 def set_statistics(model: nn.Module, statistics: Statistics | None, share: float = 1.0) -> None:

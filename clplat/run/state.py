@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clplat.components.norms import batch_of, prepare_training
 from clplat.config.settings import AuditSettings, LoopSettings
 from clplat.data.batches import local_slice
 from clplat.erasure.ledger import Ledger
@@ -46,6 +47,7 @@ class RunState:
         self.base_lrs: list[float] = []
         self.steps_planned = 0  # of the current experience
         self.ledger = Ledger(self.stream)
+        prepare_training(strategy, self.world_size)
         self.strategy = strategy.to(fabric.device)
         strategy._prepare, strategy.rank, strategy.world_size = stream.prepare, self.rank, self.world_size
         shared: dict[str, Any] = {"device": fabric.device, "batch_size": loop.eval_batch_size, "rank": self.rank}
@@ -78,7 +80,7 @@ class RunState:
         method = getattr(self.module, name)
 
         def in_precision(*args: Any) -> Any:
-            with self.fabric.autocast():
+            with self.fabric.autocast(), batch_of(shared=self.world_size > 1):
                 return method(*args)
 
         return in_precision

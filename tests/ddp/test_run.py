@@ -38,14 +38,15 @@ def smooth(input_shape: tuple[int, ...]) -> MLP:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("normal", ["nn.Tanh()", "nn.Sequential(nn.BatchNorm1d(400), nn.Tanh())"])
 @pytest.mark.parametrize(("strategy", "one", "two"), [
     ("naive", {}, {}),
     ("er", {"strategy.replay_batch": 32, "strategy.memory": 60}, {"strategy.replay_batch": 16, "strategy.memory": 60}),
 ])  # fmt: skip
 def test_two_processes_equal_one_with_the_doubled_batch(
-    strategy: str, one: dict[str, Any], two: dict[str, Any], tmp_path: Path
+    strategy: str, one: dict[str, Any], two: dict[str, Any], normal: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "smooth.py").write_text(SMOOTH)
+    (tmp_path / "smooth.py").write_text(SMOOTH.replace("nn.Tanh()", normal))
     digits = {**DIGITS, "strategy": strategy, "backbone": f"{tmp_path / 'smooth.py'}:smooth"}
     single = clplat.run(output=str(tmp_path / "1"), **{"loop.batch_size": 32}, **one, **digits)
     double = clplat.run(output=str(tmp_path / "2"), **{"loop.batch_size": 16}, **two, **TWO, **digits)
