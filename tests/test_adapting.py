@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from adapting import Permuted
+from safetensors.torch import load_file
 
 import clplat
-from clplat.errors import Interrupted
+from clplat.errors import Interrupted, UserError
 from clplat.run import checkpoint
 from clplat.run.saving import restore
 
@@ -154,3 +156,56 @@ def test_a_mixed_stream_is_scored_by_corruption(tmp_path):
     errors = [s["error"] for s in found["segments"]]
     assert result.metrics["online_error"] == pytest.approx(sum(errors) / 3)
     assert len(set(errors)) > 1
+
+
+def kept(run_dir: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {p.name: load_file(p) for p in sorted((Path(run_dir) / "predictions").glob("*.safetensors"))}
+
+
+def errors_of(run_dir: Path) -> list[float]:
+    """Online errors by experience, from what is kept alone."""
+    return [1 - (f["predictions"].argmax(1) == f["labels"]).float().mean().item() for f in kept(run_dir).values()]
+
+
+def test_errors_can_be_recomputed_from_kept_predictions(tmp_path):
+    result = run(tmp_path, {"loop.keep_predictions": True})
+    assert list(kept(result.run_dir)) == ["0001.safetensors", "0002.safetensors", "0003.safetensors"]
+    segments = [s["error"] for s in summary(result)["adaptation"]["segments"]]
+    assert errors_of(result.run_dir) == pytest.approx(segments)
+    assert sum(segments) / 3 == pytest.approx(result.metrics["online_error"])
+    stream = Permuted(seed=1)
+    for number, found in enumerate(kept(result.run_dir).values(), start=1):
+        data = stream[number].train
+        assert torch.equal(found["rows"], data.row_ids())
+        assert torch.equal(found["labels"], data.targets())
+    assert not (Path(run(tmp_path / "without").run_dir) / "predictions").exists()
+
+
+def test_kept_predictions_are_whole_after_a_resume(tmp_path, make_adapting):
+    options, folders = {"loop.keep_predictions": True}, [tmp_path / "straight", tmp_path / "cut"]
+    for folder in folders:
+        folder.mkdir()
+    make_adapting(folders[0], **options).run()
+    first = make_adapting(folders[1], **options)
+    update = first._update
+
+    def stopping(loss: Any) -> None:
+        update(loss)
+        first.stop_requested = first.progress.total_steps >= 3 * 45 + 2  # two of three batches into the first
+
+    first._update = stopping
+    with pytest.raises(Interrupted):
+        first.run()
+    state, _ = checkpoint.load_newest(folders[1] / "checkpoints")
+    second = make_adapting(folders[1], state["metrics_offset"], **options)
+    restore(second, state)
+    second.run()
+    expected, found = kept(folders[0]), kept(folders[1])
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[f][k], v) for f, tensors in expected.items() for k, v in tensors.items())
+
+
+def test_keeping_predictions_is_refused_where_nothing_adapts(tmp_path):
+    with pytest.raises(UserError, match=r"loop\.keep_predictions: true, but the stream has no adapt experience"):
+        clplat.run(strategy="naive", stream="digits", quiet=True, output=str(tmp_path),
+                   **{"loop.keep_predictions": True, "tracking.enabled": False})  # fmt: skip

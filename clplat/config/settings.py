@@ -29,6 +29,8 @@ class LoopSettings:
         checkpoint_every: save after so many steps; null only at experience boundaries and by time.
         checkpoint_seconds: save after so many seconds; null only at experience boundaries and by steps.
         representation: measure dormant units, effective rank and norms after each experience.
+        keep_predictions: keep the predictions of adapt experiences, with labels and rows, in the run's folder (and, of
+            the current one, in checkpoints): n · C numbers each.
         eval_episodes: episodes per evaluation of an interact experience, ≥ 1.
         stop_after: stop after so many experiences; null runs all.
     """
@@ -46,6 +48,7 @@ class LoopSettings:
     checkpoint_every: int | None = None
     checkpoint_seconds: float | None = 60.0
     representation: bool = True
+    keep_predictions: bool = False
     eval_episodes: int = 5
     stop_after: int | None = None
 

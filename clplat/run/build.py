@@ -179,6 +179,8 @@ def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[st
         faults.append(f"head: ncm has no part in what {cls.__name__} predicts with (valid: a head of another kind)")
     if config.loop.evaluate_on == "valid" and all(e.valid is None for e in stream):
         faults.append("loop.evaluate_on: valid, but the stream has no validation data (set stream.validation)")
+    if config.loop.keep_predictions and all(e.kind is not Kind.ADAPT for e in stream):
+        faults.append("loop.keep_predictions: true, but the stream has no adapt experience (valid: false)")
     names = [e.name for e in stream]
     for name in dict.fromkeys(n for n in names if names.count(n) > 1):
         faults.append(f"stream: {names.count(name)} experiences are called {name!r} (valid: each its own name)")

@@ -12,7 +12,7 @@ from clplat.errors import DivergedError
 from clplat.metrics import cost as costs
 from clplat.metrics import per_experience
 from clplat.metrics.representation import measure
-from clplat.run import online
+from clplat.run import online, predictions
 from clplat.run.evaluation import Evaluator
 from clplat.run.state import RunState
 from clplat.strategy import Strategy
@@ -105,6 +105,7 @@ def measure_experience(run: RunState, experience: Experience) -> dict[str, float
     record, norms = run.record, run.gradient_norms
     record.matrix.append(evaluate(run))
     if experience.kind is Kind.ADAPT:
+        predictions.write(run, experience)
         record.online.append({"experience": experience.index, **run.all_processes(run.online)})
     if experience.kind is Kind.INTERACT:
         record.returns.append(run.returns)

@@ -15,6 +15,7 @@ from clplat.errors import UserError
 from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.run import checkpoint
 from clplat.run.measuring import evaluate
+from clplat.run.predictions import held
 from clplat.run.state import RunState
 from clplat.run.step import carried
 from clplat.stream import Actions, Stream
@@ -25,7 +26,8 @@ _PLAIN = ("spent", "returns", "gradient_norms", "flops_per_step", "saves")
 
 def snapshot(run: RunState) -> dict[str, Any]:
     """State of a run between two steps; collective under DDP: random states and online scores differ by process."""
-    strategy, own = run.strategy, {"rng": rng_state(), "online": run.online, "losses": unread(run)}
+    strategy, own = run.strategy, {"rng": rng_state(), "online": run.online}
+    own |= {"losses": unread(run), "predictions": held(run)}
     strategy.on_save_checkpoint({})  # what processes hold apart is brought together on process 0
     processes: list[Any] = [own]
     if run.world_size > 1:
@@ -87,6 +89,7 @@ def _restore(run: RunState, state: dict[str, Any]) -> None:
     own = state["processes"][run.rank]
     run.online = own["online"]
     run.losses = [loss.to(run.fabric.device) for loss in own.get("losses", ())]
+    run.predictions = [own["predictions"]] if own.get("predictions") else []
     set_rng_state(own["rng"])
 
 

@@ -64,6 +64,7 @@ class RunState:
         self.broken: list[Tensor] = []  # numbers of predictions that are not finite, not yet read from the device
         self.gradient_norms: list[float] = []
         self.online = {"correct": 0.0, "seen": 0}
+        self.predictions: list[dict[str, Tensor]] = []  # kept of the current experience, this process's part
         self.returns: dict[str, Any] = {}
         self.may_save = True  # not within an episode: an environment can't be saved
         self.saves, self.saved_at = 0, time.monotonic()

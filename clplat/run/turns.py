@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from clplat.components.memory import Bounded
-from clplat.data.batches import batches_per_epoch, epoch_order
+from clplat.data.batches import batches_per_epoch, epoch_order, local_slice
 from clplat.run import online
 from clplat.run.evaluation import not_finite
 from clplat.run.interaction import play
+from clplat.run.predictions import keep
 from clplat.run.state import RunState
 from clplat.run.step import gradient_steps
 from clplat.stream import Data, Experience, Kind
@@ -73,6 +74,9 @@ def adapt(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
         out = step(run.stream.prepare(raw, False))
         predictions, loss = out if isinstance(out, tuple) else (out, None)
         run.broken.append(not_finite(predictions))
+        if run.loop.keep_predictions:
+            positions, _ = local_slice(order, p.batch, run.loop.batch_size, run.rank, run.world_size)
+            keep(run, positions, predictions, labels)
         if labels is not None:
             scores = run.stream.score(predictions.detach(), labels)
             online.count(run.online, data, run.strategy.rows, scores)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mixed import mixed_config
+from safetensors.torch import load_file
 
 import clplat
 from clplat.errors import UserError
@@ -35,19 +36,38 @@ def smooth(input_shape: tuple[int, ...]) -> MLP:
         layer[1] = nn.Tanh()
     return net
 """
+# With batch normalisation, which divides by deviations that may be small, in double precision.
+NORMAL = (
+    SMOOTH.replace("nn.Tanh()\n", "nn.Sequential(nn.BatchNorm1d(400), nn.Tanh())\n")
+    .replace("return net", "return net.double()")
+    .replace("MLP(", "Double(")
+    .replace(
+        "def smooth",
+        """class Double(MLP):
+    def features(self, inputs):
+        return super().features(inputs.double()).float()
+
+def smooth""",
+    )
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normal", ["nn.Tanh()", "nn.Sequential(nn.BatchNorm1d(400), nn.Tanh())"])
+@pytest.mark.parametrize("network", [SMOOTH, NORMAL], ids=["smooth", "batch norm"])
 @pytest.mark.parametrize(("strategy", "one", "two"), [
     ("naive", {}, {}),
     ("er", {"strategy.replay_batch": 32, "strategy.memory": 60}, {"strategy.replay_batch": 16, "strategy.memory": 60}),
 ])  # fmt: skip
 def test_two_processes_equal_one_with_the_doubled_batch(
-    strategy: str, one: dict[str, Any], two: dict[str, Any], normal: str, tmp_path: Path
+    strategy: str, one: dict[str, Any], two: dict[str, Any], network: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "smooth.py").write_text(SMOOTH.replace("nn.Tanh()", normal))
-    digits = {**DIGITS, "strategy": strategy, "backbone": f"{tmp_path / 'smooth.py'}:smooth"}
+    (tmp_path / "smooth.py").write_text(network)
+    digits = {
+        **DIGITS,
+        "strategy": strategy,
+        "backbone": f"{tmp_path / 'smooth.py'}:smooth",
+        "loop.representation": False,
+    }
     single = clplat.run(output=str(tmp_path / "1"), **{"loop.batch_size": 32}, **one, **digits)
     double = clplat.run(output=str(tmp_path / "2"), **{"loop.batch_size": 16}, **two, **TWO, **digits)
     expected, found = weights(single.run_dir), weights(double.run_dir)
@@ -88,3 +108,22 @@ def test_two_processes_resume_exactly(tmp_path: Path) -> None:
 def test_errors_of_a_process_reach_the_user(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not handle kind"):
         clplat.run(mixed_config(tmp_path), strategy="naive", quiet=True, **TWO)
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_predictions_of_one(tmp_path: Path) -> None:
+    """Ragged last batches included; in the stream's order."""
+    loop = {"batch_size": 32, "keep_predictions": True, "max_steps": 8}
+    shared = {"strategy": "source", "stream": "corruptions", "stream.samples": 45, "backbone": "mlp", "quiet": True,
+              "stream.corruptions": ["fog"], "tracking.enabled": False}  # fmt: skip
+    one = clplat.run(output=str(tmp_path / "1"), loop=loop, **shared)
+    two = clplat.run(output=str(tmp_path / "2"), loop=loop | {"batch_size": 16}, **shared, **TWO)
+    files = [sorted((Path(r.run_dir) / "predictions").iterdir()) for r in (one, two)]
+    assert [f.name for f in files[0]] == [f.name for f in files[1]] != []
+    for a, b in zip(*files, strict=True):
+        mine, other = load_file(a), load_file(b)
+        assert torch.equal(mine["rows"], other["rows"])
+        assert torch.equal(mine["labels"], other["labels"])
+        torch.testing.assert_close(mine["predictions"], other["predictions"], atol=1e-4, rtol=1e-4)
+    errors = [1 - (load_file(f)["predictions"].argmax(1) == load_file(f)["labels"]).float().mean() for f in files[1]]
+    assert two.metrics["online_error"] == pytest.approx(sum(map(float, errors)) / len(errors))
