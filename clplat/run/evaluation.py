@@ -156,11 +156,16 @@ def renew_means(strategy: Strategy, data: Data | None, batch_size: int) -> None:
     head, found = model.head, list[Tensor]()
     head.renew(data.targets().unique())
     decide = head.predict
-    head.predict = lambda features, task=None: found.append(features) or decide(features, task)
+
+    def noting(features: Tensor, task: int | None = None) -> Tensor:
+        found.append(features)
+        return decide(features, task)
+
+    head.predict = noting
     try:
         with evaluating(strategy):
             for positions in torch.arange(len(data), device=data.inputs.device).split(batch_size):
-                raw, labels = data.batch(positions)
+                raw, labels = data.batch(positions)[0], data.targets()[positions]
                 strategy.predict(strategy.prepare(raw))
                 if [len(features) for features in found] != [len(labels)]:
                     name = type(strategy).__name__
