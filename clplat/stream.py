@@ -216,6 +216,8 @@ class Stream(Sequence[Experience]):
 
     # Of a stream whose classes are words, or which is acted in; set by its constructor.
     answers: Answers | Actions | None = None
+    # What was left out or cut: lines that are said when a run starts; set by its constructor.
+    notes: Sequence[str] = ()
 
     def __init__(
         self,

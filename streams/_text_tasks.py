@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ class Task:
         test: held-out samples.
         labels: the answers to choose from, in the order the prompt has them; empty where any text may be one.
         metric: of a generated answer, a name of `clplat.metrics.text.TEXT_METRICS`.
+        notes: what was left out of it, a line each.
     """
 
     name: str
@@ -39,45 +42,57 @@ class Task:
     test: list[Row]
     labels: tuple[str, ...] = ()
     metric: str = "exact_match"
+    notes: tuple[str, ...] = ()
 
 
-def cut(task: Task, classes: int) -> list[Task]:
+Reader = Callable[[dict[str, Any], str], Row]  # a row, and which it is, for messages
+
+
+def cut(task: Task, classes: int | None) -> list[Task]:
     """A task in parts of so many classes, numbered from 1; itself where it has no more, or free text."""
-    if len(task.labels) <= classes:
+    if classes is None or len(task.labels) <= classes:
         return [task]
     parts = []
     for number, start in enumerate(range(0, len(task.labels), classes), 1):
         labels = task.labels[start : start + classes]
         train, test = ([row for row in rows if row.answers[0] in labels] for rows in (task.train, task.test))
-        parts.append(Task(f"{task.name}{number}", train, test, labels, task.metric))
+        parts.append(Task(f"{task.name}{number}", train, test, labels, task.metric, task.notes))
     return parts
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+ENDINGS = (".jsonl.gz", ".jsonl", ".json", ".csv", ".parquet")
+
+
 def find_rows(folder: Path, part: str) -> list[dict[str, Any]] | None:
-    """Rows of `folder`/`part`.jsonl.gz, .jsonl or .json (a list); None where there is no such file.
+    """Rows of the file of `folder` called `part` and one of `ENDINGS`; None where there is no such file.
 
     Raises:
         MissingError: a file that is not whole.
+        UserError: there are several.
     """
-    for ending in (".jsonl.gz", ".jsonl", ".json"):
-        file = folder / f"{part}{ending}"
-        if file.is_file():
-            return read_rows(file)
-    return None
+    files = [file for ending in ENDINGS if (file := folder / f"{part}{ending}").is_file()]
+    if len(files) > 1:
+        raise UserError(f"stream.path: {folder} has {' and '.join(f.name for f in files)} (valid: one of them)")
+    return read_rows(files[0]) if files else None
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file, gzipped or not, or of a JSON file that holds a list.
+    """Rows of a JSON-lines file, gzipped or not, a JSON file that holds a list, a CSV with a header, or a parquet file.
 
     Raises:
-        MissingError: a line that is no JSON object, or a file cut short.
+        MissingError: a line that is no JSON object or has not the header's columns, or a file cut short.
+        UserError: a parquet file without the package pyarrow.
     """
     try:
+        if file.suffix == ".parquet":
+            return _parquet(file)
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
+        if file.suffix == ".csv":
+            return _csv(text)
         rows = json.loads(text) if file.suffix == ".json" else [json.loads(x) for x in text.split("\n") if x.strip()]
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise MissingError(f"{file} can't be read ({error}): replace it by a whole file") from error
@@ -86,10 +101,38 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _csv(text: str) -> list[dict[str, Any]]:
+    read = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        rows = list(read)
+    except csv.Error as error:
+        raise ValueError(f"line {read.line_num}: {error}") from error
+    names = read.fieldnames or []
+    if len(set(names)) < len(names):
+        raise ValueError(f"the header names a column twice: {', '.join(names)}")
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number} has not the {len(names)} columns of the header")
+    return rows
+
+
+def _parquet(file: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f"stream.path: {file.name} needs the package pyarrow: pip install pyarrow") from error
+    try:
+        return pyarrow.parquet.read_table(file).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+
+
 # --- O-LoRA: the standard benchmark and the 15 tasks ------------------------------------------------------------------
 
 _STARS = ("very negative", "negative", "neutral", "positive", "very positive")
 _TRUTH = ("True", "False")
+_NO_GOLD = ("-", "", None)  # what the sets of natural language inference write where annotators disagreed
 _ENTAILMENT = ("neutral", "entailment", "contradiction")
 # Task → group and name in the prompt, and labels in the order of its options.
 OLORA: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -170,9 +213,8 @@ def olora_task(root: Path, name: str, instructions: dict[str, str], preamble: bo
     """
     group, dataset, labels = OLORA[name]
     places = [root / "olora_text" / name, root / "CL_Benchmark" / group / dataset]
-    parts = {
-        part: next((r for p in places if (r := find_rows(p, part)) is not None), None) for part in ("train", "test")
-    }
+    found = [{part: find_rows(place, part) for part in ("train", "test")} for place in places]
+    parts = next((f for f in found if any(rows is not None for rows in f.values())), {"train": None, "test": None})
     train, test = parts["train"], parts["test"]
     if train is None and test is None:
         raise MissingError(
@@ -187,13 +229,22 @@ def olora_task(root: Path, name: str, instructions: dict[str, str], preamble: bo
         kept = len(train) - len(train) // 5
         train, test = train[:kept], train[kept:]
 
-    def row(content: dict[str, Any]) -> Row:
+    def row(content: dict[str, Any], where: str) -> Row:
+        known = fields(content, where, ("sentence", "label"))
+        if known["label"] not in (*labels, *_NO_GOLD):
+            raise UserError(f"stream.tasks: {where}: label {known['label']!r} is unknown (valid: {', '.join(labels)})")
         asked = "" if group == "COPA" else f"{instructions[group]}\nOption: {', '.join(labels)} \n"
         before = f"Task:{group}\nDataset:{dataset}\n{asked}" if preamble else ""
-        return Row(f"{before}{content['sentence']}\nAnswer:", (content["label"],))
+        return Row(f"{before}{known['sentence']}\nAnswer:", (known["label"],))
 
-    train, test = ([r for r in rows if r["label"] in labels] for rows in (train, test))
-    return Task(name, [row(r) for r in train], [row(r) for r in test], labels)
+    kept, notes = {}, list[str]()
+    for part, rows in (("train", train), ("test", test)):
+        made = rows_of(rows, f"{name} {part}", row)
+        kept[part] = [r for r in made if r.answers[0] in labels]
+        if len(kept[part]) < len(made):
+            without = len(made) - len(kept[part])
+            notes.append(f"stream.tasks: {without} of {len(made)} {part} rows of {name} have no gold label: left out")
+    return Task(name, kept["train"], kept["test"], labels, notes=tuple(notes))
 
 
 # --- SuperNI, TRACE, and instruction sets of one's own ----------------------------------------------------------------
@@ -209,8 +260,11 @@ TRACE = {
     "20Minuten": "rouge_l",
 }
 BESIDE_TRACE = {"MedMCQA": "choice", "JEC-QA": "choice"}  # two more that I-LoRA's stream has
-_ASKS = ("prompt", "instruction", "input", "question", "sentence", "text")
+# Fields of a row, each of which is used or refused: one that asks alone, or several that ask together, in this order.
+_ALONE = ("prompt", "sentence", "text")
+_TOGETHER = ("instruction", "context", "passage", "input", "question")
 _ANSWERS = ("answer", "answers", "output", "outputs", "label", "response", "completion")
+_NUMBERS = ("id", "idx", "index", "uid", "guid", "qid")  # what a row is called; not read
 
 
 def superni_names(root: Path) -> list[str]:
@@ -225,16 +279,21 @@ def superni_task(root: Path, name: str, limit: int) -> Task:
         MissingError: it is not there.
     """
     folder = root / "superni_text" / name
-    definition = " ".join(read_json(folder / "task.json")["Definition"]).strip()
+    definition = read_json(folder / "task.json").get("Definition")
+    if not isinstance(definition, list):
+        raise MissingError(f"{folder / 'task.json'} has no list Definition: replace it by a whole file")
+    asked = " ".join(definition).strip()
     metric = "exact_match" if "classification" in name else "rouge_l"
 
-    def row(content: dict[str, Any]) -> Row:
-        return Row(f"{definition}\nInput: {content['input'].strip()}\nOutput:", _texts(content["output"]))
+    def row(content: dict[str, Any], where: str) -> Row:
+        known = fields(content, where, ("input", "output"))
+        prompt = f"{asked}\nInput: {_text(known, 'input', where).strip()}\nOutput:"
+        return Row(prompt, _texts(known, "output", where))
 
     return folder_task(folder, name, limit, row, metric)
 
 
-def folder_task(folder: Path, name: str, limit: int, row: Callable[[dict[str, Any]], Row], metric: str) -> Task:
+def folder_task(folder: Path, name: str, limit: int, row: Reader, metric: str) -> Task:
     """A task from train and test files of one folder; a choice where there are at most `limit` answers.
 
     Raises:
@@ -246,39 +305,87 @@ def folder_task(folder: Path, name: str, limit: int, row: Callable[[dict[str, An
             raise MissingError(
                 f"stream.tasks: {name} is missing: put {folder / part}.jsonl (or .json, .jsonl.gz) there"
             )
-    return _task(name, [row(r) for r in rows["train"] or ()], [row(r) for r in rows["test"] or ()], limit, metric)
+    train, test = (rows_of(rows[part] or [], f"{name} {part}", row) for part in ("train", "test"))
+    return _task(name, train, test, limit, metric)
 
 
 def file_task(file: Path, limit: int, metric: str) -> Task:
     """A task from one file, of which every fifth row is held out."""
-    rows = [plain_row(r) for r in read_rows(file)]
-    return _task(file.name.partition(".")[0], [r for i, r in enumerate(rows) if i % 5 != 4], rows[4::5], limit, metric)
+    name = file.name.partition(".")[0]
+    rows = rows_of(read_rows(file), name, plain_row)
+    return _task(name, [r for i, r in enumerate(rows) if i % 5 != 4], rows[4::5], limit, metric)
 
 
-def plain_row(content: dict[str, Any]) -> Row:
+def rows_of(contents: list[dict[str, Any]], name: str, row: Reader) -> list[Row]:
+    """Samples of the rows of a file; `name` is of task and part, for messages."""
+    return [row(content, f"row {number} of {name}") for number, content in enumerate(contents, 1)]
+
+
+def plain_row(content: dict[str, Any], where: str) -> Row:
     """A row of {prompt, answer}, {instruction, input, output} or a like pair of names.
 
     Raises:
-        UserError: it has neither.
+        UserError: it lacks one of both, or has a field that would not be used.
     """
-    asked = [str(content[k]) for k in _ASKS if content.get(k)]
-    asked = asked[:1] if content.get("prompt") else asked
-    answer = next((content[k] for k in _ANSWERS if k in content), None)
-    if not asked or answer is None:
+    asks = [k for k in (*_ALONE, *_TOGETHER) if content.get(k) not in (None, "")]
+    answers = [k for k in _ANSWERS if k in content]
+    if not asks or len(answers) != 1 or (len(asks) > 1 and asks[0] in _ALONE):
         raise UserError(
-            f"stream.path: a row has {', '.join(content) or 'nothing'} (valid: one of {', '.join(_ASKS)} and one of "
-            f"{', '.join(_ANSWERS)})"
+            f"stream.path: {where} has {', '.join(content) or 'nothing'} (valid: one of {', '.join(_ALONE)}, or some "
+            f"of {', '.join(_TOGETHER)}; and one of {', '.join(_ANSWERS)})"
         )
-    return Row("\n".join(asked), _texts(answer))
+    fields(content, where, (*asks, *answers), spare=(*_ALONE, *_TOGETHER))
+    return Row("\n".join(_text(content, k, where) for k in asks), _texts(content, answers[0], where))
+
+
+def fields(content: dict[str, Any], where: str, names: Sequence[str], spare: Sequence[str] = ()) -> dict[str, Any]:
+    """A row, which must have the fields `names` and no other but numbers and empty ones of `spare`.
+
+    Raises:
+        UserError: it lacks one, or has one that would not be used.
+    """
+    lacking = [name for name in names if name not in content]
+    unused = [k for k in content if k not in (*names, *_NUMBERS) and not (k in spare and content[k] in (None, ""))]
+    if lacking or unused:
+        fault = f"lacks {', '.join(lacking)}" if lacking else f"has {', '.join(unused)}, which would not be used"
+        raise UserError(f"stream.path: {where} {fault} (valid: {', '.join((*names, *_NUMBERS))})")
+    return content
 
 
 def _task(name: str, train: list[Row], test: list[Row], limit: int, metric: str) -> Task:
+    """A choice where every row has one right answer, there are at most `limit`, and half as many as training rows."""
     different = sorted({row.answers[0] for row in train})
-    labels = tuple(different) if len(different) <= limit and 2 * len(different) <= len(train) else ()
-    if labels:
-        test = [row for row in test if row.answers[0] in labels]
+    one = all(len(row.answers) == 1 for row in (*train, *test))
+    labels = tuple(different) if one and len(different) <= limit and 2 * len(different) <= len(train) else ()
+    unseen = [row.answers[0] for row in test if labels and row.answers[0] not in labels]
+    if unseen:
+        raise UserError(
+            f"stream.path: {len(unseen)} of {len(test)} test rows of {name} have an answer that no training row has, "
+            f"as {unseen[0]!r} (valid: {', '.join(labels)}; or free text, by stream.choices 1 and stream.evaluate "
+            "generate)"
+        )
     return Task(name, train, test, labels, metric)
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(str(v).strip() for v in value) if isinstance(value, list) else (str(value).strip(),)
+def _text(content: dict[str, Any], key: str, where: str) -> str:
+    """A field that is text, or a number or truth value."""
+    value = content[key]
+    if not isinstance(value, str | int | float):
+        raise UserError(f"stream.path: {where} has a {type(value).__name__} as {key} (valid: text)")
+    return str(value)
+
+
+def _texts(content: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """The different right answers in a field: one, a list of them, or {text: list} as SQuAD has it."""
+    value = content[key]
+    if isinstance(value, dict) and set(value) <= {"text", "answer_start"}:
+        value = value.get("text")
+    values = value if isinstance(value, list) else [value]
+    if not values or any(isinstance(v, list | dict) or v is None for v in values):
+        raise UserError(
+            f"stream.path: {where} has {content[key]!r} as {key} (valid: an answer, or a list of at least one)"
+        )
+    found = tuple(dict.fromkeys(str(v).strip() for v in values))
+    if "" in found:
+        raise UserError(f"stream.path: {where} has an empty {key} (valid: an answer)")
+    return found

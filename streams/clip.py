@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clplat.data.datasets import find_root, load_images
-from clplat.data.tokens import encode_cached, load_tokenizer, padded, read_json
+from clplat.data.tokens import check_different, encode_cached, load_tokenizer, padded, read_json
 from clplat.data.worlds import generator
 from clplat.errors import MissingError, UserError
 from clplat.stream import Answers, Data, Experience, Kind, Stream
@@ -136,10 +136,14 @@ class Clip(Stream):
         ]
         published = {"small": SMALL, "xtail": XTAIL, "mtil": MTIL if order == 1 else MTIL_2}[benchmark]
         chosen = list(published) if tasks is None else list(dict.fromkeys(tasks))
+        if order == 2 and (benchmark != "mtil" or tasks is not None):
+            faults.append(f"stream.order: {order} has no meaning here (valid: 1; used with mtil and tasks null)")
+        if tasks is not None and (not tasks or len(chosen) < len(tasks)):
+            faults.append(f"stream.tasks: {tasks} (valid: at least one name, each once; or null)")
         faults += [f"stream.tasks: {n!r} is unknown (valid: {', '.join(PROMPTS)})" for n in chosen if n not in PROMPTS]
         if faults:
             raise UserError(*faults)
-        found = _load(chosen, data_root, image_size, download, absent)
+        found, missing = _load(chosen, data_root, image_size, download, absent)
         names = [PROMPTS[name].format(label) for name, content in found.items() for label in content.names]
         experiences, groups = _experiences(found, 0 if seed is None else seed, shots, test_per_class)
         super().__init__(
@@ -151,8 +155,14 @@ class Clip(Stream):
             normalize=STATISTICS,
         )
         speech = load_tokenizer(tokenizer)
-        begin, end = ([] if i is None else [i] for i in (speech.begin, speech.end))
-        ids = [np.concatenate([begin, row, end]).astype(np.int32) for row in encode_cached(speech, names)]
+        behind = speech.behind if speech.end in speech.behind else (*speech.behind, speech.end)
+        ids = [np.array([*speech.before, *row, *behind], np.int32) for row in encode_cached(speech, names)]
+        notes = [f"{fault.partition(' is missing')[0]} is missing and left out" for fault in missing]
+        for group in groups if self.task_known else [range(len(names))]:
+            check_different([ids[c] for c in group], own := [names[c] for c in group])
+            notes += [f"stream.tasks: {n!r} names {own.count(n)} classes, of which the first is predicted"
+                      for n in dict.fromkeys(own) if own.count(n) > 1]  # fmt: skip
+        self.notes = tuple(notes)
         self.answers = Answers(padded(ids).long(), speech.end, speech.size, 0, groups if self.task_known else ())
 
 
@@ -201,7 +211,10 @@ def _some(labels: np.ndarray, count: int | None, rng: np.random.Generator) -> np
 # --- sets -------------------------------------------------------------------------------------------------------------
 
 
-def _load(names: Sequence[str], data_root: str | None, side: int, download: bool, absent: str) -> dict[str, _Set]:
+def _load(
+    names: Sequence[str], data_root: str | None, side: int, download: bool, absent: str
+) -> tuple[dict[str, _Set], list[str]]:
+    """The sets that are there, and a line for each that is not."""
     found: dict[str, _Set] = {}
     missing: list[str] = []
     for name in names:
@@ -214,7 +227,7 @@ def _load(names: Sequence[str], data_root: str | None, side: int, download: bool
             missing += error.faults
     if missing and (absent == "error" or not found):
         raise MissingError(*missing)
-    return found
+    return found, missing
 
 
 def _of_arrays(name: str, data_root: str | None, side: int, download: bool) -> _Set:

@@ -4,13 +4,13 @@ Source   the standard benchmark (orders 1 to 3: Zhang et al., NeurIPS 2015, arXi
          to 6: Razdaibiedina et al., "Progressive Prompts", ICLR 2023, arXiv:2301.12314), as the files and prompts of
          Wang et al., "O-LoRA", EMNLP Findings 2023, arXiv:2310.14152, have them; SuperNI tasks as in Zhao et al.,
          "SAPT", arXiv:2401.08295; TRACE: Wang et al., arXiv:2310.06762.
-Differs  a prompt that is too long loses tokens before its last 16, not its end, so that the cue for the answer stays;
-         samples without a gold label are left out; the instruction lines are in our words unless
-         `stream.instructions` names the published file; 20Minuten of TRACE is scored by ROUGE-L instead of SARI.
+Differs  a prompt that is too long loses tokens before its last 16, not its end, so that the cue for the answer stays,
+         and samples without a gold label are left out (both are said when a run starts); instruction lines are in our
+         words unless `stream.instructions` names the published file; 20Minuten of TRACE is scored by ROUGE-L, not SARI.
 
 Inputs are (N, 2, L) int32 filled with -1: row 0 the prompt's token ids, row 1 the classes to choose from, none for all.
 Labels are (N,) class ids, a class being an answer, the same words in two tasks one class; or, where a task's answers
-are free text, (N, A) token ids.
+are free text, (N, A + 1): token ids filled with -1, and behind them −2 − n, n the row of the right texts.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ from torch import Tensor
 from clplat.data.batches import by_length
 from clplat.data.datasets import find_root
 from clplat.data.splits import hold_out
-from clplat.data.tokens import Tokenizer, encode_cached, load_tokenizer, padded
+from clplat.data.tokens import load_tokenizer, padded
 from clplat.data.worlds import generator
 from clplat.errors import MissingError, UserError
 from clplat.metrics.text import TEXT_METRICS
 from clplat.stream import Answers, Data, Experience, Kind, Stream
 from clplat.streams import _text_tasks
+from clplat.streams._spoken import Spoken
 from clplat.streams._text_tasks import OLORA, ORDERS, Row, Task
-
-KEPT_AT_END = 16  # tokens of a prompt that is cut: its cue for the answer
 
 
 class Text(Stream):
@@ -45,9 +44,11 @@ class Text(Stream):
         data_root: folder of data sets; null takes $CLPLAT_DATA.
         benchmark: olora: the standard benchmark and the 15 tasks, from olora_text/ in the data root. superni: from
             superni_text/. trace: the eight tasks of TRACE, each a folder of `path` with train.json and test.json; by
-            name also MedMCQA and JEC-QA, laid out alike. jsonl: any instruction set: `path` is a file, or a folder of
-            folders with train.jsonl and test.jsonl (or .json, .jsonl.gz); a row holds prompt and answer, or
-            instruction, input and output.
+            name also MedMCQA and JEC-QA, laid out alike. jsonl: any instruction set or labelled texts: `path` is a
+            file, or a folder of folders with train.jsonl and test.jsonl (or .json, .jsonl.gz, .csv, .parquet); a row
+            holds prompt, text or sentence, or some of instruction, context, passage, input and question, in this order;
+            and answer, output, label or a like name: text, a number, a list of right answers, or SQuAD's {text: list}.
+            A field that would not be used is refused, but for id, idx, index, uid, guid, qid.
         order: of the tasks of olora, 1 to 6.
         tasks: names in order; null takes those of `order`, or all that the benchmark has.
         absent: what to do about a task that is not there: error, or skip it.
@@ -56,16 +57,20 @@ class Text(Stream):
             like `path`; null takes our own wording.
         preamble: begin prompts of olora with group, data set, instruction and options; false leaves the text and its
             cue for the answer, for models that know no instructions and have little room.
+        chat: give each prompt as what a user says, in the tokenizer's chat template, which then stands for its plain
+            one.
         tokenizer: folder, name below $CLPLAT_DATA/weights or hub name; null takes that of the backbone's weights, and
             `bytes` (one token a byte) where these are random.
         max_length: tokens of a prompt, ≥ 32.
-        max_answer: tokens of an answer with its end, ≥ 2; also the bound on generated ones.
+        max_answer: tokens of an answer with its end, ≥ 2; also the bound on generated ones. A longer class is refused,
+            a longer free answer cut, which is said.
         buckets: training batches are cut from runs of so many, sorted by length, so that little is padding, ≥ 1; 1: as
             drawn.
         evaluate: score: log-likelihood of each answer to choose from, the accuracy that of the best. generate: greedy
             answers, scored by exact match, or as TRACE does; free text by ROUGE-L.
         candidates: what scores compare: all answers of the stream, or those named in the prompt, which are the task's.
-        choices: a task of superni, trace or jsonl with at most so many different answers is a choice among them, ≥ 1.
+        choices: a task of superni, trace or jsonl with at most so many different answers, each row with one and at
+            least two training rows for each, is a choice among them, ≥ 1.
         classes_per_task: cut a task with more classes to choose from into several, of so many each in the order of its
             labels, ≥ 1; its prompts stay as they are. Null cuts none.
         train_per_class: keep so many training samples of each class of a task, drawn, ≥ 1; null keeps all.
@@ -91,6 +96,7 @@ class Text(Stream):
         path: str | None = None,
         instructions: str | None = None,
         preamble: bool = True,
+        chat: bool = False,
         tokenizer: str | None = None,
         max_length: int = 512,
         max_answer: int = 50,
@@ -114,21 +120,20 @@ class Text(Stream):
             test_per_class=(test_per_class, test_per_class is None or test_per_class >= 1, "≥ 1, or null"),
             validation=(validation, 0 <= validation < 1, "in [0, 1)"),
         )
-        found = _read(benchmark, tasks or (list(ORDERS[order]) if benchmark == "olora" else None), absent, path,
-                      instructions, preamble, choices, find_root(data_root))  # fmt: skip
-        if classes_per_task is not None:
-            found = [part for task in found for part in _text_tasks.cut(task, classes_per_task)]
-        free = next((t for t in found if not t.labels), None)
-        if free is not None and evaluate == "score":
-            raise UserError(
-                f"stream.evaluate: score needs answers to choose from, but those of {free.name} are free text (valid: "
-                "generate)"
-            )
-        self.buckets, self.tokenizer, self.free = buckets, load_tokenizer(tokenizer), free is not None
+        _check_uses(benchmark, order=order, tasks=tasks, instructions=instructions, preamble=preamble, choices=choices)
+        notes: list[str] = []
+        names = list(ORDERS[order]) if tasks is None and benchmark == "olora" else tasks
+        found = _read(benchmark, names, absent, path, instructions, preamble, choices, find_root(data_root), notes)
+        found = [part for task in found for part in _text_tasks.cut(task, classes_per_task)]
+        self.buckets, self.free, self.tokenizer = buckets, _any_free(found, evaluate), load_tokenizer(tokenizer)
         names = list(dict.fromkeys(label for t in found for label in t.labels))
-        self._references: dict[tuple[int, ...], list[tuple[str, str]]] = {}
+        self.spoken = Spoken(self.tokenizer, chat, max_length, max_answer, notes)
+        notes += dict.fromkeys(note for task in found for note in task.notes)
+        classes = self.spoken.classes([] if self.free else names, evaluate == "generate")
+        self._references: list[list[tuple[str, str]]] = []  # (metric, text) of the right answers to each free sample
         drawn = [_draw(t, seed or 0, i, train_per_class, test_per_class, validation) for i, t in enumerate(found)]
-        experiences = self._experiences(found, drawn, names, max_length, max_answer, candidates == "prompt")
+        experiences = self._experiences(found, drawn, names, candidates == "prompt")
+        self.notes = tuple(notes)
         assert experiences[0].train is not None
         super().__init__(
             experiences,
@@ -136,9 +141,7 @@ class Text(Stream):
             input_shape=tuple(experiences[0].train.inputs.shape[1:]),
             class_names=() if self.free else names,
         )
-        classes = _answers(self.tokenizer, [] if self.free else names, max_answer)
-        generated = max_answer if evaluate == "generate" else 0
-        self.answers = Answers(classes, self.tokenizer.end, self.tokenizer.size, generated)
+        self.answers = Answers(classes, self.tokenizer.end, self.tokenizer.size, max_answer * (evaluate == "generate"))
 
     def arrange(self, data: Data, order: Tensor, batch_size: int) -> Tensor:
         """Batches of prompts of similar length; answers are short beside them."""
@@ -158,13 +161,12 @@ class Text(Stream):
     def _right(self, label: int | list[int]) -> list[tuple[str, str]]:
         """(metric, text) of each right answer to a sample with this label."""
         if isinstance(label, list):
-            return self._references[tuple(i for i in label if i >= 0)]
+            return self._references[-2 - label[-1]]
         return [("exact_match", self.class_names[label])]
 
     def _experiences(
-        self, tasks: Sequence[Task], drawn: Sequence[_Drawn], names: list[str], max_length: int, max_answer: int,
-        named: bool,
-    ) -> list[Experience]:  # fmt: skip
+        self, tasks: Sequence[Task], drawn: Sequence[_Drawn], names: list[str], named: bool
+    ) -> list[Experience]:
         number = {name: i for i, name in enumerate(names)}
         parts: dict[str, list[np.ndarray]] = {"train": [], "test": []}
         rows: dict[str, list[Row]] = {"train": [], "test": []}
@@ -173,15 +175,14 @@ class Text(Stream):
         for task, chosen in zip(tasks, drawn, strict=True):
             starts = {part: len(rows[part]) for part in rows}
             for part, own, which in (("train", task.train, chosen.train), ("test", task.test, chosen.test)):
-                ids = encode_cached(self.tokenizer, [row.prompt for row in own])
-                parts[part] += [_prompt(ids[i], self.tokenizer.begin, max_length) for i in which.tolist()]
+                parts[part] += self.spoken.prompts([row.prompt for row in own], which, f"{part} prompts of {task.name}")
                 rows[part] += [own[i] for i in which.tolist()]
                 owners[part] += [task] * len(which)
             spans.append((starts, {part: len(rows[part]) for part in rows}))
         length = max(len(ids) for part in parts.values() for ids in part)
         length = max(length, *(len(t.labels) for t in tasks)) if named else length
         tables = {part: self._table(parts[part], owners[part], number, length, named) for part in parts}
-        labels = {part: self._labels(rows[part], owners[part], number, max_answer) for part in rows}
+        labels = {part: self._labels(rows[part], owners[part], number) for part in rows}
         made = []
         for i, (task, chosen, (start, end)) in enumerate(zip(tasks, drawn, spans, strict=True)):
             where = {part: torch.arange(start[part], end[part]) for part in rows}
@@ -212,15 +213,16 @@ class Text(Stream):
             table[mine, 1, : len(task.labels)] = torch.tensor([number[n] for n in task.labels], dtype=torch.int32)
         return table
 
-    def _labels(self, rows: Sequence[Row], owners: Sequence[Task], number: dict[str, int], longest: int) -> Tensor:
-        """Class ids (N,), or token ids (N, A) of free answers, whose right texts are noted."""
+    def _labels(self, rows: Sequence[Row], owners: Sequence[Task], number: dict[str, int]) -> Tensor:
+        """Class ids (N,); or token ids of free answers and which texts are right (N, A + 1)."""
         if not self.free:
             return torch.tensor([number[row.answers[0]] for row in rows], dtype=torch.int64)
-        table = _answers(self.tokenizer, [row.answers[0] for row in rows], longest)
-        for ids, row, task in zip(table.tolist(), rows, owners, strict=True):
-            right = self._references.setdefault(tuple(i for i in ids if i >= 0), [])
-            right += [pair for text in row.answers if (pair := (task.metric, text)) not in right]
-        return table
+        table = self.spoken.free([row.answers[0] for row in rows])
+        first = len(self._references)
+        self._references += [
+            [(task.metric, text) for text in row.answers] for row, task in zip(rows, owners, strict=True)
+        ]
+        return torch.cat([table, -2 - torch.arange(first, first + len(rows)).unsqueeze(1)], 1)
 
 
 class _Drawn:
@@ -259,27 +261,11 @@ def _some(classes: np.ndarray, count: int | None, rng: np.random.Generator) -> n
     return np.sort(np.concatenate(drawn)) if drawn else np.arange(0)
 
 
-def _prompt(ids: np.ndarray, begin: int | None, longest: int) -> np.ndarray:
-    """A prompt's ids with the token that begins it, cut before its last `KEPT_AT_END` tokens where it is too long."""
-    start = ids[:0] if begin is None else np.array([begin], np.int32)
-    room = longest - len(start)
-    if len(ids) > room:
-        ids = np.concatenate([ids[: room - KEPT_AT_END], ids[-KEPT_AT_END:]])
-    return np.concatenate([start, ids])
-
-
-def _answers(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> Tensor:
-    """(n, A) int64 token ids of answers, each with its end token, at most `longest` long, filled with -1."""
-    end = np.array([tokenizer.end], np.int32)
-    ids = [np.concatenate([ids[: longest - 1], end]) for ids in encode_cached(tokenizer, texts)]
-    return padded(ids).long()
-
-
 def _read(
     benchmark: str, names: list[str] | None, absent: str, path: str | None, instructions: str | None, preamble: bool,
-    choices: int, root: Path | None,
+    choices: int, root: Path | None, notes: list[str],
 ) -> list[Task]:  # fmt: skip
-    """The tasks of a benchmark, in order."""
+    """The tasks of a benchmark, in order; `notes` takes a line for each that is left out."""
     if benchmark in ("olora", "superni"):
         if path is not None:
             raise UserError(f"stream.path: {path!r} has no meaning here (valid: null; used with trace and jsonl)")
@@ -307,9 +293,11 @@ def _read(
     if not known:
         raise MissingError(f"stream.path: {place} holds no task: put folders with train.jsonl and test.jsonl there")
     names = [_full(name, known) for name in (known if names is None else names)]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(f"stream.tasks: {twice[0]} stands there twice (valid: each task once)")
     found: list[Any] = []
     missing: list[str] = []
-    for name in dict.fromkeys(names):
+    for name in names:
         try:
             if benchmark == "olora":
                 found.append(_text_tasks.olora_task(place, name, lines, preamble))
@@ -325,7 +313,19 @@ def _read(
             missing += error.faults
     if missing and (absent == "error" or not found):
         raise MissingError(*missing)
+    notes += [f"{fault.partition(' is missing')[0]} is missing and left out" for fault in missing]
     return found
+
+
+def _any_free(tasks: Sequence[Task], evaluate: str) -> bool:
+    """Whether a task's answers are free text, which can't be scored."""
+    free = next((t for t in tasks if not t.labels), None)
+    if free is not None and evaluate == "score":
+        raise UserError(
+            f"stream.evaluate: score needs answers to choose from, but those of {free.name} are free text (valid: "
+            "generate)"
+        )
+    return free is not None
 
 
 def _full(name: str, known: Sequence[str]) -> str:
@@ -350,6 +350,22 @@ def _find(path: str, root: Path | None, option: str = "path") -> Path:
         if place.exists():
             return place
     raise MissingError(f"stream.{option}: {path} is missing: put it there, or into the data root")
+
+
+def _check_uses(benchmark: str, **options: Any) -> None:
+    """Refuse options that a benchmark would not read."""
+    unused: dict[str, object] = {"instructions": None, "preamble": True, "order": 1}
+    if benchmark == "olora":
+        unused = {"choices": 20, **({} if options["tasks"] is None else {"order": 1})}
+    faults = [
+        f"stream.{key}: {options[key]!r} has no meaning here (valid: {plain!r}, its default)"
+        for key, plain in unused.items()
+        if options[key] != plain
+    ]
+    if options["tasks"] == []:
+        faults.append("stream.tasks: [] names no task (valid: names, or null)")
+    if faults:
+        raise UserError(*faults)
 
 
 def _check(**options: tuple[object, bool, str]) -> None:

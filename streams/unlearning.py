@@ -113,7 +113,7 @@ class Unlearning(Stream):
             class_names=self.base.class_names,
             augment=self.base.augment,
         )
-        self.answers = self.base.answers
+        self.answers, self.notes = self.base.answers, self.base.notes
         self.base.experiences = ()  # they are ours now: only what the base does to a batch is still asked of it
 
     def prepare(self, inputs: Tensor, training: bool) -> Tensor:

@@ -27,7 +27,7 @@ def test_bytes_round_trip():
     for text, ids in zip(TEXTS, tokenizer.encode(TEXTS), strict=True):
         assert len(ids) == len(text.encode())
         assert all(3 <= i < tokenizer.size for i in ids)
-        assert tokenizer.decode([tokenizer.begin, *ids, tokenizer.end, -1]) == text
+        assert tokenizer.decode([*tokenizer.before, *ids, tokenizer.end, -1]) == text
 
 
 class _Counting(Bytes):
@@ -94,16 +94,62 @@ def _transformers_tokenizer(folder: Path, **more: str) -> None:
 def test_a_tokenizer_of_transformers(tmp_path):
     _transformers_tokenizer(tmp_path / "one", bos_token="<s>", eos_token="</s>")
     tokenizer = load_tokenizer(str(tmp_path / "one"))
-    assert (tokenizer.begin, tokenizer.end, tokenizer.size) == (1, 2, 5)
+    assert (tokenizer.before, tokenizer.behind, tokenizer.end, tokenizer.size) == ((), (), 2, 5)
     assert tokenizer.encode(["red ball", "ball blue"]) == [[3, 4], [4, 0]]
     assert tokenizer.decode([1, 3, 4, 2]) == "red ball"
     _transformers_tokenizer(tmp_path / "two", bos_token="<s>")
     with pytest.raises(UserError, match="has no end-of-text token"):
         load_tokenizer(str(tmp_path / "two"))
-    (tmp_path / "two" / "tokenizer.json").unlink()
-    (tmp_path / "two" / "tokenizer_config.json").unlink()
-    with pytest.raises((MissingError, UserError), match=r"put its tokenizer\.json there|has no tokenizer\.json"):
-        load_tokenizer(str(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("template", ["$A", "$A </s>", "<s> $A", "<s> $A </s> </s>"])
+def test_the_tokenizers_own_template_is_known_and_its_truncation_is_not_used(tmp_path, template):
+    from tokenizers import Tokenizer, processors
+    from transformers import AutoTokenizer
+
+    _transformers_tokenizer(tmp_path, bos_token="<s>", eos_token="</s>")
+    inner = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    inner.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
+    inner.enable_truncation(2)
+    inner.enable_padding(length=9)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    (ids,) = tokenizer.encode(["red ball red"])
+    assert ids == [3, 4, 3]
+    whole = AutoTokenizer.from_pretrained(tmp_path)("red ball red")["input_ids"]
+    assert [*tokenizer.before, *ids, *tokenizer.behind] == whole
+    assert tokenizer.decode(whole) == "red ball red"
+
+
+def test_a_file_that_a_tokenizer_lacks_is_named(tmp_path):
+    _transformers_tokenizer(tmp_path, bos_token="<s>", eos_token="</s>")
+    (tmp_path / "tokenizer_config.json").rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        MissingError, match=r"tokenizer_config\.json is missing, which names the token that ends a text"
+    ):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "elsewhere").rename(tmp_path / "tokenizer_config.json")
+    (tmp_path / "tokenizer.json").unlink()
+    for family in ("qwen2", "gpt_neox", "llama", "t5", "bert"):  # transformers makes an empty tokenizer of some
+        (tmp_path / "tokenizer_config.json").unlink(missing_ok=True)
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+        with pytest.raises(MissingError, match=r"stream\.tokenizer: .*tokenizer\.json"):
+            load_tokenizer(str(tmp_path))
+
+
+def test_a_chat_template_is_the_tokenizers_own(tmp_path):
+    _transformers_tokenizer(tmp_path, bos_token="<s>", eos_token="</s>")
+    with pytest.raises(UserError, match="brings no chat template"):
+        load_tokenizer(str(tmp_path)).chat("red")
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}ball")
+    assert load_tokenizer(str(tmp_path)).chat("red") == "<s>red</s>ball"
+
+
+def test_classes_of_equal_ids_are_both_named():
+    same = [np.array([3, 2]), np.array([4, 2]), np.array([3, 2])]
+    with pytest.raises(UserError, match="the classes 'a' and 'c' have the same token ids"):
+        tokens.check_different(same, ["a", "b", "c"])
+    tokens.check_different(same[:2], ["a", "b"])
 
 
 def test_a_name_that_is_nowhere(monkeypatch):
@@ -185,4 +231,4 @@ def test_the_tokenizer_of_the_small_llama(tmp_path):
     (ids,) = tokenizer.encode([text])
     assert ids == _greedy(text, [bytes.fromhex(p).decode() for p, _ in pieces])
     assert tokenizer.decode(ids) == text
-    assert (tokenizer.size, tokenizer.begin, tokenizer.end) == (512, 1, 2)
+    assert (tokenizer.size, tokenizer.before, tokenizer.behind, tokenizer.end) == (512, (1,), (), 2)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clplat.data.datasets import find_root
+from clplat.data.tokens import read_json
 from clplat.errors import MissingError, UserError
 
 
@@ -69,10 +70,10 @@ def fit(
 
 
 def whole_files(folder: Path) -> list[Path]:
-    """The .safetensors files of a folder, sorted, none of them cut short.
+    """The .safetensors files of a folder, sorted, none of them cut short or missing.
 
     Raises:
-        MissingError: there is none.
+        MissingError: there is none, or one that model.safetensors.index.json names is not there.
         UserError: one is damaged.
     """
     from safetensors import SafetensorError, safe_open
@@ -80,6 +81,11 @@ def whole_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise MissingError(f"backbone.weights: no .safetensors file in {folder}; put model.safetensors there")
+    index = folder / "model.safetensors.index.json"
+    named = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else []
+    absent = [name for name in named if not (folder / name).is_file()]
+    if absent and not (folder / "model.safetensors").is_file():
+        raise MissingError(f"backbone.weights: {folder / absent[0]} is missing, which {index.name} names: put it there")
     for file in files:
         try:
             safe_open(file, "pt").__exit__(None, None, None)  # reads the head, and compares sizes
@@ -101,7 +107,8 @@ def read_folder(cls: Any, folder: Path, config: Any, dtype: torch.dtype) -> Any:
     """
     from transformers.utils import logging
 
-    whole_files(folder)
+    if not any(f.name == "model.safetensors" for f in whole_files(folder)):
+        read_json(folder / "model.safetensors.index.json")  # of a model in several files; names what is missing
     bars, loudness = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)  # what is wrong is told below

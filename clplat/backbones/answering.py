@@ -96,10 +96,10 @@ class Answerer(_Told):
 
         Args:
             inputs: (B, 2, L).
-            labels: (B,) class ids or (B, A) token ids filled with -1.
+            labels: (B,) class ids or (B, A) token ids, all below 0 being padding.
         """
         prompts = trimmed(inputs[:, 0])
-        answers = trimmed(labels if labels.ndim == 2 else self.classes[labels])
+        answers = trimmed(labels if labels.ndim == 2 else self.classes[labels]).clamp(min=-1)
         speaker: Speaker = self.backbone  # type: ignore[assignment]
         logits = speaker.answer_logits(prompts, answers).float()  # (B, A, V)
         each = nn.functional.cross_entropy(logits.transpose(1, 2), answers, ignore_index=-1, reduction="none")

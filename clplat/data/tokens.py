@@ -19,7 +19,8 @@ import torch
 from clplat.errors import MissingError, UserError
 from clplat.files import write_atomic
 
-HUB_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+HUB_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+             "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
 
 
 class Tokenizer(Protocol):
@@ -27,22 +28,28 @@ class Tokenizer(Protocol):
 
     Args:
         size: token ids lie below this.
-        begin: id that starts a prompt; None where the model has none.
+        before: ids that its template puts before a text (the token that begins it, say).
+        behind: ids that its template puts behind a text.
         end: id that ends an answer.
         fingerprint: equal for tokenizers that give the same ids.
     """
 
     size: int
-    begin: int | None
+    before: tuple[int, ...]
+    behind: tuple[int, ...]
     end: int
     fingerprint: str
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without begin and end."""
+        """Ids of each text, without the template's."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without begin, end and other marks."""
+        ...
+
+    def chat(self, prompt: str) -> str:
+        """The whole text of a conversation that begins with `prompt`, up to where the answer is to follow."""
         ...
 
 
@@ -50,7 +57,8 @@ class Bytes:
     """One token a byte: byte b is id b + 3; 0 fills, 1 begins, 2 ends."""
 
     size: int = 259
-    begin: int | None = 1
+    before: tuple[int, ...] = (1,)
+    behind: tuple[int, ...] = ()
     end: int = 2
     fingerprint: str = "bytes"
 
@@ -62,13 +70,31 @@ class Bytes:
         """The text of bytes plus 3; what is no UTF-8 becomes a replacement mark."""
         return bytes(i - 3 for i in ids if 3 <= i < 259).decode(errors="replace")
 
+    def chat(self, prompt: str) -> str:
+        """Refused: bytes know no conversation."""
+        raise UserError(
+            "stream.chat: true, but bytes have no chat template (valid: a tokenizer that has one, or false)"
+        )
+
 
 class _Library:
-    """A tokenizer of the `tokenizers` library."""
+    """A tokenizer of the `tokenizers` library.
 
-    def __init__(self, inner: Any, begin: int | None, end: int) -> None:
-        self.inner, self.begin, self.end, self.size = inner, begin, end, inner.get_vocab_size()
-        self.fingerprint = hashlib.sha256(f"{inner.to_str()}{begin}{end}".encode()).hexdigest()
+    Args:
+        inner: of that library; it may bring a length to cut at or to pad to, which is left out.
+        before: see `Tokenizer`.
+        behind: see `Tokenizer`.
+        whole: transformers' tokenizer around it, for its chat template; None where there is none.
+    """
+
+    def __init__(
+        self, inner: Any, before: Sequence[int], behind: Sequence[int], end: int, whole: Any | None = None
+    ) -> None:
+        inner.no_truncation()
+        inner.no_padding()
+        self.inner, self.end, self.size, self.whole = inner, end, inner.get_vocab_size(), whole
+        self.before, self.behind = tuple(before), tuple(behind)
+        self.fingerprint = hashlib.sha256(inner.to_str().encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """As the library splits them, all texts at once."""
@@ -76,14 +102,21 @@ class _Library:
 
     def decode(self, ids: Sequence[int]) -> str:
         """As the library joins them."""
-        return self.inner.decode([i for i in ids if i not in (self.begin, self.end)])
+        return self.inner.decode([i for i in ids if i not in (*self.before, *self.behind, self.end)])
+
+    def chat(self, prompt: str) -> str:
+        """By the template that the tokenizer brings."""
+        if self.whole is None or not self.whole.chat_template:
+            raise UserError("stream.chat: true, but the tokenizer brings no chat template (valid: false)")
+        said = [{"role": "user", "content": prompt}]
+        return self.whole.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
 
 
 def load_tokenizer(name: str | None) -> Tokenizer:
     """The tokenizer called `name`; None is `bytes`.
 
     Raises:
-        MissingError: no such folder or hub name, or no tokenizer in it; says what to put where.
+        MissingError: no such folder or hub name, or no whole tokenizer in it; says what to put where.
         UserError: it has no token that ends an answer.
     """
     if name in (None, "bytes", "random"):
@@ -96,20 +129,52 @@ def load_tokenizer(name: str | None) -> Tokenizer:
         files = sorted(folder.glob("tok*.json"))
         if not files:
             raise MissingError(f"stream.tokenizer: no tok*.json in {folder}; put the model's tokenizer there")
-        return _Library(llama2c.tokenizer(files[0]), config.get("bos_token_id", 1), config.get("eos_token_id", 2))
+        begin, end = config.get("bos_token_id", 1), config.get("eos_token_id", 2)
+        return _Library(llama2c.tokenizer(files[0]), [begin], [], end)
     from transformers import AutoTokenizer
 
     try:
         found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise MissingError(
             f"stream.tokenizer: no tokenizer in {folder} ({str(error).splitlines()[0]}); put its tokenizer.json there"
         ) from error
+    _whole(folder, found)
     if not found.is_fast:
         raise UserError(f"stream.tokenizer: {name!r} has no tokenizer.json (valid: one that has)")
-    if found.eos_token_id is None:
+    end = found.sep_token_id if found.eos_token_id is None else found.eos_token_id
+    if end is None:
         raise UserError(f"stream.tokenizer: {name!r} has no end-of-text token (valid: one that has)")
-    return _Library(found.backend_tokenizer, found.bos_token_id, found.eos_token_id)
+    return _Library(found.backend_tokenizer, *_template(found, name), end, found)
+
+
+def _whole(folder: Path, found: Any) -> None:
+    """Refuse a tokenizer whose files are not all there: transformers makes an empty or a default one of it.
+
+    Raises:
+        MissingError: naming the file.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        named = [v for k, v in found.vocab_files_names.items() if k != "tokenizer_file"]
+        absent = [file for file in named if not (folder / file).is_file()]
+        if absent or not named:
+            also = f" (or {', '.join(absent)})" if absent else ""
+            raise MissingError(f"stream.tokenizer: {folder / 'tokenizer.json'} is missing: put it there{also}")
+    marks = ("tokenizer_config.json", "special_tokens_map.json")
+    if not any((folder / file).is_file() for file in marks):
+        raise MissingError(f"stream.tokenizer: {folder / marks[0]} is missing, which names the token that ends a text: "
+                           "put it there")  # fmt: skip
+
+
+def _template(found: Any, name: str | None) -> tuple[list[int], list[int]]:
+    """Ids that a tokenizer puts before and behind a text, found from what it makes of one."""
+    bare, full = (found("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    raise UserError(
+        f"stream.tokenizer: {name!r} changes a text's own ids by its template (valid: one that adds to them)"
+    )
 
 
 def find_folder(name: str, key: str, files: Sequence[str]) -> Path:
@@ -179,6 +244,22 @@ def encode_cached(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray
         flat = np.fromiter((i for row in ids for i in row), np.int32, int(ends[-1]) if len(ends) else 0), ends
         _write(file, *flat)
     return np.split(flat[0], flat[1][:-1]) if len(texts) else []
+
+
+def check_different(rows: Sequence[np.ndarray], names: Sequence[str]) -> None:
+    """Refuse classes that a model could not tell apart: rows of ids (n,) that are equal, of classes called `names`.
+
+    Raises:
+        UserError: naming both.
+    """
+    seen: dict[tuple[int, ...], str] = {}
+    for row, name in zip(rows, names, strict=True):
+        other = seen.setdefault(tuple(row.tolist()), name)
+        if other != name:
+            raise UserError(
+                f"stream.tokenizer: the classes {other!r} and {name!r} have the same token ids (valid: a tokenizer "
+                "that tells them apart)"
+            )
 
 
 def cache_folder() -> Path:

@@ -134,6 +134,9 @@ def _work(
     if config.fabric.threads is not None:
         torch.set_num_threads(config.fabric.threads)
     stream, strategy = build(config, start)
+    if first:
+        for line in stream.notes:
+            print(f"clplat: {line}", file=sys.stderr, flush=True)
     if resumed and run_dir is not None:
         late.extend(stream, run_dir)
     record = new_record(stream, read_reference(config.reference), config.loop.evaluate_on)

@@ -338,7 +338,7 @@ def test_the_small_llama_tells_its_published_story():
     """Greedy sample that karpathy/tinyllamas prints for stories260K."""
     tokenizer = load_tokenizer("stories260k")
     net = language_model((2, 9), weights="stories260k").eval()
-    story = tokenizer.decode(net.generate(torch.tensor([[tokenizer.begin]]), 56, tokenizer.end)[0].tolist())
+    story = tokenizer.decode(net.generate(torch.tensor([tokenizer.before]), 56, tokenizer.end)[0].tolist())
     assert story.startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
         "One day, she saw a big, red ball."
@@ -395,3 +395,17 @@ def test_a_vector_in_many_dimensions_is_no_layer_of_experts():
     shape = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "attention_hidden_size": 16}
     net = transformers.RwkvForCausalLM(transformers.RwkvConfig(**shape, bos_token_id=1, eos_token_id=END))
     assert len(LanguageModel(net, 9).layers("attention")) == 2 * 4
+
+
+def test_a_file_of_several_that_is_missing_is_named(tmp_path):
+    net = language_model((2, 9), dim=16, heads=2, vocabulary=50).net
+    net.save_pretrained(tmp_path, max_shard_size="10KB")
+    again = language_model((2, 9), weights=str(tmp_path))
+    assert all(torch.equal(t, again.net.state_dict()[k]) for k, t in net.state_dict().items())
+    second = sorted(tmp_path.glob("*.safetensors"))[1]
+    second.unlink()
+    with pytest.raises(MissingError, match=rf"{second.name} is missing, which model\.safetensors\.index\.json names"):
+        language_model((2, 9), weights=str(tmp_path))
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(MissingError, match=r"model\.safetensors\.index\.json is missing"):
+        language_model((2, 9), weights=str(tmp_path))
