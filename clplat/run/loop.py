@@ -157,18 +157,22 @@ class Runner(RunState):
             measuring.flush(self)
         if not self.boundary:
             return
-        if loop.eval_every and p.steps % loop.eval_every == 0:
+        evaluated = self.record.anytime[-1]["step"] if self.record.anytime else None  # a pause is no step
+        if loop.eval_every and p.steps % loop.eval_every == 0 and evaluated != p.total_steps:
             measuring.evaluate_inside(self, experience)
         stopping = self.fabric.broadcast(self.stop_requested) if self.world_size > 1 else self.stop_requested
         if self.may_save and (stopping or self._due()):
             measuring.check(self)  # no checkpoint of what is not finite; what is to be logged waits, as without one
             self.save()
-        if stopping:
+        if stopping and (self.may_save or self.acting is None or not self.acting.savable):
             raise Interrupted(f"stopped in experience {p.experience} ({experience.name}) after step {p.steps}")
 
     def _due(self) -> bool:
         loop, p = self.loop, self.progress
-        due = bool(loop.checkpoint_every and p.steps % loop.checkpoint_every == 0)
+        every = loop.checkpoint_every
+        due = bool(
+            every and p.steps // every > self.saved_step // every
+        )  # what was due and could not be is made up for
         due |= bool(loop.checkpoint_seconds and time.monotonic() - self.saved_at >= loop.checkpoint_seconds)
         return bool(self.fabric.broadcast(due)) if self.world_size > 1 and loop.checkpoint_seconds else due
 

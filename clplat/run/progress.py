@@ -15,7 +15,8 @@ class Progress:
     epoch: int = 0
     batch: int = 0  # of the epoch, or of the adapt stream
     steps: int = 0  # optimizer steps (or turns of a learner without gradients) in this experience
+    gradient_steps: int = 0  # optimizer steps alone, in this experience
     total_steps: int = 0  # over the whole run
-    episode: int = 0  # of an interact experience
-    env_step: int = 0
+    episode: int = 0  # of an interact experience: begun
+    env_step: int = 0  # taken in its environment
     measured_first_row: bool = False  # the evaluation before any training

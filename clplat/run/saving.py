@@ -44,6 +44,7 @@ def snapshot(run: RunState) -> dict[str, Any]:
         "evaluating": [n for n, m in strategy.named_modules() if not m.training],
         "frozen": [n for n, p in strategy.named_parameters() if not p.requires_grad],
         "resumed": resumed,
+        "acting": None if run.acting is None else run.acting.state(),
         "processes": processes,
         "stream": facts(run.stream),
         "record": run.record.to_dict(),
@@ -84,7 +85,7 @@ def _restore(run: RunState, state: dict[str, Any]) -> None:
     run.record.__dict__.update(RunRecord.from_dict(state["record"]).__dict__)
     for name in _PLAIN:
         setattr(run, name, state[name])
-    run.resumed = state["resumed"]
+    run.resumed, run.acted, run.saved_step = state["resumed"], state.get("acting"), progress.steps
     _add_late_columns(run, known)
     own = state["processes"][run.rank]
     run.online = own["online"]
@@ -98,7 +99,7 @@ def save(run: RunState) -> None:
     state = snapshot(run)
     if run.rank == 0 and run.log.run_dir is not None:
         checkpoint.save(run.log.run_dir / "checkpoints", run.saves, state)
-    run.saves, run.saved_at = run.saves + 1, time.monotonic()
+    run.saves, run.saved_at, run.saved_step = run.saves + 1, time.monotonic(), run.progress.steps
 
 
 def _add_late_columns(run: RunState, facts: Sequence[ExperienceRecord]) -> None:

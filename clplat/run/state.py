@@ -66,8 +66,10 @@ class RunState:
         self.online = {"correct": 0.0, "seen": 0}
         self.predictions: list[dict[str, Tensor]] = []  # kept of the current experience, this process's part
         self.returns: dict[str, Any] = {}
-        self.may_save = True  # not within an episode: an environment can't be saved
-        self.saves, self.saved_at = 0, time.monotonic()
+        self.may_save = True  # not within an episode of an environment that can't be saved
+        self.acting: Any = None  # `interaction.Acting`, while an environment is acted in
+        self.acted: dict[str, Any] | None = None  # its state in the checkpoint that the run goes on from
+        self.saves, self.saved_at, self.saved_step = 0, time.monotonic(), 0
         self.flops_per_step = 0.0
         self.spent = {"train_seconds": 0.0, "eval_seconds": 0.0, "train_flops": 0.0, "samples": 0.0}
         self.window, self.boundary = 1, True  # batches of the current optimizer step, and whether this is its last

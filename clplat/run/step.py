@@ -64,6 +64,7 @@ def update(run: RunState, loss: Tensor | None) -> None:
     strategy.on_before_optimizer_step(run.optimizer)
     run.optimizer.step()
     run.optimizer.zero_grad()
+    p.gradient_steps += 1
     p.steps, p.total_steps = p.steps + 1, p.total_steps + 1
     strategy.after_step()
 

@@ -37,7 +37,8 @@ def turns(run: RunState, experience: Experience, seen: Experience) -> Iterator[T
         case Kind.INTERACT:
             if seen.train is not None:
                 yield from supervised(run, experience, run.strategy.training_data(seen), "training_step")
-            yield from play(run, experience)
+            if experience.environment is not None:
+                yield from play(run, experience)
 
 
 def supervised(run: RunState, experience: Experience, data: Data, hook: str) -> Iterator[Tensor | None]:
