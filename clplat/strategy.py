@@ -85,6 +85,8 @@ class Strategy(LightningModule):
     # Samples of an evaluation batch where a prediction depends on the others in its batch, as with batch statistics;
     # None: it does not, and `loop.eval_batch_size`, a setting for speed, decides.
     evaluation_batch: int | None = None
+    # Its method is defined by classes, so that free text can't be learned by it.
+    needs_classes: ClassVar[bool] = False
     # The optimizer's state goes on from one interact experience to the next, and comes along from a start run.
     carries_optimizer: ClassVar[bool] = False
 

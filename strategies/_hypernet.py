@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Experience, Kind, Strategy, require
@@ -34,13 +33,15 @@ class Hypernet(Strategy):
             by them, at a cost that hardly grows with t (the same numbers but for rounding). stored: the ω*_j are
             computed once a task and kept, (t − 1) |ω| numbers. recomputed: they are made again in each step.
         sampled_tasks: old tasks, drawn anew in each step, that the regulariser runs over, ≥ 1; null takes all.
-        own_rows: hold only the head's rows of a task's own classes.
+        own_rows: hold only the head's rows of a task's own classes; for a model that has a head.
         embedding: E ≥ 1, numbers of a task's embedding.
-        rank: 0 generates every trainable parameter of the model; r > 0 freezes the backbone and generates the head,
-            and adapters of rank r for the linear layers of `role`.
+        rank: 0 generates every trainable parameter of the model, for which weights may not have been read; r > 0
+            freezes the backbone and generates, as differences that start at 0, the head and adapters of rank r for the
+            linear layers of `role`. Null takes 0, or 8 where the model answers in words and has no head.
         role: of the layers that get adapters; has no effect with rank 0.
-        infer: how the task is found where it is not given. entropy: the task that predicts with least entropy.
-            network: a copy of the backbone that learns to tell tasks apart, from samples in a memory.
+        infer: how the task is found where it is not given. entropy: the task that predicts with least entropy (of text
+            to be written, its first token). network: a copy of the backbone that learns to tell tasks apart, from
+            samples in a memory.
         memory: samples kept for that network, ≥ 1; has no effect otherwise.
         replay_batch: of these, in each step, ≥ 1.
         optimizer: sgd, adam or adamw; made anew for each experience. The authors train with Adam throughout.
@@ -60,7 +61,7 @@ class Hypernet(Strategy):
         sampled_tasks: int | None = None,
         own_rows: bool = False,
         embedding: int = 32,
-        rank: int = 0,
+        rank: int | None = None,
         role: Role = "attention",
         infer: Literal["entropy", "network"] = "entropy",
         memory: int = 500,
@@ -75,12 +76,15 @@ class Hypernet(Strategy):
         require("held_outputs", held_outputs, held_outputs in ways, f"{', '.join(ways)}" + " with own_rows" * own_rows)
         require("sampled_tasks", sampled_tasks, sampled_tasks is None or sampled_tasks >= 1, "≥ 1, or null")
         require("embedding", embedding, embedding >= 1, "≥ 1")
-        require("rank", rank, rank >= 0, "≥ 0")
+        require("rank", rank, rank is None or rank >= 0, "≥ 0, or null")
+        headed = model.backbone.needs_head
+        require("own_rows", own_rows, headed or not own_rows, "false for a model without a head")
         require("infer", infer, infer in ("entropy", "network"), "entropy or network")
         require("replay_batch", replay_batch, replay_batch >= 1, "≥ 1")
         self.beta, self.lookahead, self.embedding = beta, lookahead, embedding
         self.teller = TaskTeller(model.backbone, memory, replay_batch) if infer == "network" else None
-        self.target, self.held = Target(model, rank, role), Held(held_outputs, own_rows, sampled_tasks)
+        self.target = Target(model, (0 if headed else 8) if rank is None else rank, role)
+        self.held = Held(held_outputs, own_rows, sampled_tasks)
         self._old: list[int] = []  # places of the tasks that are held, from the experiences met
 
     def _generate(self, generator: Generator) -> None:
@@ -103,7 +107,7 @@ class Hypernet(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        loss = self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+        loss = self.mean(self.losses(x, y))
         if self._old and not self.lookahead:
             loss = loss + self.beta * self._change()
         if self.teller is not None:

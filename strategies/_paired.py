@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Data, Experience, Kind, Strategy, require
 from clplat.backbones.base import Classifier
 from clplat.components.memory import ClassBalanced
+from clplat.components.stored import class_ids
 from clplat.data.batches import rounds, some_of_each
 
 
@@ -26,8 +26,8 @@ class Paired(Strategy):
 
     Args:
         memory: samples kept of all classes learned, in equal parts, ≥ the classes to be kept.
-        shots: samples per class that a request uses, of the memory and of what it erases, drawn for each request anew;
-            null takes all.
+        shots: samples per class (in all where answers are free text) that a request uses, of the memory and of what it
+            erases, drawn for each request anew; null takes all.
         missing: classes that leave no sample in the memory.
         replay_batch: samples of the memory, per process, added to each batch when learning, ≥ 0.
         forget_optimizer: of a request.
@@ -59,8 +59,9 @@ class Paired(Strategy):
         require("replay_batch", replay_batch, replay_batch >= 0, "≥ 0")
         require("forget_lr", forget_lr, forget_lr > 0, "> 0")
         require("forget_weight_decay", forget_weight_decay, forget_weight_decay >= 0, "≥ 0")
-        classes = self.model.head.num_classes
-        require("missing", missing, all(0 <= c < classes for c in missing), f"classes 0 to {classes - 1}")
+        classes = self.model.num_classes
+        valid = f"classes 0 to {classes - 1}" if classes else "[] where answers are free text"
+        require("missing", missing, all(0 <= c < classes for c in missing), valid)
         kept = classes - len(set(missing))
         require("memory", memory, memory >= max(kept, 1), f"≥ {max(kept, 1)}, one for each class to be kept")
         self.memory, self.shots, self.missing, self.replay_batch = ClassBalanced(memory), shots, missing, replay_batch
@@ -96,14 +97,14 @@ class Paired(Strategy):
         if self.replay_batch and len(self.memory):
             mx, my, *_ = self.memory.sample(self.replay_batch)
             x, y = torch.cat([x, self.prepare(mx)]), torch.cat([y, my])
-        return self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+        return self.mean(self.losses(x, y))
 
     def end(self, experience: Experience) -> None:
         self._erased = None
         if experience.kind is Kind.LEARN:
             data = super().training_data(experience)
             missing = torch.tensor(self.missing, dtype=torch.int64, device=data.inputs.device)
-            self.memory.fill(data.subset((~torch.isin(data.targets(), missing)).nonzero()[:, 0]))
+            self.memory.fill(data.subset((~torch.isin(class_ids(data.targets()), missing)).nonzero()[:, 0]))
 
     def measurements(self) -> dict[str, float]:
         return {"retained_samples": float(len(self.memory))}
@@ -135,7 +136,9 @@ class Paired(Strategy):
         return raw, labels
 
     def _few(self, data: Data) -> Data:
-        return data if self.shots is None else data.subset(some_of_each(data.targets(), self.shots, self._draw))
+        if self.shots is None:
+            return data
+        return data.subset(some_of_each(class_ids(data.targets()), self.shots, self._draw))
 
     @property
     def _draw(self) -> int:

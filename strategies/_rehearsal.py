@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Experience, Kind, Strategy
@@ -30,7 +29,7 @@ class Rehearsal(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        return self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+        return self.mean(self.losses(x, y))
 
     def _replayed(self, samples: int) -> tuple[Tensor, Tensor] | None:
         """Prepared inputs (M, ...) and labels (M,) of `samples` drawn ones; None where none are wanted or held."""

@@ -35,6 +35,7 @@ class ACIL(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2205.14922"
+    needs_classes = True
     frozen_features = True
     expansion: Tensor
     left: Tensor

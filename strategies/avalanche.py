@@ -36,6 +36,7 @@ class Avalanche(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2104.00405"
+    needs_classes = True
     replays = True
 
     def __init__(

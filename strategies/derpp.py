@@ -37,6 +37,7 @@ class DERpp(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2004.07211"
+    needs_classes = True
     replays = True
 
     def __init__(

@@ -19,31 +19,22 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clplat import Experience, require
+from clplat.components.fisher import mean_squared_gradient
 from clplat.components.generated import GeneratedClassifier
 from clplat.components.hypernetwork import Recurrent
 from clplat.strategies._hypernet import Hypernet
 from clplat.strategy import evaluating
-
-VALUES_AT_ONCE = 2**25  # gradient values held at a time while the Fisher information is summed
 
 
 def fisher(model: GeneratedClassifier, slot: int, inputs: Tensor, labels: Tensor) -> Tensor:
     """Mean over samples of the squared gradient of the cross-entropy by ω, (n,); inputs (b, ...), labels (b,)."""
 
     def loss(omega: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(model.logits(omega, x[None], slot), y[None])
+        return model.losses_by(omega, x, y, slot).mean()
 
-    omega = model.omega(slot).detach()
-    at_once = max(1, VALUES_AT_ONCE // len(omega))
-    total = torch.zeros_like(omega)
-    for x, y in zip(inputs.split(at_once), labels.split(at_once), strict=True):
-        with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the fused kernel, and warns
-            total += vmap(grad(loss), in_dims=(None, 0, 0))(omega, x, y).square().sum(0)
-    return total / len(inputs)
+    return mean_squared_gradient(loss, model.omega(slot).detach(), inputs, labels)
 
 
 class DPHNet(Hypernet):
@@ -88,9 +79,9 @@ class DPHNet(Hypernet):
         require("grow_every", grow_every, grow_every is None or grow_every >= 1, "≥ 1, or null")
         self.fisher_samples, self.grow_every = fisher_samples, grow_every
         sizes = [s.shape.numel() for s in self.target.slices] if layerwise else chunk
-        size = self.target.size
+        size, from_zero = self.target.size, self.target.rank > 0
         self.register_buffer("fisher", torch.zeros(0, size))  # of each task, (T, n)
-        self._generate(Recurrent(size, self.embedding, sizes, chunk_embedding, hidden, hold_states**0.5))
+        self._generate(Recurrent(size, self.embedding, sizes, chunk_embedding, hidden, hold_states**0.5, from_zero))
 
     def grow(self, experience: Experience) -> None:
         met, generator = len(self.model.codes), self.model.generator

@@ -17,14 +17,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.func import functional_call
 
 from clplat import Experience, Kind, Strategy, require
+from clplat.components.fisher import mean_squared_gradient
 from clplat.components.losses import Losses
 from clplat.components.per_parameter import PerParameter, trainable
-
-VALUES_AT_ONCE = 2**25  # gradient values held at a time while the Fisher information is summed
 
 
 def quadratic(parameters: list[Tensor], importance: list[Tensor], centre: list[Tensor]) -> Tensor:
@@ -44,21 +42,7 @@ def fisher(model: nn.Module, inputs: Tensor, labels: Tensor, group: int, task: i
         named = {f"model.{name}": value for name, value in values.items()}
         return functional_call(scored, named, (x, y, task)).mean()
 
-    gradients = vmap(grad(loss), in_dims=(None, 0, 0))
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    chunk = max(1, VALUES_AT_ONCE // sum(p.numel() for p in parameters.values())) * group
-    for x, y in zip(inputs.split(chunk), labels.split(chunk), strict=True):
-        even = len(x) - len(x) % group
-        for part in (slice(0, even), slice(even, len(x))):
-            if len(x[part]):
-                size = min(group, len(x[part]))
-                groups = x[part].unflatten(0, (-1, size)), y[part].unflatten(0, (-1, size))
-                with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the fused kernel, and warns
-                    found = gradients(parameters, *groups)
-                for name, g in found.items():
-                    total[name] += g.square().sum(0)
-    count = -(-len(inputs) // group)
-    return {name: t / count for name, t in total.items()}
+    return mean_squared_gradient(loss, parameters, inputs, labels, group)
 
 
 class EWC(Strategy):

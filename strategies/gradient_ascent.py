@@ -11,24 +11,19 @@ Differs  each sample's loss is bounded: without a bound ascent has no end, and d
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Kind, require
+from clplat.components.losses import bounds, scored
 from clplat.strategies._rehearsal import Rehearsal
-
-
-def default_bound(logits: Tensor) -> float:
-    """2 ln C for logits (B, C): the probability 1 / C², C classes that are not masked, at least 2."""
-    classes = int((logits > -torch.inf).any(0).sum())
-    return 2 * torch.tensor(float(max(classes, 2))).log().item()
 
 
 class GradientAscent(Rehearsal):
     """Plain training; a request is answered by bounded gradient ascent. B samples to erase, M replayed, C classes.
 
     Args:
-        bound: of a sample's cross-entropy, in nats, > 0; null takes 2 ln C, where its probability is 1 / C².
+        bound: of a sample's loss, in nats, > 0; null takes 2 ln C, where its probability is 1 / C²; C of the classes,
+            or of the answers to choose from, that compete.
         memory: samples kept in all for replay, ≥ the number of classes.
         replay_batch: M, retained samples learned beside each batch and process, ≥ 0; 0 only climbs.
     """
@@ -47,7 +42,7 @@ class GradientAscent(Rehearsal):
     def forget_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
         replayed = self._replayed(self.replay_batch)
-        logits = self.model(x if replayed is None else torch.cat([x, replayed[0]]))  # (B + M, C): one forward
-        bound = default_bound(logits) if self.bound is None else self.bound
-        loss = -self.mean(F.cross_entropy(logits[: len(x)], y, reduction="none").clamp(max=bound))
-        return loss if replayed is None else loss + F.cross_entropy(logits[len(x) :], replayed[1])
+        found = scored(self.model, *((x, y) if replayed is None else map(torch.cat, zip(batch, replayed, strict=True))))
+        erased, cap = found.losses[: len(x)], bounds(found, self.bound)[: len(x)]
+        loss = -self.mean(torch.where(erased < cap, erased, cap))
+        return loss if replayed is None else loss + found.losses[len(x) :].mean()

@@ -18,20 +18,19 @@ import math
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Experience, Kind, require
 from clplat.adapters import LoRA
 from clplat.adapters.groups import group_norms, shrink
-from clplat.components.losses import short_of
+from clplat.components.losses import bounds, hinge, scored
 from clplat.strategies._paired import Paired
 
 ZERO = 1e-3  # a group whose norm is below counts as zero in the measurements
 
 
 class GSLoRA(Paired):
-    """Group-sparse LoRA. C classes; b samples of a step, those to keep first.
+    """Group-sparse LoRA. C classes, or answers to choose from; b samples of a step, those to keep first.
 
     Where the user froze adapted layers nothing is merged: each request keeps an adapter of its own.
 
@@ -42,13 +41,14 @@ class GSLoRA(Paired):
         grouping: what α pushes to zero as one: all factors of a block, those of a layer (lora), or each matrix.
         forgetting: β_t ≥ 0 of the first, second, ... request; the last one serves all later ones.
         bound: BND > 0, cross-entropy beyond which erasing pushes no further; null takes `bound_chance` · ln C.
-        bound_chance: that many times the cross-entropy of guessing among all C classes, > 0.
+        bound_chance: that many times the cross-entropy of guessing among the C answers that compete, > 0.
         sparsity: α ≥ 0.
         sparsity_warmup: epochs with α = 0 first, ≥ 0.
         proximal: take α's part of each step as a proximal one after the optimizer's, which gives exact zeros.
     """
 
     paper = "arXiv:2403.11530"
+    uses_features = False  # whether `_extra` has terms
     erasure = "approximate: adapted layers no longer recognise what was erased; all else, the head too, is as it was"
 
     def __init__(
@@ -75,7 +75,7 @@ class GSLoRA(Paired):
         require("sparsity_warmup", sparsity_warmup, sparsity_warmup >= 0, "≥ 0")
         self.lora = LoRA(self.model.backbone, where, rank=rank, alpha=lora_alpha)
         self.grouping, self.forgetting = grouping, forgetting
-        self.bound = bound_chance * math.log(self.model.head.num_classes) if bound is None else bound
+        self.bound, self.bound_chance = bound, bound_chance
         self.sparsity, self.sparsity_warmup, self.proximal = sparsity, sparsity_warmup, proximal
         self.adapter, self.rate = "", 0.0
         self.norms: list[float] = []  # ‖G_l‖ just before the last merge
@@ -96,17 +96,17 @@ class GSLoRA(Paired):
 
     def forget_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y, kept = self._pair(batch, batch_idx)  # (2 B, ...), (2 B,)
-        features = self.model.features(x)  # (2 B, D)
-        losses = F.cross_entropy(self.model.head(features), y, reduction="none")
-        loss = self._weight * short_of(self.bound, self.mean(losses[kept:]), self.world_size)
+        found = scored(self.model, x, y, features=self.uses_features)
+        gaps = bounds(found, self.bound, self.bound_chance) - found.losses
+        loss = self._weight * hinge(self.mean(gaps[kept:]), self.world_size)
         if kept:
-            loss = loss + self.mean(losses[:kept])
+            loss = loss + self.mean(found.losses[:kept])
         if self._alpha and not self.proximal:
             loss = loss + self._alpha * group_norms(self.lora.groups(self.adapter, self.grouping)).sum()
-        return loss + self._extra(features, y, kept)
+        return loss if found.features is None else loss + self._extra(found.features, y, kept)
 
     def _extra(self, features: Tensor, y: Tensor, kept: int) -> Tensor | float:
-        """Further terms of the loss; the first `kept` samples are retained, the others are to be erased."""
+        """Terms of features (b, D); the first `kept` samples are retained, the others are to be erased."""
         return 0.0
 
     @property

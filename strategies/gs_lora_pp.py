@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clplat import Data, Experience, Kind, require
 from clplat.adapters import WeightAverage
-from clplat.components.losses import short_of
+from clplat.components.losses import hinge
 from clplat.strategies.gs_lora import GSLoRA
 from clplat.strategy import evaluating
 
@@ -46,6 +46,7 @@ class GSLoRAPP(GSLoRA):
     """
 
     paper = "arXiv:2501.09705"
+    needs_classes = True  # prototypes are theirs
 
     def __init__(
         self,
@@ -67,8 +68,9 @@ class GSLoRAPP(GSLoRA):
         self.prototype_forgetting, self.prototype_retaining = prototype_forgetting, prototype_retaining
         self.prototype_bound, self.average_start = prototype_bound, average_start
         self.average, self.predict_with = WeightAverage(self.lora, average_decay), predict_with
-        head = self.model.head
-        self.prototypes = nn.Parameter(torch.zeros(head.num_classes, head.in_features), requires_grad=False)
+        self.uses_features = bool(prototype_forgetting or prototype_retaining)
+        shape = self.model.num_classes, self.model.backbone.embed_dim
+        self.prototypes = nn.Parameter(torch.zeros(shape), requires_grad=False)  # (C, D); 0 outside a request
 
     def grow(self, experience: Experience) -> None:
         super().grow(experience)
@@ -101,10 +103,9 @@ class GSLoRAPP(GSLoRA):
         return super().forget_step(batch, batch_idx)
 
     def _extra(self, features: Tensor, y: Tensor, kept: int) -> Tensor | float:
-        if not self.prototype_forgetting and not self.prototype_retaining:
-            return 0.0
         apart = divergence(self.prototypes[y], features)  # (b,)
-        loss = self.prototype_forgetting * short_of(self.prototype_bound, self.mean(apart[kept:]), self.world_size)
+        gap = self.mean(self.prototype_bound - apart[kept:])
+        loss = self.prototype_forgetting * hinge(gap, self.world_size)
         return loss + self.prototype_retaining * self.mean(apart[:kept]) if kept else loss
 
     def _average_epoch(self) -> None:
@@ -112,9 +113,11 @@ class GSLoRAPP(GSLoRA):
         if self.epoch >= self.average_start:
             self.average.update()
 
+    @torch.no_grad()
     def end(self, experience: Experience) -> None:
         if experience.kind is Kind.FORGET:
             self._average_epoch()
+            self.prototypes.zero_()  # those of the erased classes least of all may stay
         super().end(experience)
 
     def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:

@@ -10,6 +10,10 @@ Differs  one optimizer for θ and e_t, which have the same rate in theirs. A par
          as the difference from that constant (the gain of a normalisation starts at 1). The inference network learns
          from a memory of real samples, where the paper replays those of a generative model. With lookahead, clipping
          applies to the first gradient only.
+         Defaults are no column of either source: β and the rate are hypercl's, chunk, hidden widths and no lookahead of
+         the order of posterior_replay_cl's, embeddings of 32 ours. The paper's, for Split MNIST, are `lookahead: true,
+         embedding: 96, chunk: 42000, chunk_embedding: 96, hidden: [10, 10]` (experiment hnet/split_mnist). Adapters
+         (`rank`) are an extension, and start at the frozen backbone.
 """
 
 from __future__ import annotations
@@ -50,5 +54,5 @@ class HNet(Hypernet):
         require("hidden", hidden, all(width >= 1 for width in hidden), "widths ≥ 1")
         require("activation", activation, activation in ("relu", "elu"), "relu or elu")
         require("init", init, init in ("default", "xavier"), "default or xavier")
-        size = self.target.size
-        self._generate(Chunked(size, self.embedding, chunk, chunk_embedding, hidden, activation, init))
+        size, from_zero = self.target.size, self.target.rank > 0
+        self._generate(Chunked(size, self.embedding, chunk, chunk_embedding, hidden, activation, init, from_zero))

@@ -33,6 +33,7 @@ class LwF(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1606.09282"
+    needs_classes = True
     replays = True
 
     def __init__(self, *, distill: float = 1.0, temperature: float = 2.0, **base):

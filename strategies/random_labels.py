@@ -13,7 +13,6 @@ import dataclasses
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Data, Experience, Kind, require
@@ -50,6 +49,7 @@ class RandomLabels(Rehearsal):
     kinds = frozenset({Kind.LEARN, Kind.FORGET})
     paper = "arXiv:1911.04933"
     replays = True
+    needs_classes = True
     erasure = "approximate: the erased data are taught under wrong labels; no guarantee beyond what is measured"
 
     def __init__(self, *, memory: int = 500, replay_batch: int = 32, **base):
@@ -83,7 +83,7 @@ class RandomLabels(Rehearsal):
         x, y = batch  # (B, ...), (B,) wrong labels
         if (replayed := self._replayed(self.replay_batch)) is not None:
             x, y = torch.cat([x, replayed[0]]), torch.cat([y, replayed[1]])
-        return self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+        return self.mean(self.losses(x, y))
 
     def end(self, experience: Experience) -> None:
         self.wrong = self.wrong[:0]

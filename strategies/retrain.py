@@ -9,7 +9,6 @@ Differs  one joint training on all retained data, however they were met; head ro
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Data, Experience, Kind, Strategy
@@ -56,7 +55,7 @@ class Retrain(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        return self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+        return self.mean(self.losses(x, y))
 
     def forget_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """As in learning: the batch is of retained data."""

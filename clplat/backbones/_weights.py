@@ -67,6 +67,7 @@ def fit(
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise UserError(f"{key}: {source} does not fit: {faults[0]}{more}")
     module.load_state_dict({name: state[name] for name in own})
+    _note(module, key, source)
 
 
 def whole_files(folder: Path) -> list[Path]:
@@ -124,6 +125,7 @@ def read_folder(cls: Any, folder: Path, config: Any, dtype: torch.dtype) -> Any:
             logging.enable_progress_bar()
     if absent := sorted(report["missing_keys"]):
         raise UserError(f"backbone.weights: {folder} does not fit: lacks {absent[0]} (of {len(absent)} tensors)")
+    _note(net, "backbone.weights", str(folder))
     return net
 
 
@@ -135,5 +137,17 @@ def untransposed(net: Any) -> Any:
         if isinstance(module, Conv1D):
             layer = nn.Linear(module.nx, module.nf, device="meta")  # draws nothing
             layer.weight, layer.bias = nn.Parameter(module.weight.detach().T.contiguous()), module.bias
+            if (read := origin(module.weight)) is not None:
+                layer.weight._origin = read  # type: ignore[attr-defined]
             net.set_submodule(name, layer)
     return net
+
+
+def origin(parameter: nn.Parameter) -> tuple[str, str] | None:
+    """Key and source that the values of a parameter were read from; None where they were drawn."""
+    return getattr(parameter, "_origin", None)
+
+
+def _note(module: nn.Module, key: str, source: str) -> None:
+    for parameter in module.parameters():
+        parameter._origin = key, source  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clplat.backbones.base import Classifier
-from clplat.stream import Answers, Experience
+from clplat.stream import Answers, Experience, Kind
 
 TOKENS_AT_ONCE = 2**15  # tokens in one pass of label scoring or generation; batches are cut by length to stay below
 
@@ -46,10 +46,19 @@ class _Told(Classifier):
         known = torch.empty(0, 0, dtype=torch.int64) if answers is None else answers.classes.long()
         self.register_buffer("classes", known)
 
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it predicts by text, not by scores of the classes."""
+        return False
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # A learner loaded without its stream learns from the checkpoint what the classes are.
         brought = state_dict.get(f"{prefix}classes")
-        if brought is not None and not self.classes.numel():
+        if brought is not None and not (self.classes >= 0).any():
             self.classes = brought.to(self.classes.device, copy=True)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -105,6 +114,22 @@ class Answerer(_Told):
         each = nn.functional.cross_entropy(logits.transpose(1, 2), answers, ignore_index=-1, reduction="none")
         return each.sum(1) / (answers >= 0).sum(1).clamp(min=1)
 
+    def candidates(self, inputs: Tensor) -> Tensor:
+        """How many answers each sample is chosen from, (B,); where answers are free text, tokens of the vocabulary."""
+        speaker: Any = self.backbone
+        named = (inputs[:, 1] >= 0).sum(1)
+        return named.masked_fill(named == 0, self.num_classes or speaker.vocabulary)
+
+    @property
+    def writes(self) -> bool:
+        return bool(self.ending[1] > 0)
+
+    def first_token(self, inputs: Tensor) -> Tensor:
+        """Logits (B, V) of the token that an answer begins with."""
+        speaker: Speaker = self.backbone  # type: ignore[assignment]
+        prompts = trimmed(inputs[:, 0])
+        return speaker.answer_logits(prompts, prompts.new_zeros(len(prompts), 1))[:, 0]
+
     def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
         """Logits (B, C); or, where the stream wants text, greedy answers (B, tokens) filled with -1."""
         end, tokens = self.ending.tolist()
@@ -120,8 +145,8 @@ class ImageText(_Told):
     """CLIP as a classifier: an image is of the class whose prompt it is nearest to. All parameters are the backbone's.
 
     In training the classes of the current experience compete, and those of the samples that this process replays, so
-    that with replay two processes do not add up to one; in evaluation all classes of the stream, seen or not, or those
-    of the task where it is told.
+    that with replay two processes do not add up to one; in a request to forget all classes of the stream, and in
+    evaluation these, seen or not, or those of the task where it is told.
 
     Source: Zheng et al., "ZSCL", ICCV 2023, arXiv:2303.06628 (told tasks); Xu et al., "RAIL", NeurIPS 2024,
     arXiv:2406.18868 (all classes).
@@ -140,7 +165,11 @@ class ImageText(_Told):
 
     def grow(self, experience: Experience) -> None:
         """Nothing grows: what an experience's classes are called is known from the start."""
-        self.current = experience.classes
+        self.current = tuple(range(len(self.classes))) if experience.kind is Kind.FORGET else experience.classes
+
+    def candidates(self, inputs: Tensor) -> Tensor:
+        """How many classes compete for each of images (B, 3, H, W) in a request to forget, (B,)."""
+        return torch.full((len(inputs),), self.num_classes, device=inputs.device)
 
     def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
         """Logits (B, C) for images (B, 3, H, W): scaled cosines with the prompt of every class of the stream."""

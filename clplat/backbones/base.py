@@ -203,6 +203,11 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
 
+    @property
+    def num_classes(self) -> int:
+        """C of the whole stream; 0 where its answers are free text."""
+        return self.head.num_classes
+
     def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
         """Logits (B, C) for prepared inputs (B, ...)."""
         return self.head(self.backbone(inputs), task)

@@ -58,7 +58,8 @@ class Held(nn.Module):
         """Note what `model` makes now, if that is stored."""
         if len(self.outputs):
             # With gradients on, as in the steps: torch has other kernels without, and R would not start at exactly 0.
-            self.outputs.copy_(model.generator.outputs(*model.tasks(slots)).detach())
+            with torch.autocast(self.outputs.device.type, enabled=False):
+                self.outputs.copy_(model.generator.outputs(*model.tasks(slots)).detach())
 
     def drawn(self, count: int) -> list[int]:
         """Which of `count` tasks R runs over in this step, the same in every process."""
@@ -70,11 +71,17 @@ class Held(nn.Module):
     def change(
         self, model: GeneratedClassifier, slots: Sequence[int], weigh: Callable[[list[int]], Tensor | None]
     ) -> Tensor:
-        """R over the tasks at `slots`, or those drawn of them; a scalar.
+        """R over the tasks at `slots`, or those drawn of them; a scalar, in single precision under autocast, too.
 
         Args:
             weigh: F (m, width) of the tasks at these places; None: 1.
         """
+        with torch.autocast(self.outputs.device.type, enabled=False):
+            return self._change(model, slots, weigh)
+
+    def _change(
+        self, model: GeneratedClassifier, slots: Sequence[int], weigh: Callable[[list[int]], Tensor | None]
+    ) -> Tensor:
         rows = self.drawn(len(slots))
         chosen = [slots[r] for r in rows]
         tasks, now, importance = model.tasks(chosen), model.generator, weigh(chosen)

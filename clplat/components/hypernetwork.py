@@ -52,6 +52,7 @@ class Chunked(Generator):
         hidden: widths of g's hidden layers; empty makes it linear.
         activation: of the hidden layers.
         init: default (as nn.Linear starts), or xavier with zero biases.
+        from_zero: the last layer starts at 0, and so does ω.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Chunked(Generator):
         hidden: Sequence[int],
         activation: Literal["relu", "elu"],
         init: Literal["default", "xavier"],
+        from_zero: bool = False,
     ) -> None:
         super().__init__()
         self.size = self.width = size
@@ -75,6 +77,8 @@ class Chunked(Generator):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
+        if from_zero:
+            _zero(self.net[-1])
 
     def outputs(self, codes: Tensor, level: int) -> Tensor:
         return self.net(_pairs(codes, self.pieces)).flatten(1)[:, : self.size]
@@ -83,6 +87,11 @@ class Chunked(Generator):
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
         return self.net[:-1](_pairs(codes, self.pieces)), last
+
+
+def _zero(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _pairs(codes: Tensor, pieces: Tensor) -> Tensor:
@@ -107,6 +116,7 @@ class Recurrent(Generator):
         chunk_embedding: numbers of a piece's embedding, ≥ 0.
         hidden: H, numbers of h_k, > 0.
         hold_states: > 0 scales the h_k and puts them after ω in `outputs`.
+        from_zero: the heads of each level start at 0, and so does ω.
     """
 
     def __init__(
@@ -117,8 +127,10 @@ class Recurrent(Generator):
         chunk_embedding: int,
         hidden: int,
         hold_states: float,
+        from_zero: bool = False,
     ) -> None:
         super().__init__()
+        self.from_zero = from_zero
         self.size, self.embedding, self.chunk_embedding, self.hidden = size, embedding, chunk_embedding, hidden
         self.sizes, self.hold_states = sizes, hold_states
         self.steps = -(-size // sizes) if isinstance(sizes, int) else len(sizes)
@@ -132,6 +144,8 @@ class Recurrent(Generator):
         self.cells.append(nn.LSTM(self.embedding + self.chunk_embedding + below, self.hidden, batch_first=True))
         sizes = [self.sizes] if isinstance(self.sizes, int) else self.sizes
         self.heads.append(nn.ModuleList(nn.Linear(self.hidden, s) for s in sizes))
+        if self.from_zero:
+            _zero(self.heads[-1])
 
     def extend(self) -> None:
         """Add a level and freeze those below it."""

@@ -6,8 +6,11 @@ Shapes: B samples of a batch, C classes, A tokens of an answer.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -38,17 +41,48 @@ class Losses(nn.Module):
         return losses(self.model, inputs, labels, task)
 
 
-def short_of(bound: float, mine: Tensor, world_size: int) -> Tensor:
-    """ReLU(bound − mean over the samples of all processes), a scalar; at the bound its gradient is 0.
+@dataclass
+class Scored:
+    """Of each sample of a batch: its loss (B,), of how many answers one was to be chosen (B,), its features (B, D)."""
+
+    losses: Tensor
+    candidates: Tensor
+    features: Tensor | None
+
+
+def scored(model: Any, inputs: Tensor, labels: Tensor, features: bool = False) -> Scored:
+    """Losses of a classifier as the model defines them, and what goes with them; in one pass where it has a head.
 
     Args:
-        mine: this process's mean, as `Strategy.mean` weighs it.
+        features: whether they are wanted.
     """
-    whole = mine.detach().clone()
-    if world_size > 1:  # on a process's own mean the bound would be reached here and not there
+    if hasattr(model, "losses"):
+        found = model.features(inputs) if features else None
+        return Scored(losses(model, inputs, labels), model.candidates(inputs), found)
+    found = model.features(inputs)
+    logits = model.head(found)
+    each = F.cross_entropy(logits, labels, reduction="none")
+    return Scored(each, (logits > -torch.inf).sum(1), found)
+
+
+def bounds(found: Scored, bound: float | None, chance: float = 2.0) -> Tensor:
+    """Loss (B,) beyond which erasing pushes a sample no further: `bound`, or `chance` · ln C, C ≥ 2 its candidates."""
+    if bound is not None:
+        return torch.full_like(found.losses, bound)
+    return (chance * found.candidates.clamp(min=2).double().log()).to(found.losses.dtype)
+
+
+def hinge(gap: Tensor, world_size: int) -> Tensor:
+    """ReLU of the mean gap over the samples of all processes, a scalar; at 0 its gradient is 0.
+
+    Args:
+        gap: this process's mean, as `Strategy.mean` weighs it.
+    """
+    whole = gap.detach().clone()
+    if world_size > 1:  # by a process's own mean the bound would be reached here and not there
         torch.distributed.all_reduce(whole)
         whole /= world_size
-    return torch.where(whole < bound, bound - mine, torch.zeros_like(mine))
+    return torch.where(whole > 0, gap, torch.zeros_like(gap))
 
 
 def single_losses(

@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clplat.components.stored import CHUNK, Stored
+from clplat.components.stored import CHUNK, Stored, class_ids
 from clplat.errors import UserError
 from clplat.strategy import require
 from clplat.stream import Data
@@ -220,7 +220,7 @@ class ClassBalanced(Bounded):
 
     A new class shrinks the room of all others, each to a random part of what it holds, which keeps it a uniform
     sample of its class. Chrysakis and Moens, "Online Continual Learning from Imbalanced Data", ICML 2020, have the
-    same aim with uneven quotas. Labels are read on the host once a batch.
+    same aim with uneven quotas. Labels are read on the host once a batch. Free text is of one class.
 
     After an erasure the room is shared out anew among the classes left, and each takes new samples of its own until
     its room is full.
@@ -240,7 +240,7 @@ class ClassBalanced(Bounded):
         return sum(self.held.values())
 
     def _place(self, labels: Tensor) -> dict[int, int]:
-        classes = labels.tolist()
+        classes = class_ids(labels).tolist()
         if new := [c for c in dict.fromkeys(classes) if c not in self.seen]:
             self._make_room(new)
         counts = []

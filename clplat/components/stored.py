@@ -62,7 +62,7 @@ class Stored(nn.Module):
         if len(self) == 0:
             return 0
         slots = self._held_slots()
-        named = torch.isin(self.stored["labels"][slots], torch.tensor(request.classes, device=slots.device))
+        named = torch.isin(class_ids(self.stored["labels"][slots]), torch.tensor(request.classes, device=slots.device))
         if request.train is not None and len(request.train):
             if "rows" in self.stored:
                 named |= self._holds(request.train, slots)
@@ -121,6 +121,11 @@ class Stored(nn.Module):
         missing_keys.extend(missing)
         if not missing:
             self._restore(state)
+
+
+def class_ids(labels: Tensor) -> Tensor:
+    """Classes (n,) of labels: class ids (n,), or (n, A) token ids where answers are free text, all of one class 0."""
+    return labels if labels.ndim == 1 else labels.new_zeros(len(labels))
 
 
 def _alike(a: Tensor, b: Tensor) -> Tensor:

@@ -23,23 +23,30 @@ def least_entropy(logits: Tensor) -> Tensor:
     """For each sample the task whose prediction is surest, (B,) int64, from logits (T, B, C); -inf: no such class.
 
     By log_softmax: the logarithm of a softmax that underflows to 0 would make the entropy NaN, which argmin may take.
+    A task with none of the classes to choose from is least sure.
     """
-    logs = logits.log_softmax(2)
-    return torch.where(logs.isneginf(), 0.0, -logs.exp() * logs).sum(2).argmin(0)
+    logs = logits.float().log_softmax(2)
+    entropy = torch.where(logs.isneginf(), 0.0, -logs.exp() * logs).sum(2)
+    return entropy.masked_fill(logits.isneginf().all(2), torch.inf).argmin(0)
 
 
 def surest(model: GeneratedClassifier, inputs: Tensor) -> Tensor:
-    """Logits (B, C) of each sample by the task that predicts it with least entropy."""
-    logits = torch.stack([model.of_slot(inputs, s) for s in range(len(model.codes))])  # (T, B, C)
+    """Logits (B, C) of each sample by the task that predicts it with least entropy.
+
+    Text (B, tokens) of a target that writes: by the task that is surest of the first token.
+    """
+    slots = range(len(model.codes))
+    if model.writes:
+        return of_slots(model, inputs, least_entropy(torch.stack([model.first_token(inputs, s) for s in slots])))
+    logits = torch.stack([model.of_slot(inputs, s) for s in slots])  # (T, B, C)
     return logits[least_entropy(logits), torch.arange(len(inputs), device=inputs.device)]
 
 
 def of_slots(model: GeneratedClassifier, inputs: Tensor, slots: Tensor) -> Tensor:
-    """Logits (B, C) of each sample by the task at its place in `slots` (B,)."""
-    found = inputs.new_empty(len(inputs), model.target.classes)
-    for slot in slots.unique().tolist():
-        found[slots == slot] = model.of_slot(inputs[slots == slot], slot).to(found.dtype)
-    return found
+    """Logits (B, C), or text (B, tokens), of each sample by the task at its place in `slots` (B,)."""
+    chosen = slots.unique().tolist()
+    rows = torch.cat([(slots == slot).nonzero()[:, 0] for slot in chosen])
+    return torch.cat([model.of_slot(inputs[slots == slot], slot) for slot in chosen])[rows.argsort()]
 
 
 class TaskTeller(nn.Module):

@@ -145,6 +145,8 @@ def build_strategy(
     if backbone.needs_head:
         make_head = discovery.load("heads", config.head.name)
         head = make_head(backbone.embed_dim, num_classes, **config.head.options)
+    elif answers is None and num_classes:  # their words come with the checkpoint
+        answers = Answers(torch.full((num_classes, 1), -1), 0, 0)
     cls = discovery.load("strategies", config.strategy.name)
     return cls(model=backbone.assemble(head, answers), **config.strategy.options)
 
@@ -177,6 +179,8 @@ def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[st
         faults.append(f"head: taskwise scores a batch with one task's rows, but {cls.__name__} mixes tasks in a batch")
     if config.head.name == "ncm" and cls.readout is not Strategy.readout:
         faults.append(f"head: ncm has no part in what {cls.__name__} predicts with (valid: a head of another kind)")
+    if cls.needs_classes and isinstance(stream.answers, Answers) and not len(stream.answers.classes):
+        faults.append(f"strategy: {config.strategy.name} needs classes, but the answers of this stream are free text")
     if config.loop.evaluate_on == "valid" and all(e.valid is None for e in stream):
         faults.append("loop.evaluate_on: valid, but the stream has no validation data (set stream.validation)")
     if config.loop.keep_predictions and all(e.kind is not Kind.ADAPT for e in stream):

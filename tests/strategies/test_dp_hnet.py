@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 from clplat.components.hypernetwork import Recurrent, output_change
 from clplat.errors import UserError
-from clplat.strategies import dp_hnet
 from clplat.strategies.dp_hnet import DPHNet, fisher
 
 SMALL = {"embedding": 4, "chunk": 25, "chunk_embedding": 3, "hidden": 6}
@@ -92,7 +91,7 @@ def test_growth_frees_the_new_cell_only(experiences, model):
 
 
 def test_fisher_by_a_loop_over_samples(experiences, model, monkeypatch):
-    monkeypatch.setattr(dp_hnet, "VALUES_AT_ONCE", 300)  # so that several chunks are needed
+    monkeypatch.setattr("clplat.components.fisher.VALUES_AT_ONCE", 300)  # so that several chunks are needed
     strategy, stream = make(model), experiences(1)
     strategy.grow(stream[0])
     x, y = stream[0].train.all()

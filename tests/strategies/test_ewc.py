@@ -16,7 +16,7 @@ def test_penalty_by_hand():
 
 @pytest.mark.parametrize("group", [1, 2, 3, 10])
 def test_fisher_equals_a_loop_over_groups(experiences, model, group, monkeypatch):
-    monkeypatch.setattr("clplat.strategies.ewc.VALUES_AT_ONCE", 200)  # so that several chunks are needed
+    monkeypatch.setattr("clplat.components.fisher.VALUES_AT_ONCE", 200)  # so that several chunks are needed
     net, stream = model(), experiences(1)
     net.grow(stream[0])
     x, y = stream[0].train.all()

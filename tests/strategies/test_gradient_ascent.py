@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from clplat import Experience, Kind
+from clplat.components.losses import Scored, bounds
 from clplat.errors import UserError
-from clplat.strategies.gradient_ascent import GradientAscent, default_bound
+from clplat.strategies.gradient_ascent import GradientAscent
 from clplat.strategies.naive import Naive
 
 
@@ -81,9 +82,9 @@ def test_the_bound_stops_it(experiences, model, drive, answer, request_for):
 
 
 def test_default_bound_counts_classes_that_are_there():
-    logits = torch.tensor([[1.0, -torch.inf, 0.0, 2.0]])
-    assert default_bound(logits) == pytest.approx(2 * math.log(3))
-    assert default_bound(torch.zeros(2, 1)) == pytest.approx(2 * math.log(2))
+    found = Scored(torch.zeros(2), torch.tensor([3, 1]), None)
+    assert bounds(found, None).tolist() == pytest.approx([2 * math.log(3), 2 * math.log(2)])
+    assert bounds(found, 1.5).tolist() == [1.5, 1.5]
 
 
 def test_with_replay_the_rest_stays(experiences, model, drive, answer, request_for):

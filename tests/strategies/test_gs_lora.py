@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from gs_lora_bench import CLASSES, SHAPE, asked, forget, learn, make, network, pool, run, step_loss
 
 from clplat.adapters import LoRA
@@ -228,8 +229,14 @@ def test_the_weight_of_a_request_is_that_of_its_number():
 
 
 def test_default_bound_is_a_multiple_of_guessing():
-    assert make(bound=None).bound == pytest.approx(2 * math.log(CLASSES))
-    assert make(bound=None, bound_chance=3.0).bound == pytest.approx(3 * math.log(CLASSES))
+    for chance in (2.0, 3.0):
+        options = {"forgetting": [1.0], "sparsity": 0.0, "bound_chance": chance}
+        given, retained, _ = asked(bound=chance * math.log(CLASSES), **options)
+        told, *_ = asked(bound=None, **options)
+        x, y = retained.batch(torch.arange(6))
+        loss = step_loss(told, retained)
+        torch.testing.assert_close(loss, step_loss(given, retained))
+        assert loss > F.cross_entropy(told.model(x), y)  # below the bound
 
 
 def test_learning_and_requests_have_optimizers_of_their_own():

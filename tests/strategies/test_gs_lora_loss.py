@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from gs_lora_bench import SHAPE, asked, blocks_of, erased_batch, forget, learn, make, pool, reference, run, step_loss
 
 from clplat.adapters.groups import group_norms, shrink
-from clplat.components.losses import short_of
+from clplat.components.losses import hinge
 
 # --- the loss and its gradient, against float64 -----------------------------------------------------------------------
 
@@ -41,7 +41,7 @@ def test_bounded_loss_and_gradient_are_zero_at_the_bound_and_minus_the_gradient_
     losses = torch.tensor([1.0, 3.0, 5.0], requires_grad=True)
     for bound, value, slope in ((3.0, 0.0, 0.0), (2.0, 0.0, 0.0), (4.0, 1.0, -1 / 3)):
         losses.grad = None
-        loss = short_of(bound, strategy.mean(losses), 1)
+        loss = hinge(strategy.mean(bound - losses), 1)
         loss.backward()
         assert loss.item() == pytest.approx(value)  # of the batch's mean, not of each sample
         torch.testing.assert_close(losses.grad, torch.full((3,), slope))
@@ -51,10 +51,10 @@ def test_bounded_loss_and_gradient_are_zero_at_the_bound_and_minus_the_gradient_
 def test_the_bound_is_held_against_the_mean_of_all_processes(monkeypatch, other, slope):
     strategy = make()
     strategy.world_size, strategy.global_batch = 2, 4
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: t.add_(other))  # the other process's mean
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: t.add_(3.0 - other))  # the other process's mean gap
     mine = 5.0 if other < 0 else 2.0  # one process is beyond 3, both together are or are not
     losses = torch.tensor([mine - 0.5, mine + 0.5], requires_grad=True)
-    short_of(3.0, strategy.mean(losses), 2).backward()
+    hinge(strategy.mean(3.0 - losses), 2).backward()
     torch.testing.assert_close(losses.grad, torch.full((2,), slope))
 
 

@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 
 from clplat import Data, Experience, Kind
+from clplat.backbones._weights import fit
 from clplat.backbones.base import Classifier
 from clplat.backbones.cnn import slim_resnet18
-from clplat.backbones.heads import NCM, Growing
+from clplat.backbones.heads import NCM, Growing, Linear
 from clplat.backbones.vit import vit_micro
 from clplat.components.generated import Target
 from clplat.components.lookahead import simulated_step
 from clplat.components.tasks import least_entropy
 from clplat.errors import UserError
+from clplat.strategies.dp_hnet import DPHNet
 from clplat.strategies.hnet import HNet
 
 SMALL = {"embedding": 4, "chunk": 25, "chunk_embedding": 3, "hidden": [6]}  # 98 weights: 4 pieces, the last one cut
@@ -48,6 +50,35 @@ def test_first_step_of_a_task_has_no_regulariser(experiences, model, drive, held
     assert change.item() == 0
     gradients = torch.autograd.grad(change, list(strategy.model.generator.parameters()), allow_unused=True)
     assert all(g is None or not g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("held", ["factors", "stored", "recomputed"])
+@pytest.mark.parametrize("cls", [HNet, DPHNet])
+def test_under_autocast_the_regulariser_is_in_single_precision_and_starts_at_zero(experiences, model, drive, cls, held):
+    small = SMALL | ({} if cls is HNet else {"hidden": 6})
+    if cls is DPHNet and held == "factors":
+        return
+    torch.manual_seed(0)
+    strategy = cls(model=model(), **small, held_outputs=held, lr=0.05, beta=0.5)
+    stream = experiences(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        drive(strategy, stream[:1])
+    strategy.grow(stream[1])
+    strategy.begin(stream[1])
+    theta = list(strategy.model.generator.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        change = strategy._change()
+    assert change.item() == 0
+    assert not any(g.any() for g in torch.autograd.grad(change, theta, allow_unused=True) if g is not None)
+    with torch.no_grad():
+        for p in theta:
+            p += 1e-4  # which bfloat16 would not tell
+    exact = strategy._change()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert strategy._change().dtype == torch.float32
+        assert torch.equal(strategy._change(), exact)
+        assert torch.equal(strategy.model.omega(0), strategy.model.generator(*strategy.model.tasks([0]))[0]) is False
+    assert exact > 0
 
 
 def test_regulariser_by_an_independent_computation(experiences, model, drive):
@@ -249,6 +280,8 @@ def test_least_entropy_finds_the_task():
     logits[1, :, 2:4] = torch.tensor([[0.0, 0.0], [0.0, 0.0]])  # uniform
     logits[2, :, 4:] = torch.tensor([[0.0, 1.0], [0.0, 300.0]])  # a softmax that underflows to exactly 0
     assert least_entropy(logits).tolist() == [0, 2]
+    logits[2] = -torch.inf  # none of the answers to choose from
+    assert least_entropy(logits)[1].item() in (0, 1)
 
 
 @pytest.mark.parametrize("infer", ["entropy", "network"])
@@ -315,12 +348,53 @@ def test_adapters_of_a_frozen_backbone_are_generated(drive):
     drive(strategy, stream)
     after = strategy.model.target.model.backbone.state_dict()
     assert all(torch.equal(frozen[k], after[k]) for k in frozen)
-    weights = strategy.model.target.weights(strategy.model.omega(1))
-    omega = strategy.model.omega(1)
+    target, omega = strategy.model.target, strategy.model.omega(1)
+    weights = target.weights(omega)
     name, layer = next(iter(layers.items()))
-    b, a = [s for s in strategy.model.target.slices if s.base == f"model.backbone.{name}.weight"]
-    delta = omega[b.offset : b.end].view(b.shape) @ omega[a.offset : a.end].view(a.shape)
+    starts = dict(zip((s.offset for s in target.slices), target.start.split(target._starts), strict=True))
+    b, a = [s for s in target.slices if s.base == f"model.backbone.{name}.weight"]
+    assert starts[b.offset].tolist() == [0]
+    assert 0.5 < starts[a.offset].abs().max() * layer.in_features**0.5 <= 1
+    delta = omega[b.offset : b.end].view(b.shape) @ (omega[a.offset : a.end] + starts[a.offset]).view(a.shape)
     torch.testing.assert_close(weights[f"model.backbone.{name}.weight"], layer.weight + delta)
+
+
+@pytest.mark.parametrize("cls", [HNet, DPHNet])
+def test_adapters_start_at_the_frozen_backbone_and_the_head_where_it_was(drive, cls):
+    torch.manual_seed(0)
+    stream = list(image_experiences())
+    net = Classifier(vit_micro((3, 8, 8), patch_size=4, dim=8, depth=1, heads=2), Linear(8, 4))
+    x = stream[0].train.all()[0]
+    expected = net(x).detach()
+    growth = {"grow_every": 1} if cls is DPHNet else {}
+    strategy = cls(model=net, **{**SMALL, "hidden": [6] if cls is HNet else 6}, lr=0.05, rank=2, **growth)
+    strategy.grow(stream[0])
+    assert torch.equal(strategy.model(x)[:, :2], expected[:, :2])
+    strategy.begin(stream[0])
+    strategy.raw, strategy.global_batch = x, len(x)
+    strategy.training_step(stream[0].train.all(), 0).backward()
+    assert any(p.grad.any() for p in strategy.model.generator.parameters() if p.grad is not None)
+    if growth:  # a new level starts there, too
+        drive(strategy, stream[:1])
+        strategy.grow(stream[1])
+        assert torch.equal(strategy.model(x)[:, 2:], expected[:, 2:])
+
+
+def test_weights_that_would_not_be_used_are_refused(tmp_path, model):
+    read = model(head=Linear)
+    with torch.no_grad():
+        read.head.bias += 1
+    for part, key in (("backbone", "start.run"), ("head", "start.head")):
+        net = model(head=Linear)
+        state = getattr(read, part).state_dict()
+        fit(getattr(net, part), state, f"the {part} of runs/x", lambda _: False, key)
+        message = rf"strategy.rank: 0 generates every weight, and would not use those of {key}: the {part} of runs/x \("
+        with pytest.raises(UserError, match=message):
+            make(lambda net=net: net)
+    net = Classifier(vit_micro((3, 8, 8), patch_size=4, dim=8, depth=1, heads=2), Linear(8, 4))
+    fit(net.head, {"weight": torch.ones(4, 8), "bias": torch.ones(4)}, "x", lambda _: False, "start.head")
+    target = Target(net, 2)  # adapters beside them, and the head as it was read
+    assert (target.weights(torch.zeros(target.size))["model.head.weight"] == 1).all()
 
 
 def test_a_frozen_parameter_is_not_generated(model):

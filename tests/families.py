@@ -1,0 +1,91 @@
+"""Tiny streams for models that know their classes by words, and the models: CLIP, a decoder, an encoder-decoder.
+
+Shapes: N samples of a pool, L tokens of a prompt, C = 4 classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from clplat import Data, Experience, Kind, Stream
+from clplat.backbones.clip import clip
+from clplat.backbones.language_model import language_model
+from clplat.stream import Answers
+
+CLASSES, END, IDS, LENGTH, SIDE, PER_CLASS = 4, 2, 40, 9, 16, 6
+WORDS = torch.tensor([[5, 6, END], [7, END, -1], [8, 9, END], [10, 5, END]])  # of each class, (C, A)
+
+
+class Told(Stream):
+    """Two experiences of two classes, and then, if asked for, one of them to forget; half of each class to test.
+
+    Args:
+        inputs: (N, ...), PER_CLASS of each class in turn.
+        forget: the class to erase at the end; None: none.
+        labels: (N, A) where answers are free text; None: class ids.
+    """
+
+    def __init__(self, inputs: torch.Tensor, forget: int | None, labels: torch.Tensor | None = None) -> None:
+        ids = torch.arange(len(inputs)) // PER_CLASS
+        given = ids if labels is None else labels
+        test = torch.arange(len(inputs)) % 2 == 0
+
+        def part(classes: tuple[int, ...]) -> dict[str, Any]:
+            mine = torch.isin(ids, torch.tensor(classes))
+            train, held = (Data(inputs, given, (mine & half).nonzero()[:, 0]) for half in (~test, test))
+            return {"train": train, "test": held, "classes": classes if labels is None else ()}
+
+        made = [Experience(k, f"e{k}", Kind.LEARN, task=k, **part((2 * k, 2 * k + 1))) for k in range(2)]
+        if forget is not None:
+            named, erased = ((f"class:{forget}",), (forget,)) if labels is None else (("experience:e0",), (0, 1))
+            asked = {"request": named, "task": forget // 2}
+            made.append(Experience(2, "forget", Kind.FORGET, **part(erased), **asked))
+        classes = WORDS if labels is None else WORDS[:0, :0]
+        super().__init__(made, num_classes=len(classes), input_shape=tuple(inputs.shape[1:]))
+        self.answers = Answers(classes, END, IDS, new_tokens=0 if labels is None else 3)
+
+    def score(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Free text is right if each token is."""
+        if labels.ndim == 1:
+            return super().score(predictions, labels)
+        written = labels.masked_fill(labels == END, -1)[:, : predictions.shape[1]]
+        return (written == predictions[:, : written.shape[1]]).all(1).float()
+
+
+def pictures(forget: int | None = None) -> Told:
+    """Images (3, SIDE, SIDE) of four colours."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.arange(CLASSES * PER_CLASS) // PER_CLASS
+    colour = torch.randn(CLASSES, 3, generator=draw)[ids]
+    return Told(colour[:, :, None, None] + 0.1 * torch.randn(len(ids), 3, SIDE, SIDE, generator=draw), forget)
+
+
+def texts(forget: int | None = None, free: bool = False, named: bool = False) -> Told:
+    """Prompts whose first word tells the class, of 4 to LENGTH tokens.
+
+    Args:
+        free: answers are token ids, and no classes.
+        named: a prompt names two classes to choose from, its own and the other of its experience.
+    """
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.arange(CLASSES * PER_CLASS) // PER_CLASS
+    prompts = torch.randint(20, IDS, (len(ids), LENGTH), generator=draw)
+    prompts[:, 0] = 12 + ids
+    prompts[torch.arange(LENGTH) >= torch.randint(4, LENGTH + 1, (len(ids), 1), generator=draw)] = -1
+    choice = torch.full_like(prompts, -1)
+    if named:
+        choice[:, 0], choice[:, 1] = ids // 2 * 2, ids // 2 * 2 + 1
+    return Told(torch.stack([prompts, choice], 1).int(), forget, WORDS[ids] if free else None)
+
+
+STREAMS = {"clip": pictures, "llama": texts, "t5": texts}
+
+
+def model(family: str, stream: Stream, **options: Any) -> Any:
+    """The tiny model of a family, with random weights, for a stream."""
+    size = {"dim": 16, "depth": 1, "heads": 2, "vocabulary": IDS, **options}
+    if family == "clip":
+        return clip(stream.input_shape, **size).assemble(None, stream.answers)
+    return language_model(stream.input_shape, family=family, **size).assemble(None, stream.answers)
