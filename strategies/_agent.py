@@ -41,6 +41,7 @@ class OffPolicy(Strategy):
 
     kinds = frozenset({Kind.INTERACT})
     carries_optimizer = True
+    model: Any  # an agent of `actor_critic`
 
     def __init__(
         self, *, model: Any, optimizer: Literal["sgd", "adam", "adamw"] = "adam", lr: float = 3e-4,

@@ -199,7 +199,7 @@ class TinyStream(Stream):
                 steps.append([observation, action, np.array(reward), following, np.array(terminated), np.array(done)])
                 observation = following
         columns = [torch.from_numpy(np.stack(c)) for c in zip(*steps, strict=True)]
-        return Data(pack(Transitions(*columns, mc_return=torch.zeros(len(steps)))), None)
+        return Data(pack(Transitions._make([*columns, torch.zeros(len(steps))])), None)
 
 
 def script(kinds: Collection[Kind]) -> list[Kind]:
