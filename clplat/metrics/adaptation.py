@@ -98,6 +98,51 @@ def recovery_fraction(curves: Sequence[ReturnCurve]) -> float:
     return _mean(_recovery(c) for c in curves)
 
 
+def dip_area(curves: Sequence[ReturnCurve]) -> float:
+    """Loss of return below that on entry, over the whole of each experience, averaged; lower is better.
+
+        (1 / T) ∫_0^T max(0, S_before − S_t) dt     by the trapezoidal rule, S_0 = S_before
+
+    Depth times length, where `initial_dip` is the depth. 0 where the return never falls below that on entry.
+
+    Source: the drop at the switch to online learning in Zhou et al., "WSRL", ICLR 2025, arXiv:2412.07762; the area is
+    this platform's.
+
+    >>> dip_area([ReturnCurve(0, 100, 100, [10, 20], [50, 100])])
+    0.25
+    """
+    return _mean(_area(c) for c in curves)
+
+
+def steps_to_score(curves: Sequence[ReturnCurve], score: float = 0.9) -> float:
+    """Environment steps to the first evaluation with a normalised return of `score`, averaged; NaN if ever not met.
+
+    0 where the return on entry is there already.
+
+    >>> steps_to_score([ReturnCurve(0, 100, 10, [10, 20, 30], [50, 95, 80])])
+    20.0
+    """
+    met = [_steps_to(c, score) for c in curves]
+    return float("nan") if None in met else _mean(float(t) for t in met if t is not None)
+
+
+def _area(curve: ReturnCurve) -> float:
+    if curve.before is None:
+        return float("nan")
+    start = curve.normalized(curve.before)
+    below = [0.0, *(max(0.0, start - curve.normalized(g)) for g in curve.returns)]
+    times = [0, *curve.steps]
+    pieces = zip(below, below[1:], times, times[1:], strict=False)
+    return sum((a + b) / 2 * (t - s) for a, b, s, t in pieces) / times[-1] if times[-1] else 0.0
+
+
+def _steps_to(curve: ReturnCurve, score: float) -> int | None:
+    if curve.before is not None and curve.normalized(curve.before) >= score:
+        return 0
+    met = (t for t, g in zip(curve.steps, curve.returns, strict=True) if curve.normalized(g) >= score)
+    return next(met, None)
+
+
 def _early(curve: ReturnCurve) -> list[int]:
     """Positions of the evaluations in the first half of the experience; at least the first."""
     return [k for k, t in enumerate(curve.steps) if 2 * t <= curve.steps[-1]] or [0]

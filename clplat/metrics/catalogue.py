@@ -161,6 +161,18 @@ METRICS: dict[str, MetricInfo] = {
         "metrics", "share of the experience gone before the return is back at that on entry; 1 if never",
         "t_r / T, t_r the first evaluation after the dip with S ≥ S_before", f"recovery: {_WSRL}; number: {_OWN}",
         0, 1, False, _INTERACT),
+    "dip_area": MetricInfo(
+        "metrics", "loss of normalised return below that on entry, mean over the whole experience",
+        "(1 / T) ∫ max(0, S_before − S_t) dt, trapezoidal", f"drop: {_WSRL}; area: {_OWN}", 0, None, False, _INTERACT),
+    "steps_to_90": MetricInfo(
+        "metrics", "environment steps to the first normalised return of 0.9",
+        "min t with S_t ≥ 0.9", _OWN, 0, None, False, _INTERACT),
+    "probe_td_error": MetricInfo(
+        "metrics", "largest mean TD error on recorded transitions kept for measurement, while acting",
+        "max over t of mean |Q(s, a) − y|", _WSRL, 0, None, False, _INTERACT),
+    "probe_return_error": MetricInfo(
+        "metrics", "mean distance of the values from the recorded episodes' returns, at the end, in the agent's units",
+        "mean |Q(s, a) − G|, G the discounted sum of rewards to the episode's end", _WSRL, 0, None, False, _INTERACT),
     "dormant_fraction": MetricInfo(
         "representation", "share of units whose mean activity is at most 0.025 of their layer's mean",
         "unit dormant if E|h_u| / (mean over the layer of E|h|) ≤ τ, τ = 0.025",

@@ -284,11 +284,31 @@ def _adaptation(run: _Run) -> dict[str, Callable[[], float | str]]:
         steps, returns = zip(*entry["evaluations"], strict=True)
         curves.append(ReturnCurve(bounds[0], bounds[1], entry["before"], steps, returns))
     entry_fault = None if all(c.before is not None for c in curves) else "the return on entry was not measured"
+    unmet = "a normalised return of 0.9 was never measured"
     return {
+        "dip_area": lambda: entry_fault or adaptation.dip_area(curves) if curves else fault,
+        "steps_to_90": lambda: (
+            fault
+            if not curves
+            else unmet
+            if math.isnan(adaptation.steps_to_score(curves))
+            else adaptation.steps_to_score(curves)
+        ),
+        "probe_td_error": lambda: _probed(run, "td_error", max),
+        "probe_return_error": lambda: _probed(run, "return_error", lambda values: values[-1]),
         "normalized_return": lambda: adaptation.normalized_return(curves) if curves else fault,
         "initial_dip": lambda: entry_fault or adaptation.initial_dip(curves) if curves else fault,
         "recovery_fraction": lambda: entry_fault or adaptation.recovery_fraction(curves) if curves else fault,
     }
+
+
+def _probed(run: _Run, name: str, of: Callable[[list[float]], float]) -> float | str:
+    """`of` what the probe found in each experience that has one, averaged; or why there is nothing."""
+    if fault := run.lacking(Kind.INTERACT):
+        return fault
+    found = [[e[name] for e in entry.get("probe", []) if name in e] for entry in run.record.returns]
+    values = [of(v) for v in found if v]
+    return sum(values) / len(values) if values else "no recorded transitions are kept to measure it on"
 
 
 def _array(rows: list[list[float | None]], width: int) -> Matrix:

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clplat.metrics.adaptation import ReturnCurve, initial_dip, normalized_return, online_error, recovery_fraction
+from clplat.metrics.adaptation import (
+    ReturnCurve,
+    dip_area,
+    initial_dip,
+    normalized_return,
+    online_error,
+    recovery_fraction,
+    steps_to_score,
+)
 
 returns = st.lists(st.floats(-100, 100), min_size=1, max_size=8)
 
@@ -61,3 +69,18 @@ def test_no_return_on_entry():
     assert math.isnan(initial_dip([curve]))
     assert math.isnan(recovery_fraction([curve]))
     assert math.isnan(online_error([], []))
+
+
+def test_area_of_a_dip_is_depth_times_length():
+    """Down by 0.4 and back in a triangle over the whole: half of it; wider apart, the same share."""
+    assert dip_area([ReturnCurve(0, 100, 80, [10, 20], [40, 80])]) == pytest.approx(0.2)
+    assert dip_area([ReturnCurve(0, 100, 80, [100, 200], [40, 80])]) == pytest.approx(0.2)
+    assert dip_area([ReturnCurve(0, 100, 80, [10, 20], [80, 99])]) == 0
+    assert math.isnan(dip_area([ReturnCurve(0, 100, None, [10], [40])]))
+
+
+def test_steps_to_a_score_are_those_of_the_first_evaluation_that_has_it():
+    late = ReturnCurve(0, 100, 10, [10, 20, 30], [50, 95, 80])
+    assert steps_to_score([late]) == 20
+    assert steps_to_score([late, ReturnCurve(0, 100, 95, [10], [10])]) == 10
+    assert math.isnan(steps_to_score([late, ReturnCurve(0, 100, 10, [10], [10])]))
