@@ -26,7 +26,7 @@ _PLAIN = ("spent", "returns", "gradient_norms", "flops_per_step", "saves")
 
 def snapshot(run: RunState) -> dict[str, Any]:
     """State of a run between two steps; collective under DDP: random states and online scores differ by process."""
-    strategy, own = run.strategy, {"rng": rng_state(), "online": run.online}
+    strategy, own = run.strategy, dict[str, Any](rng=rng_state(), online=run.online)
     own |= {"losses": unread(run), "predictions": held(run)}
     strategy.on_save_checkpoint({})  # what processes hold apart is brought together on process 0
     processes: list[Any] = [own]
