@@ -63,7 +63,9 @@ def resume(run_dir: str | Path, *, quiet: bool = False) -> Result:
     return launch(resolve(config=path), run_dir, quiet=quiet, resumed=True, report=report_run)
 
 
-def forget(run_dir: str | Path, request: str | Sequence[str], *, quiet: bool = True) -> Strategy:
+def forget(
+    run_dir: str | Path, request: str | Sequence[str] = (), *, purge: bool = False, quiet: bool = True
+) -> Strategy:
     """Ask the learner of a finished run to erase something more; gives the learner after it, as `load` does.
 
     The request becomes a forget experience at the end of the run: evaluated, in ledger and summary, and in a new
@@ -71,7 +73,10 @@ def forget(run_dir: str | Path, request: str | Sequence[str], *, quiet: bool = T
 
     Args:
         run_dir: of the run, whose data must be at hand.
-        request: ids of one kind: "class:7", "sample:1234", "experience:split_0", "user:5"; one, or several.
+        request: ids of one kind: "class:7", "sample:1234", "experience:split_0", "user:5"; one, or several; none where
+            only `purge` is asked for.
+        purge: also remove what else derives from erased samples: scores of single ones in `audit/`, and checkpoints
+            before the last. The erasure report is written anew.
         quiet: no progress on the screen.
 
     Raises:
@@ -81,15 +86,41 @@ def forget(run_dir: str | Path, request: str | Sequence[str], *, quiet: bool = T
     """
     from clplat.erasure import late
 
-    run_dir = Path(run_dir)
-    former = _note_request(run_dir, [request] if isinstance(request, str) else list(request))
-    try:
-        resume(run_dir, quiet=quiet)
-    except UserError:
-        late.withdraw(run_dir, former)
+    run_dir, ids = Path(run_dir), [request] if isinstance(request, str) else list(request)
+    if ids or not purge:
+        former = _note_request(run_dir, ids)
+        try:
+            resume(run_dir, quiet=quiet)
+        except UserError:
+            late.withdraw(run_dir, former)
+            close_seal(run_dir)
+            raise
+    learner = load(run_dir)
+    if purge:
+        _purge(run_dir)
+    return learner
+
+
+def _purge(run_dir: Path) -> None:
+    """Remove what derives from erased samples beside the learner itself, and write the report of what is left."""
+    import shutil
+
+    from clplat.config.resolve import resolve
+    from clplat.erasure.audit.aggregates import let_go
+    from clplat.erasure.audit.audit import FOLDER
+    from clplat.report.erasure import write_erasure
+
+    if faults := seal_faults(run_dir):
+        raise UserError(*faults)
+    with checkpoint.lock(run_dir):
+        break_seal(run_dir)
+        for folder in sorted((run_dir / FOLDER).glob("*")):
+            let_go(folder)
+        for old in sorted(p for p in (run_dir / "checkpoints").glob("[0-9]*") if p.is_dir())[:-1]:
+            shutil.rmtree(old)
+        checkpoint.clean(run_dir)
+        write_erasure(run_dir, resolve(config=run_dir / "config.yaml").audit.oracle)
         close_seal(run_dir)
-        raise
-    return load(run_dir)
 
 
 def _note_request(run_dir: Path, ids: list[str]) -> int:

@@ -150,6 +150,7 @@ def mixed_config(output: Path) -> dict[str, Any]:
         "stream": {"name": f"{MIXED}:MixedStream"},
         "backbone": {"name": "mlp", "hidden": [16]},
         "loop": {"max_epochs": 2, "batch_size": 8, "eval_every": 7, "checkpoint_seconds": None},
+        "audit": {"keep_scores": True},
         "tracking": {"enabled": False},
         "output": str(output),
         "seed": 1,

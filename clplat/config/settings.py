@@ -127,6 +127,9 @@ class AuditSettings:
         relearn_samples: erased samples that it sees, all in each step, ≥ 1.
         relearn_lr: learning rate of these steps, > 0; null is the strategy's.
         tolerance: they count as relearned at 1 − tolerance of the accuracy before the requests, in [0, 1).
+        keep_scores: keep the outputs on single samples, with labels and row numbers, when the run is complete; else
+            figures over them are kept, once its reports are written. An oracle's run, and one to be compared with an
+            oracle's later, needs them.
         oracle: folder of a finished run on the same stream to compare with, one of `retrain`, say; null has no
             reference (`clplat report RUN_DIR --oracle RUN_DIR` compares later).
     """
@@ -137,6 +140,7 @@ class AuditSettings:
     relearn_samples: int = 128
     relearn_lr: float | None = None
     tolerance: float = 0.05
+    keep_scores: bool = False
     oracle: str | None = None
 
     def faults(self) -> list[str]:

@@ -38,10 +38,12 @@ def withdraw(run_dir: Path, former: int) -> None:
     _write(run_dir, _read(run_dir)[:former])
 
 
-def extend(stream: Stream, run_dir: Path) -> None:
-    """Append to a stream what was asked of the run since. Raises UserError as the ledger does."""
-    for ids in _read(run_dir):
+def extend(stream: Stream, run_dir: Path) -> int:
+    """Append to a stream what was asked of the run since; how many requests. Raises UserError as the ledger does."""
+    requests = _read(run_dir)
+    for ids in requests:
         _append(stream, ids)
+    return len(requests)
 
 
 def _append(stream: Stream, ids: Sequence[str]) -> None:

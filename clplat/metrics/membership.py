@@ -10,6 +10,8 @@ Legend: n samples, C classes, p (n, C) probabilities, y (n,) class ids. Function
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -75,6 +77,43 @@ def modified_entropies(p: ArrayLike, labels: ArrayLike) -> Array:
     others = -p * np.log(np.clip(1 - p, least, 1.0))  # (n, C)
     others[np.arange(len(y)), y] = 0.0
     return -(1 - own) * np.log(np.clip(own, least, 1.0)) + others.sum(axis=1)
+
+
+Scores = Mapping[str, NDArray[Any]]  # "<set>.logits" (n, C) and "<set>.labels" (n,) of the sets of an audit
+
+
+def scored(scores: Scores, name: str) -> bool:
+    """Whether class scores of a set are there."""
+    return f"{name}.logits" in scores and scores[f"{name}.logits"].shape[1] > 0
+
+
+def losses_of(scores: Scores, name: str, rows: NDArray[np.bool_] | None = None) -> Array:
+    """Cross-entropies (n,) of a set, or of its `rows` (n,) bool; empty where it was not scored."""
+    if not scored(scores, name):
+        return np.zeros(0)
+    found = cross_entropies(scores[f"{name}.logits"], scores[f"{name}.labels"])
+    return found if rows is None else found[rows]
+
+
+def unseen(scores: Scores) -> tuple[Array, str | None]:
+    """Losses (n,) that those of the erased samples are told from, and what they are of; (empty, None): nothing.
+
+    Held-out samples that go with the erased ones; where none do (a request for single samples), those of the same
+    classes; where none of these are left, all. A class that is hard or easy as such then tells nothing.
+    """
+    if scored(scores, "erased_test"):
+        return losses_of(scores, "erased_test"), "held-out samples that go with them"
+    if not (scored(scores, "retained_test") and scored(scores, "erased")):
+        return np.zeros(0), None
+    same = np.isin(scores["retained_test.labels"], scores["erased.labels"])
+    if not same.any():
+        return losses_of(scores, "retained_test"), "held-out samples of other classes"
+    return losses_of(scores, "retained_test", same), "held-out samples of the same classes"
+
+
+def erased_loss_auc(scores: Scores) -> float:
+    """`loss_auc` of the erased samples against `unseen`; NaN where one of them is empty. The log's and the report's."""
+    return loss_auc(losses_of(scores, "erased"), unseen(scores)[0])
 
 
 def auc(positives: ArrayLike, negatives: ArrayLike) -> float:

@@ -18,6 +18,7 @@ class ExperienceRecord:
     Args:
         erases: of a forget experience: (index of an earlier learn experience, how many of its test samples are in this
             one's test set) for each that shares any; see `clplat.metrics.erasure`.
+        late: a request made after the stream's end.
         domain, severity, round: as `clplat.stream.Experience` has them.
     """
 
@@ -32,6 +33,7 @@ class ExperienceRecord:
     domain: str = ""
     severity: int = 0
     round: int = 0
+    late: bool = False
 
 
 @dataclass

@@ -13,7 +13,14 @@ from typing import Any
 
 from clplat.files import to_json, write_atomic
 from clplat.report.compare import short_name
-from clplat.report.erasure_parts import evidence_tables, findings, ledger_table, refused_table, requests_table
+from clplat.report.erasure_parts import (
+    evidence_tables,
+    findings,
+    ledger_table,
+    refused_table,
+    requests_table,
+    traces_table,
+)
 from clplat.report.evidence import evidence
 from clplat.report.numbers import show
 from clplat.report.page import document
@@ -41,8 +48,7 @@ numbers mean that the features still tell them apart, whatever the model says. T
 </p>
 <p><b>What this report is.</b> Measurements of one model in one run folder. Tests of this kind can show that an erasure
 failed; that they show nothing is no proof that it succeeded. Such proof is the mathematics of an exact method, within
-what it covers. The folder <code>audit/</code> beside this page holds the model's scores of erased samples and their row
-numbers, not the samples; delete it when it has served.</p>
+what it covers. What in the run's folder still derives from erased samples is listed above.</p>
 """
 
 
@@ -78,6 +84,7 @@ def build_erasure_page(found: Mapping[str, Any]) -> str:
         f'<div class="figures">{"".join(map(_figure, figures))}</div>',
         evidence_tables(entries),
         ledger_table(found["ledger"]),
+        traces_table(found["traces"]),
         f'<section class="card notes"><h2>How to read this</h2>{_NOTES}</section>',
     ])  # fmt: skip
     title = f"Erasure report: {short_name(run['strategy'])} on {short_name(run['stream'])}"

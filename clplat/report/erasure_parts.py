@@ -153,7 +153,8 @@ def requests_table(entries: Sequence[Entry], reference: bool) -> str:
     for e in entries:
         key = "accuracy_erased" if (e["models"]["unlearned"] or {}).get("accuracy_erased_test") is None else (
             "accuracy_erased_test")  # fmt: skip
-        row = [escape(e["name"]), ids(e["request"]), f"{e['training_samples']:,}".replace(",", " "),
+        when = " (made after the run)" if e["late"] else ""
+        row = [escape(e["name"]) + when, ids(e["request"]), f"{e['training_samples']:,}".replace(",", " "),
                _time(e["finished"]).replace(" ", "<br>"), show(e["seconds"], "seconds")]  # fmt: skip
         row += [show(e["oracle_seconds"], "seconds")] if reference else []
         rows.append([*row, _arrow(e, key), _arrow(e, "loss_auc"), _arrow(e, "accuracy_retained_test")])
@@ -172,6 +173,17 @@ def refused_table(events: Sequence[Entry]) -> str:
     head = ["Request", "What was asked", "When (UTC)", "Why it was refused"]
     body = table("Nothing was changed by these", head, rows, words=4)
     return f'<section class="card asked"><h2>Refused requests</h2>{body}</section>'
+
+
+def traces_table(entries: Sequence[Entry]) -> str:
+    """What still derives from erased samples, file by file."""
+    title = "<h2>What still derives from erased samples</h2>"
+    if not entries:
+        nothing = "Nothing in the run's folder but figures over all of them."
+        return f'<section class="card">{title}<p class="empty">{nothing}</p></section>'
+    rows = [[f"<code>{escape(e['path'])}</code>", escape(e["holds"])] for e in entries]
+    caption = "<code>clplat forget RUN_DIR --purge</code> removes what is the run's own"
+    return f'<section class="card asked">{title}{table(caption, ["File", "Holds"], rows, words=2)}</section>'
 
 
 def evidence_tables(entries: Sequence[Entry]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from clplat.erasure.audit.audit import audit_dir
+from clplat.erasure.audit.aggregates import aggregates, start_of_relearning
+from clplat.erasure.audit.audit import FOLDER, audit_dir
 from clplat.erasure.audit.sets import SETS
 from clplat.errors import UserError
 from clplat.metrics import membership, reference
+from clplat.metrics.membership import Scores
 from clplat.metrics.record import RunRecord
 from clplat.metrics.relearning import RelearnTime, anamnesis_index, relearn_time
 from clplat.metrics.summary import per_request
@@ -29,7 +30,6 @@ from clplat.report.compare import load_summaries
 from clplat.report.data import read_log
 from clplat.run import checkpoint
 
-Scores = Mapping[str, np.ndarray]
 NO_AUDIT = "not audited (audit.enabled is off, or the run has not come to it)"
 NO_ORACLE = "no reference: no oracle's run was given"
 
@@ -55,8 +55,31 @@ def evidence(run_dir: Path | str, oracle_dir: Path | str | None = None) -> dict[
         "summary": _summary(run, entries),
         "requests": entries,
         "ledger": run.ledger,
+        "traces": traces(run.folder, run.config),
         "rejected": [e for e in run.ledger if str(e.get("outcome")).startswith("refused")],
     }
+
+
+def traces(folder: Path, config: dict[str, Any]) -> list[dict[str, str]]:
+    """What still derives from erased samples, one entry a file or place: {"path", "holds"}.
+
+    Of the run's folder, of what the run was started from, and of MLflow. Numbers over all of the erased samples (an
+    accuracy, an area under a curve, a digest of rows) are no traces in this sense; `clplat forget RUN_DIR --purge`
+    removes those that it can.
+    """
+    found = []
+    for path in sorted((folder / FOLDER).glob("*/*.safetensors")):
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        if header.keys() - {"__metadata__"}:
+            found.append((path, "outputs, labels and row numbers of single samples (audit.keep_scores)"))
+    kept = sorted((folder / "checkpoints").glob("[0-9]*"))
+    found += [(p, "a checkpoint before the last: the learner, and its memories, as they were then") for p in kept[:-1]]
+    named = [{"path": p.relative_to(folder).as_posix(), "holds": holds} for p, holds in found]
+    start = config.get("start") or {}
+    if start.get("run"):
+        named.append({"path": f"start.run: {start['run']}", "holds": "weights trained before this run"})
+    return named
 
 
 class _Run:
@@ -186,13 +209,14 @@ def _entry(run: _Run, oracle: _Run | None, index: int) -> dict[str, Any]:
         "index": index, "name": name, "request": event.get("request", []), "classes": event.get("classes", []),
         "training_samples": facts["train_samples"], "test_samples": facts["test_samples"],
         "started": event.get("started"), "finished": event.get("finished"), "rows_sha256": event.get("rows_sha256"),
-        "outcome": event.get("outcome", "done"), "seconds": seconds, "oracle_seconds": theirs,
+        "outcome": event.get("outcome", "done"), "late": facts.get("late", False),
+        "seconds": seconds, "oracle_seconds": theirs,
         "speed_up": theirs / seconds if theirs and seconds else None,
         "metrics": {k: v for k, v in run.terms.get(index, {}).items() if k != "index"},
         "accuracy_over_run": column,
         "models": measured,
         "relearning": _relearning(original, unlearned, known, why),
-        "against_oracle": None if known is None or unlearned is None else _distances(unlearned, known, measured),
+        "against_oracle": None if known is None or unlearned is None else _distances(unlearned, known, measured, why),
         "strategy": run.own(index),
         "why_null": why,
     }  # fmt: skip
@@ -207,7 +231,10 @@ def _oracle_audit(
     found = oracle.audit(index, "unlearned")
     if found is None or own is None:
         return None, "the oracle's run or this one was not audited at this request"
-    for key in (f"{s}.{k}" for s in SETS for k in ("rows", "source", "labels")):
+    whole = [s for s in SETS if f"{s}.rows" in found[0] and f"{s}.rows" in own[0]]
+    if found[1]["scored"] != own[1]["scored"]:
+        return None, "the oracle's run scored other samples: its stream, or audit.samples, differs"
+    for key in (f"{s}.{k}" for s in whole for k in ("rows", "source", "labels")):
         if not np.array_equal(found[0].get(key, []), own[0].get(key, [])):
             return None, "the oracle's run scored other samples: its stream, or audit.samples, differs"
     return found, ""
@@ -216,21 +243,9 @@ def _oracle_audit(
 def _model(audit: tuple[Scores, dict[str, Any]], why: dict[str, str]) -> dict[str, Any]:
     """Numbers of one model: accuracies on the samples scored, and how well membership can be told."""
     scores, numbers = audit
-    found: dict[str, Any] = {f"accuracy_{s}": accuracy(scores, s) for s in SETS}
-    unseen, note = _unseen(scores)
-    losses = {s: _losses(scores, s) for s in SETS}
-    other = _losses(scores, *unseen) if unseen else np.zeros(0)
-    confidence = {s: _confidences(scores, s) for s in ("erased", "retained", "retained_test")}
-    attacks = {
-        "loss_auc": membership.loss_auc(losses["erased"], other),
-        "loss_attack_accuracy": membership.loss_attack_accuracy(losses["erased"], other),
-        "retained_loss_auc": membership.loss_auc(losses["retained"], losses["retained_test"]),
-        "forget_efficacy": 1 - membership.svc_membership(
-            confidence["retained"], confidence["retained_test"], confidence["erased"]),
-    }  # fmt: skip
-    found |= {k: v if math.isfinite(v) else None for k, v in attacks.items()}
+    found = aggregates(scores, numbers)
     found |= {"probe_accuracy": numbers.get("probe"), "model_sha256": numbers.get("model_sha256"),
-              "sizes": numbers["sizes"], "scored": numbers["scored"], "unseen": note}  # fmt: skip
+              "sizes": numbers["sizes"], "scored": numbers["scored"]}  # fmt: skip
     for key, value in found.items():
         if value is None:
             why.setdefault(key, "there are no samples to measure it on, or too few")
@@ -239,52 +254,17 @@ def _model(audit: tuple[Scores, dict[str, Any]], why: dict[str, str]) -> dict[st
     return found
 
 
-def _has(scores: Scores, name: str) -> bool:
-    """Whether class scores of a set are there."""
-    return f"{name}.logits" in scores and scores[f"{name}.logits"].shape[1] > 0
-
-
-def accuracy(scores: Scores, name: str) -> float | None:
-    """Share of a set's samples that are named right; None where it was not scored."""
-    if not _has(scores, name):
-        return None
-    return float((scores[f"{name}.logits"].argmax(1) == scores[f"{name}.labels"]).mean())
-
-
-def _unseen(scores: Scores) -> tuple[tuple[str, np.ndarray] | None, str | None]:
-    """The set that the erased samples are told from, with its rows: test samples of the same classes."""
-    if _has(scores, "erased_test"):
-        return ("erased_test", np.ones(len(scores["erased_test.labels"]), bool)), "held-out samples that go with them"
-    if not (_has(scores, "retained_test") and _has(scores, "erased")):
-        return None, None
-    same = np.isin(scores["retained_test.labels"], scores["erased.labels"])
-    if not same.any():
-        return ("retained_test", np.ones(len(same), bool)), "held-out samples of other classes"
-    return ("retained_test", same), "held-out samples of the same classes"
-
-
-def _losses(scores: Scores, name: str, rows: np.ndarray | None = None) -> np.ndarray:
-    if not _has(scores, name):
-        return np.zeros(0)
-    found = membership.cross_entropies(scores[f"{name}.logits"], scores[f"{name}.labels"])
-    return found if rows is None else found[rows]
-
-
-def _confidences(scores: Scores, name: str) -> np.ndarray:
-    if not _has(scores, name):
-        return np.zeros(0)
-    return membership.true_confidences(membership.softmax(scores[f"{name}.logits"]), scores[f"{name}.labels"])
-
-
 def _relearning(original: Any, unlearned: Any, oracle: Any, why: dict[str, str]) -> dict[str, Any] | None:
     """Steps to learn the erased samples again, of this run's model and of the oracle's, to one target."""
     tried = None if unlearned is None else unlearned[1].get("relearn")
-    if tried is None or original is None or not _has(original[0], "erased"):
+    start = None if tried is None or original is None else start_of_relearning(original[0], tried)
+    if tried is None or start is None:
         why["relearning"] = "not tried (audit.relearn_steps is 0), or not audited"
         return None
-    at = tried["positions"]
-    right = original[0]["erased.logits"][at].argmax(1) == original[0]["erased.labels"][at]
-    target, cap = (1 - tried["tolerance"]) * float(right.mean()), tried["settings"]["steps"]
+    if start == 0:
+        why["relearning"] = "none of these samples was named right before the request: there is nothing to learn again"
+        return None
+    target, cap = (1 - tried["tolerance"]) * start, tried["settings"]["steps"]
     found: dict[str, Any] = {"target": target, "settings": tried["settings"], "accuracies": tried["accuracies"]}
     own = relearn_time(tried["accuracies"], target, cap) if tried["accuracies"] else None
     if own is None:
@@ -312,12 +292,14 @@ def _their_time(
     return None
 
 
-def _distances(unlearned: Any, oracle: Any, measured: dict[str, Any]) -> dict[str, Any]:
+def _distances(unlearned: Any, oracle: Any, measured: dict[str, Any], why: dict[str, str]) -> dict[str, Any]:
     """How far the unlearned model is from the oracle: in its predictions, in accuracy, in what an attacker finds."""
     found: dict[str, Any] = {}
     for name in SETS:
         a, b = unlearned[0].get(f"{name}.logits"), oracle[0].get(f"{name}.logits")
         if a is None or b is None or not a.shape[1]:
+            if unlearned[1]["scored"][name] and (a is None or b is None):
+                why[f"against_oracle.{name}"] = "scores of single samples were not kept (audit.keep_scores)"
             continue
         p, q = membership.softmax(a), membership.softmax(b)
         found[name] = {

@@ -22,6 +22,8 @@ import torch
 from clplat import errors as errors_module
 from clplat.config.settings import Config, FabricSettings
 from clplat.erasure import late
+from clplat.erasure.audit import audit
+from clplat.erasure.audit.aggregates import let_go
 from clplat.errors import ClplatError, Interrupted, UserError
 from clplat.files import to_json, write_atomic
 from clplat.lightning import Fabric
@@ -137,9 +139,10 @@ def _work(
     if first:
         for line in stream.notes:
             print(f"clplat: {line}", file=sys.stderr, flush=True)
-    if resumed and run_dir is not None:
-        late.extend(stream, run_dir)
+    added = late.extend(stream, run_dir) if resumed and run_dir is not None else 0
     record = new_record(stream, read_reference(config.reference), config.loop.evaluate_on)
+    for fact in record.experiences[len(stream) - added :]:
+        fact.late = True
     if first and not resumed:
         run_dir = make_run_dir(config, run_dir)
     run_dir = Path(fabric.broadcast(str(run_dir)))
@@ -161,7 +164,7 @@ def _go(
     if first:
         break_seal(run_dir)
     tracked, age = first and config.tracking.enabled, time.perf_counter() - started
-    tracker = _tracker(config, run_dir, stream, age) if tracked else None
+    tracker = _tracker(config, run_dir, stream, record, age) if tracked else None
     log = RunLog(run_dir if first else None, started, None, tracker, state["metrics_offset"] if state else 0)
     runner = Runner(strategy, stream, config.loop, fabric, config.seed, log, record)
     runner.audit, runner.config = config.audit, json.loads(to_json(config.to_dict()))
@@ -246,6 +249,9 @@ def _close(
         artifacts.append(run_dir / "summary.json")
         if report is not None:
             artifacts += report(run_dir, record, config.audit.oracle)
+        if status == "complete" and not config.audit.keep_scores:
+            for folder in sorted((run_dir / audit.FOLDER).glob("*")):
+                let_go(folder)
         close_seal(run_dir)
     except OSError as error:
         if status == "complete":
@@ -258,13 +264,15 @@ def _close(
     return {"run_dir": str(run_dir), "summary": facts, "note": note}
 
 
-def _tracker(config: Config, run_dir: Path, stream: Any, age: float) -> Tracker:
+def _tracker(config: Config, run_dir: Path, stream: Stream, record: RunRecord, age: float) -> Tracker:
     import hashlib
 
     from clplat.tracking.client import Tracker
 
+    asked = sum(e.late for e in record.experiences)
     tags = {"strategy": config.strategy.name, "stream": config.stream.name, "backbone": config.backbone.name,
             "seed": str(config.seed), "git_commit": git_commit() or "unknown"}  # fmt: skip
+    tags |= {"late_requests": str(asked)} if asked else {}
     datasets = []
     for e in stream:
         content = repr((e.name, e.kind, e.classes, e.train and len(e.train), e.test and len(e.test)))

@@ -48,6 +48,7 @@ def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
         "status": status,
         "experiences": [
             {"name": e.name, "kind": str(e.kind), "train_samples": e.train_samples, "test_samples": e.test_samples}
+            | ({"late": True} if e.late else {})
             for e in record.experiences
         ],
         "accuracy_matrix": record.matrix,

@@ -140,7 +140,7 @@ def test_a_sequence_of_requests_is_scored_in_one_pass(tmp_path, monkeypatch):
         "positions": "end",
     }
     config = mixed_config(tmp_path) | {"strategy": "gradient_ascent", "stream": stream, "head": "linear"}
-    result = clplat.run(config | {"audit": {"samples": 50, "relearn_steps": 0}}, quiet=True)
+    result = clplat.run(config | {"audit": {"keep_scores": True, "samples": 50, "relearn_steps": 0}}, quiet=True)
     before, rest = scored[:2], scored[2:]
     assert len(rest) == 2 * 3
     assert all(len(set(r)) == len(r) for r in scored)
@@ -249,7 +249,7 @@ def test_no_set_is_larger_than_asked(tmp_path):
 
 
 def test_resumed_before_the_audit_it_is_written_again(tmp_path):
-    config = mixed_config(tmp_path) | {"audit": {"relearn_steps": 3}}
+    config = mixed_config(tmp_path) | {"audit": {"keep_scores": True, "relearn_steps": 3}}
     config["loop"] |= {"checkpoint_every": 5, "stop_after": 3}
     result = clplat.run(config, quiet=True)
     crashed = tmp_path / "crashed"

@@ -21,7 +21,7 @@ from clplat.report.erasure import build_erasure_page, write_erasure
 from clplat.report.erasure_parts import percent
 from clplat.report.evidence import evidence, guarantee
 
-AUDIT = {"relearn_lr": 0.05, "relearn_samples": 20}
+AUDIT = {"relearn_lr": 0.05, "relearn_samples": 20, "keep_scores": True}
 
 
 def run(folder, seed, **more):

@@ -18,6 +18,7 @@ Shapes: n samples of a set, C classes of the stream, D features.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from clplat.config.settings import AuditSettings
 from clplat.erasure.audit.sandbox import relearn
 from clplat.erasure.audit.sets import SETS, Piece, draw, sets_of
 from clplat.files import to_json, write_atomic
-from clplat.metrics.membership import cross_entropies, loss_auc
+from clplat.metrics.membership import erased_loss_auc, scored
 from clplat.metrics.relearning import probe_accuracy
 from clplat.strategy import Strategy, evaluating
 from clplat.stream import Data, Experience, Kind, Stream
@@ -260,15 +261,14 @@ def audit_dir(run_dir: Path, index: int) -> Path:
 
 def _logged(scores: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str, float]:
     """Scalars for the log: accuracies on the samples scored, AUC of the loss attack, what the probe finds."""
-    found, losses = {}, {}
-    for name in SETS:
-        logits, labels = scores.get(f"{name}.logits"), scores.get(f"{name}.labels")
-        if logits is not None and labels is not None and logits.shape[1]:
-            found[f"audit/accuracy_{name}"] = float((logits.argmax(1) == labels).double().mean())
-            losses[name] = cross_entropies(logits.numpy(), labels.numpy())
-    unseen = losses.get("erased_test", losses.get("retained_test"))
-    if "erased" in losses and unseen is not None:
-        found["audit/loss_auc"] = loss_auc(losses["erased"], unseen)
+    arrays = {name: values.numpy() for name, values in scores.items()}
+    found = {
+        f"audit/accuracy_{name}": float((arrays[f"{name}.logits"].argmax(1) == arrays[f"{name}.labels"]).mean())
+        for name in SETS
+        if scored(arrays, name)
+    }
+    if math.isfinite(attack := erased_loss_auc(arrays)):
+        found["audit/loss_auc"] = attack
     if numbers["probe"] is not None:
         found["audit/probe_accuracy"] = numbers["probe"]
     return found
