@@ -55,12 +55,12 @@ def evidence(run_dir: Path | str, oracle_dir: Path | str | None = None) -> dict[
         "summary": _summary(run, entries),
         "requests": entries,
         "ledger": run.ledger,
-        "traces": traces(run.folder, run.config),
+        "traces": traces(run.folder, run.config, str(run.summary.get("status"))),
         "rejected": [e for e in run.ledger if str(e.get("outcome")).startswith("refused")],
     }
 
 
-def traces(folder: Path, config: dict[str, Any]) -> list[dict[str, str]]:
+def traces(folder: Path, config: dict[str, Any], status: str) -> list[dict[str, str]]:
     """What still derives from erased samples, one entry a file or place: {"path", "holds"}.
 
     Of the run's folder, of what the run was started from, and of MLflow. Numbers over all of the erased samples (an
@@ -68,7 +68,9 @@ def traces(folder: Path, config: dict[str, Any]) -> list[dict[str, str]]:
     removes those that it can.
     """
     found = []
-    for path in sorted((folder / FOLDER).glob("*/*.safetensors")):
+    # A complete run lets them go as soon as its report is written.
+    stay = status != "complete" or bool((config.get("audit") or {}).get("keep_scores"))
+    for path in sorted((folder / FOLDER).glob("*/*.safetensors")) if stay else ():
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         if header.keys() - {"__metadata__"}:
