@@ -156,7 +156,8 @@ def _read_minari(folder: Path) -> Recording:
                 group = file[name]
                 _required(path, group, ("observations", "actions", "rewards", "terminations", "truncations"))
                 seen = _joined(group["observations"])
-                parts["observations"].append(seen[:-1]), parts["next_observations"].append(seen[1:])
+                parts["observations"].append(seen[:-1])
+                parts["next_observations"].append(seen[1:])
                 for key, own in (("actions", "actions"), ("rewards", "rewards"), ("terminals", "terminations"),
                                  ("timeouts", "truncations")):  # fmt: skip
                     parts[key].append(group[own][()])
@@ -169,8 +170,8 @@ def _read_minari(folder: Path) -> Recording:
         raise MissingError(f"stream.data: {folder} holds no episode")
     arrays = {k: np.concatenate(v) for k, v in parts.items()}
     arrays["timeouts"] = arrays["timeouts"] & ~arrays["terminals"]
-    bounds = said.get("ref_min_score"), said.get("ref_max_score")
-    return Recording(folder, arrays, None if None in bounds else (float(bounds[0]), float(bounds[1])))
+    low, high = said.get("ref_min_score"), said.get("ref_max_score")
+    return Recording(folder, arrays, None if low is None or high is None else (float(low), float(high)))
 
 
 def _joined(node: Any) -> np.ndarray:
