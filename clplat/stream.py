@@ -6,6 +6,7 @@ Shapes: N samples of a data set, n of an experience, B of a batch, C classes.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,6 +14,10 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from clplat.errors import UserError
+
+Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel of images in [0, 1]
 
 
 class Kind(StrEnum):
@@ -212,10 +217,14 @@ class Stream(Sequence[Experience]):
         class_names: name of each class id, in order of class id.
         normalize: (mean, std) per channel of images in [0, 1]; None leaves inputs in [0, 1].
         augment: maps a prepared training batch to its augmentation; draws from torch's generator only.
+
+    Raises:
+        UserError: an input is NaN or infinite.
     """
 
     # Of a stream whose classes are words, or which is acted in; set by its constructor.
     answers: Answers | Actions | None = None
+    normalize_asked = False  # whether the user chose how it normalises, or it is the stream's own default
     # What was left out or cut: lines that are said when a run starts; set by its constructor.
     notes: Sequence[str] = ()
 
@@ -227,16 +236,17 @@ class Stream(Sequence[Experience]):
         input_shape: tuple[int, ...],
         task_known: bool = False,
         class_names: Sequence[str] = (),
-        normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+        normalize: Statistics | None = None,
         augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.experiences = tuple(experiences)
+        self.input_range = _range(self.experiences)
         self.num_classes = num_classes
         self.input_shape = tuple(input_shape)
         self.task_known = task_known
         self.class_names = tuple(class_names)
         self.augment = augment
-        self._mean_std = None
+        self.normalize, self._mean_std = normalize, None
         if normalize is not None:
             mean, std = (torch.tensor(v).view(-1, *[1] * (len(self.input_shape) - 1)) for v in normalize)
             self._mean_std = (mean, std)
@@ -261,6 +271,10 @@ class Stream(Sequence[Experience]):
             inputs = self.augment(inputs)
         return inputs
 
+    def leave_normalization(self) -> None:
+        """From now on inputs stay in [0, 1]: the model normalises them."""
+        self.normalize = self._mean_std = None
+
     def arrange(self, data: Data, order: Tensor, batch_size: int) -> Tensor:
         """Shuffled positions (n,) of one epoch over `data`, put in another order if that makes better batches."""
         return order
@@ -276,3 +290,35 @@ class Stream(Sequence[Experience]):
         if self._mean_std is not None:
             self._mean_std = (self._mean_std[0].to(device), self._mean_std[1].to(device))
         return self
+
+
+def _range(experiences: Sequence[Experience]) -> tuple[float, float] | None:
+    """Smallest and largest input as prepared, before it is normalised; None where there are no bytes and no floats.
+
+    Every tensor is looked at once.
+
+    Raises:
+        UserError: an input is NaN or infinite; names its row.
+    """
+    seen, low, high = set[int](), math.inf, -math.inf
+    for e in experiences:
+        for name, data in (("training", e.train), ("test", e.test), ("validation", e.valid)):
+            if data is None or id(data.inputs) in seen or not data.inputs.numel():
+                continue
+            seen.add(id(data.inputs))
+            if data.inputs.dtype == torch.uint8:
+                low, high = min(low, 0.0), max(high, 1.0)
+            elif data.inputs.is_floating_point():
+                least, most = (float(end) for end in data.inputs.aminmax())  # NaN where any is
+                if not math.isfinite(least) or not math.isfinite(most):
+                    raise UserError(f"stream: {name} inputs hold {_worst(data.inputs)} (valid: finite 32-bit numbers)")
+                low, high = min(low, least), max(high, most)
+    return None if low > high else (low, high)
+
+
+def _worst(inputs: Tensor) -> str:
+    """The first number of `inputs` (N, ...) that is not finite, and its row."""
+    rows = (~inputs.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
+    row = inputs[rows[0]].flatten()
+    more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+    return f"{float(row[~row.isfinite()][0])} in row {rows[0]}{more}"

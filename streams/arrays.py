@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from clplat.data.datasets import find_root, read_npz
+from clplat.data.arrays import as_inputs, numbers
+from clplat.data.datasets import find_path, read_npz
 from clplat.data.scenarios import ScenarioStream, Source
 from clplat.errors import MissingError, UserError
 
@@ -20,8 +19,9 @@ DOMAINS = ("train_domains", "test_domains")
 class Arrays(ScenarioStream):
     """Your own arrays: an .npz or .safetensors file, or `Arrays(train=(x, y), test=(x, y))` in Python.
 
-    Inputs are (N, D) features, (N, C, H, W) images, or any (N, ...): bytes stay bytes and are scaled to [0, 1] a batch
-    at a time, any other numbers become 32-bit floats and are taken as they are. Labels (N,) are integers ≥ 0.
+    Inputs are (N, D) features, images (N, H, W), (N, C, H, W) or (N, H, W, C), or any (N, ...). Bytes are held as such
+    and scaled to [0, 1] a batch at a time, 16-bit images are scaled to [0, 1]; features and floats are taken as they
+    are, as 32-bit floats. Labels (N,) are integers ≥ 0, of any size.
 
     Args:
         seed: of everything drawn; null takes the run's seed.
@@ -30,9 +30,12 @@ class Arrays(ScenarioStream):
             where there are domains.
         train: (inputs, labels), or (inputs, labels, domains), as NumPy arrays or tensors; from Python only.
         test: the same, held out.
+        layout: of images in four axes: channels_first or channels_last; null tells them apart by their sides.
+        scale: number that inputs are divided by, > 0: the one that is white. null: 255 for bytes, 65535 for 16-bit
+            images, 1 for features and floats; images of other integers, or with unused bits, need it.
 
     Raises:
-        UserError: neither a path nor arrays, or both; shapes that do not match.
+        UserError: neither a path nor arrays, or both; shapes that do not match; inputs that can be read in two ways.
         MissingError: no such file, or one that can't be read.
     """
 
@@ -44,6 +47,8 @@ class Arrays(ScenarioStream):
         path: str | None = None,
         train: Any = None,
         test: Any = None,
+        layout: Literal["channels_first", "channels_last"] | None = None,
+        scale: float | None = None,
         **scenario: Any,
     ) -> None:
         given = [v is not None for v in (path, train, test)]
@@ -51,27 +56,27 @@ class Arrays(ScenarioStream):
             raise UserError(f"stream.path: {path!r} (valid: a file, or in Python both train and test in its place)")
         pairs = {**_pair("train", train), **_pair("test", test)} if path is None else {}
         arrays = pairs if path is None else _read(_find(path, data_root))
-        inputs = {part: _inputs(f"{part}_inputs", arrays) for part in ("train", "test")}
-        ids = {key: _tensor(key, arrays[key]) for key in arrays if key in (*PARTS[1::2], *DOMAINS)}
-        if inputs["train"].shape[1:] != inputs["test"].shape[1:] or inputs["train"].dtype != inputs["test"].dtype:
-            shapes = " and ".join(f"{p} {tuple(x.shape[1:])} {x.dtype}" for p, x in inputs.items())
-            raise UserError(f"stream: inputs differ: {shapes} (valid: one shape and type)")
+        inputs, notes = as_inputs({key: arrays[key] for key in PARTS[::2]}, layout, scale)
+        ids = {key: torch.from_numpy(numbers(key, arrays[key])) for key in arrays if key in (*PARTS[1::2], *DOMAINS)}
+        if idle := sorted(set(arrays) - set(PARTS) - set(DOMAINS)):
+            notes.append(f"stream.path: {', '.join(idle)} in {path} are not used (known: {', '.join(PARTS + DOMAINS)})")
         source = Source(
-            (inputs["train"], ids["train_labels"]),
-            (inputs["test"], ids["test_labels"]),
+            (inputs["train_inputs"], ids["train_labels"]),
+            (inputs["test_inputs"], ids["test_labels"]),
             train_domains=ids.get("train_domains"),
             test_domains=ids.get("test_domains"),
         )
         super().__init__(source, seed=seed, **scenario)
+        self.notes = (*self.notes, *notes)
 
 
 def _find(path: str, data_root: str | None) -> Path:
-    file, root = Path(path).expanduser(), find_root(data_root)
+    file = find_path(path, data_root)
     if file.suffix not in (".npz", ".safetensors"):
         raise UserError(
             f"stream.path: {path!r} is of an unknown type (valid: .npz, .safetensors; nothing is unpickled)"
         )
-    return root / file if root is not None and not file.is_file() else file
+    return file
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -96,17 +101,3 @@ def _pair(part: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, tuple | list) or len(value) not in (2, 3):
         raise UserError(f"stream.{part}: {type(value).__name__} (valid in Python: (inputs, labels); else give path)")
     return dict(zip((f"{part}_inputs", f"{part}_labels", f"{part}_domains"), value, strict=False))
-
-
-def _tensor(key: str, value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    array = np.asarray(value)
-    if array.dtype.kind not in "biuf":
-        raise UserError(f"stream: {key} holds {array.dtype} (valid: numbers)")
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def _inputs(key: str, arrays: dict[str, Any]) -> Tensor:
-    values = _tensor(key, arrays[key])
-    return values if values.dtype == torch.uint8 else values.to(torch.float32)

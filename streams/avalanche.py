@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import operator
 import warnings
 from typing import Any, ClassVar
 
@@ -15,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.data.datasets import channels_first, find_root
-from clplat.data.splits import hold_out
+from clplat.data.arrays import channel_axis
+from clplat.data.datasets import find_root
+from clplat.data.pictures import channels_first, pixels
+from clplat.data.splits import hold_out, places
 from clplat.data.worlds import generator
 from clplat.errors import MissingError, UserError
 from clplat.stream import Data, Experience, Kind, Stream
@@ -74,11 +77,10 @@ class Avalanche(Stream):
         if len(tests) == 1:
             # One test set for all experiences: each is scored on the classes it teaches.
             test_rows = [test_rows[0][np.isin(test_labels, labels[r])] for r in rows]
-        number = np.full(max(met) + 1, -1)
-        number[met] = np.arange(len(met))
-        tasks = [min(getattr(e, "task_labels", None) or [0]) for e in train]
-        train_data = inputs, torch.from_numpy(number[labels])
-        test_data = test_inputs, torch.from_numpy(number[test_labels])
+        numbers = places(labels, np.array(met))
+        tasks = _tasks(train)
+        train_data = inputs, torch.from_numpy(numbers)
+        test_data = test_inputs, torch.from_numpy(places(test_labels, np.array(met)))
         experiences = []
         for i, kept in enumerate(rows):
             held = np.empty(0, dtype=np.int64)
@@ -92,7 +94,7 @@ class Avalanche(Stream):
                     train=Data(*train_data, torch.from_numpy(kept)),
                     test=Data(*test_data, torch.from_numpy(test_rows[i])) if len(test_rows[i]) else None,
                     valid=Data(*train_data, torch.from_numpy(held)) if len(held) else None,
-                    classes=tuple(np.unique(number[labels[rows[i]]]).tolist()),
+                    classes=tuple(np.unique(numbers[rows[i]]).tolist()),
                     task=tasks[i] if len(set(tasks)) > 1 else i,
                 )
             )
@@ -150,11 +152,46 @@ def _read(parts: list[Any]) -> tuple[Tensor, np.ndarray, list[np.ndarray]]:
         rows.append(np.arange(at, at + len(dataset)))
         for i in range(len(dataset)):
             sample, label = dataset[i][:2]
-            sample = sample if isinstance(sample, Tensor) else channels_first(np.asarray(sample)[None])[0]
+            sample = _sample(sample, f"sample {i} of an experience")
             if at == 0:
                 inputs = torch.empty((total, *sample.shape), dtype=sample.dtype)
-            if sample.shape != inputs.shape[1:]:
-                shapes = f"{tuple(inputs.shape[1:])} and {tuple(sample.shape)}"
+            if (sample.shape, sample.dtype) != (inputs.shape[1:], inputs.dtype):
+                shapes = " and ".join(f"{tuple(x.shape)} {x.dtype}" for x in (inputs[0], sample))
                 raise UserError(f"stream.benchmark: samples of {shapes} (valid: one shape; resize in eval_transform)")
-            inputs[at], labels[at], at = sample, int(label), at + 1
+            try:
+                inputs[at], labels[at], at = sample, operator.index(label), at + 1
+            except TypeError:
+                raise UserError(f"stream.benchmark: label {label!r} is no integer (valid: one a sample)") from None
     return inputs, labels, rows
+
+
+def _sample(value: Any, name: str) -> Tensor:
+    """One sample as it is held: bytes (C, H, W) of a picture or an array of bytes (H, W, C), else 32-bit floats."""
+    if hasattr(value, "convert"):
+        value = pixels(value, name, grey=value.mode in ("1", "L", "I;16"))
+        return channels_first(value[None] if value.dtype == np.uint8 else value[None] / np.float32(65535))[0]
+    if isinstance(value, Tensor):
+        return value if value.dtype == torch.uint8 else value.float()
+    array = np.asarray(value)
+    axis = channel_axis((1, *array.shape)) if array.ndim == 3 else 0
+    if axis is None:
+        what = f"the channels of {array.shape} can't be told from rows and columns"
+        raise UserError(f"stream.benchmark: {what} (valid: tensors (C, H, W), as by eval_transform)")
+    tensor = channels_first(array[None])[0] if axis == 3 or array.ndim == 2 else torch.from_numpy(array)
+    return tensor if tensor.dtype == torch.uint8 else tensor.float()
+
+
+def _tasks(train: list[Any]) -> list[int]:
+    """Task of each experience, numbered as met.
+
+    Raises:
+        UserError: an experience holds samples of several.
+    """
+    given = [sorted(getattr(e, "task_labels", None) or [0]) for e in train]
+    several = next((i for i, labels in enumerate(given) if len(labels) > 1), None)
+    if several is not None:
+        raise UserError(
+            f"stream.benchmark: experience {several} holds tasks {given[several][:5]} (valid: one task an experience)"
+        )
+    number = {label: i for i, label in enumerate(dict.fromkeys(labels[0] for labels in given))}
+    return [number[labels[0]] for labels in given]

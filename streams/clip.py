@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clplat.data.datasets import find_root, load_images
+from clplat.data.pictures import channels_first, middle, pixels
 from clplat.data.tokens import check_different, encode_cached, load_tokenizer, padded, read_json
 from clplat.data.worlds import generator
 from clplat.errors import MissingError, UserError
@@ -299,12 +300,10 @@ def _labels(data: Any) -> np.ndarray:
 
 def _stack(data: Any, rows: np.ndarray, side: int) -> Tensor:
     """Images (m, 3, side, side) as bytes: the shorter side scaled, the middle cut out."""
-    from torchvision.transforms import functional as T
-
     images = torch.empty(len(rows), 3, side, side, dtype=torch.uint8)
     for place, row in enumerate(rows.tolist()):
-        image = T.center_crop(T.resize(data[row][0].convert("RGB"), side, T.InterpolationMode.BICUBIC), [side, side])
-        images[place] = T.pil_to_tensor(image)
+        picture = pixels(data[row][0], f"image {row} of {type(data).__name__}", fit=middle(side))
+        images[place] = channels_first(picture[None])[0]
     return images
 
 

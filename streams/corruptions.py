@@ -248,6 +248,16 @@ def _faults(options: dict[str, Any]) -> list[str]:
     if options["dataset"] == "imagenet" and options["source"]:
         found.append("stream.source: imagenet has no training data here (valid: false)")
     check("severity", options["severity"] in range(1, 6), "1 to 5")
+    correlated, gradual = "correlated" in options["order"], options["order"].startswith("gradual")
+    idle = (
+        ("severity", 5, not gradual, "an order that is not gradual"),
+        ("concentration", 0.1, correlated, "order correlated or mixed_correlated"),
+        ("shuffle", True, not options["order"].startswith("mixed"), "an order that is not mixed"),
+        ("constants", "auto", not options["published"], "published false"),
+        ("augment", "none", options["source"], "source true"),
+    )
+    found += [f"stream.{key}: {options[key]!r} has no meaning here (valid: {default!r}; used with {where})"
+              for key, default, used, where in idle if not used and options[key] != default]  # fmt: skip
     check("seed", options["seed"] is None or options["seed"] >= 0, "≥ 0")
     for key in ("rounds", "samples"):
         check(key, options[key] is None or options[key] >= 1, "≥ 1, or null")

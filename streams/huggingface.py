@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.data.datasets import channels_first
+from clplat.data.arrays import as_inputs
+from clplat.data.datasets import stratified_split
+from clplat.data.pictures import pixels, squeezed, stacked
 from clplat.data.scenarios import ScenarioStream, Source
 from clplat.errors import MissingError, UserError
 
@@ -19,7 +21,8 @@ from clplat.errors import MissingError, UserError
 class HuggingFace(ScenarioStream):
     """Any image or feature set of Hugging Face `datasets` (version 4 or later, which runs no code of a data set).
 
-    It is read once into tensors. Without a network (HF_HUB_OFFLINE=1) it must be in the package's cache.
+    It is read once into tensors, pictures as `clplat.data.pictures` says. Without a network (HF_HUB_OFFLINE=1) it must
+    be in the package's cache.
 
     Args:
         seed: of everything drawn; null takes the run's seed.
@@ -30,8 +33,10 @@ class HuggingFace(ScenarioStream):
         label: column of integer labels.
         train_split: split to learn from.
         test_split: split held out.
+        test_share: in (0, 1), of each class's samples, always the same ones, held out of a set of one split only.
         size: images are resized to so many pixels in height and width, ≥ 1; null leaves them, all of one size.
         grey: images become one channel; otherwise three.
+        scale: number that arrays of numbers are divided by, > 0; null: 1, and images of integers are refused.
 
     Raises:
         UserError: the package is not installed or too old, a column or split is missing, or samples do not match.
@@ -51,27 +56,38 @@ class HuggingFace(ScenarioStream):
         test_split: str = "test",
         size: int | None = None,
         grey: bool = False,
+        test_share: float = 0.2,
+        scale: float | None = None,
         **scenario: Any,
     ) -> None:
         if size is not None and size < 1:
             raise UserError(f"stream.size: {size} is out of range (valid: ≥ 1, or null)")
+        if not 0 < test_share < 1:
+            raise UserError(f"stream.test_share: {test_share} is out of range (valid: in (0, 1))")
         splits = _load(dataset, config)
+        alone = len(splits) == 1 and test_split == "test"
         for key, split in (("train_split", train_split), ("test_split", test_split)):
-            if split not in splits:
+            if split not in splits and not (alone and key == "test_split"):
                 raise UserError(f"stream.{key}: {split!r} is not in {dataset} (valid: {', '.join(splits)})")
-        train, test = splits[train_split], splits[test_split]
-        columns = list(train.column_names)
+        parts = [splits[train_split]] if alone else [splits[train_split], splits[test_split]]
+        columns = list(parts[0].column_names)
         column = inputs or next((c for c in ("image", "img", "inputs") if c in columns), "inputs")
         for key, name in (("inputs", column), ("label", label)):
-            if name not in columns or name not in test.column_names:
+            if any(name not in part.column_names for part in parts):
                 raise UserError(f"stream.{key}: no column {name!r} in {dataset} (valid: {', '.join(columns)})")
-        names = getattr(train.features[label], "names", None)
-        source = Source(
-            (_inputs(train[column], size, grey), _labels(train[label], label)),
-            (_inputs(test[column], size, grey), _labels(test[label], label)),
-            class_names=tuple(names or ()),
-        )
+        names = [tuple(getattr(part.features[label], "names", None) or ()) for part in parts]
+        if len(set(names)) > 1:
+            raise UserError(f"stream.label: the classes of {train_split} and {test_split} are named differently")
+        samples, notes = _inputs([_column(part, column) for part in parts], size, grey, scale)
+        labels = [_labels(part[label], label) for part in parts]
+        if alone:
+            rows = [torch.from_numpy(r) for r in _held_out(labels[0].numpy(), test_share)]
+            samples, labels = [samples[0][r] for r in rows], [labels[0][r] for r in rows]
+            what = f"{dataset} has one split only, of which {len(rows[1])} of {len(rows[0]) + len(rows[1])} samples"
+            notes.append(f"stream.test_share: {what} are held out")
+        source = Source((samples[0], labels[0]), (samples[1], labels[1]), class_names=names[0])
         super().__init__(source, seed=seed, **scenario)
+        self.notes = (*self.notes, *notes)
 
 
 def _load(dataset: str, config: str | None) -> Any:
@@ -95,22 +111,39 @@ def _load(dataset: str, config: str | None) -> Any:
         ) from error
 
 
-def _inputs(values: Any, size: int | None, grey: bool) -> Tensor:
-    """Images to (N, C, H, W) bytes, numbers to (N, D) floats."""
-    values = list(values)
-    if values and hasattr(values[0], "convert"):
-        images = [image.convert("L" if grey else "RGB") for image in values]
-        images = images if size is None else [image.resize((size, size)) for image in images]
-        arrays = [np.asarray(image) for image in images]
-        shapes = sorted({a.shape for a in arrays})
-        if len(shapes) > 1:
-            raise UserError(f"stream.size: images of {len(shapes)} shapes, {shapes[0]} to {shapes[-1]} (give a size)")
-        return channels_first(np.stack(arrays))
+def _column(part: Any, name: str) -> list[Any]:
+    """All values of a column; pictures are decoded here."""
     try:
-        numbers = np.array(values, dtype=np.float32)
+        return list(part[name])
+    except (OSError, SyntaxError) as error:
+        raise MissingError(f"stream.inputs: a picture of column {name!r} can't be read ({error})") from error
+
+
+def _inputs(
+    parts: list[list[Any]], size: int | None, grey: bool, scale: float | None
+) -> tuple[list[Tensor], list[str]]:
+    """Each part's pictures as (N, C, H, W), or numbers as (N, ...) floats; and lines that say what was not sure."""
+    if any(hasattr(value, "convert") for part in parts for value in part):
+        if scale is not None:
+            raise UserError(f"stream.scale: {scale} has no meaning for pictures (valid: null)")
+        fit = None if size is None else squeezed(size)
+        for part in parts:
+            empty = next((row for row, value in enumerate(part) if not hasattr(value, "convert")), None)
+            if empty is not None:
+                raise UserError(f"stream.inputs: row {empty} holds {type(part[empty]).__name__} (valid: pictures)")
+        rows = [[pixels(v, f"the picture in row {i}", grey=grey, fit=fit) for i, v in enumerate(p)] for p in parts]
+        return stacked(*rows), []
+    if size is not None or grey:
+        raise UserError("stream.size, stream.grey: have no meaning for numbers (valid: null, false)")
+    try:
+        arrays = [np.array(part) for part in parts]
+        arrays = [a[:, None] if a.ndim == 1 else a for a in arrays]
     except (ValueError, TypeError) as error:
         raise UserError(f"stream.inputs: neither images nor numbers of one length ({error})") from error
-    return torch.from_numpy(numbers.reshape(len(numbers), -1) if numbers.ndim == 1 else numbers)
+    if any(a.dtype.kind not in "biuf" for a in arrays):
+        raise UserError(f"stream.inputs: neither images nor numbers of one length, but {arrays[0].dtype}")
+    made, notes = as_inputs({f"split {i}": a for i, a in enumerate(arrays)}, scale=scale)
+    return list(made.values()), notes
 
 
 def _labels(values: Any, column: str) -> Tensor:
@@ -118,3 +151,11 @@ def _labels(values: Any, column: str) -> Tensor:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"stream.label: column {column!r} holds {labels.dtype} (valid: integers)")
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def _held_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to learn from and rows held out."""
+    rare = np.unique(labels)[np.unique(labels, return_counts=True)[1] < 2].tolist()
+    if rare:
+        raise UserError(f"stream.test_share: labels {rare[:5]} have one sample only (valid: a set with a test split)")
+    return stratified_split(labels, test_share=share, random_state=0)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clplat.data.datasets import ImageSet, load_images
+from clplat.data.datasets import CLASSES, ImageSet, find_path, load_images
+from clplat.data.folders import Pictures, read_pictures
+from clplat.data.pictures import measured
 from clplat.data.scenarios import ScenarioStream, Source
 from clplat.errors import UserError
 
@@ -31,23 +33,33 @@ CLASS_NAMES = {
     "pacs32": "dog elephant giraffe guitar horse house person",
 }
 DOMAIN_NAMES = {"pacs32": "photo art_painting cartoon sketch"}
+_SETS = {"dataset": None, "labels": "fine", "download": False}  # options of these sets, where they are not used
 
 
 class Images(ScenarioStream):
-    """Image sets: CIFAR-10 and -100, MNIST, Fashion-MNIST, notMNIST, SVHN, Omniglot (28x28), PACS (32x32, 4 domains).
+    """Image sets: CIFAR-10 and -100, MNIST, Fashion-MNIST, notMNIST, SVHN, Omniglot (28x28), PACS (32x32, 4 domains);
+    or your own pictures, in folders or listed.
 
     Args:
         seed: of everything drawn; null takes the run's seed.
         data_root: folder of data sets; null is $CLPLAT_DATA.
         dataset: which; read from `<data root>/<dataset>/train.npz` and `test.npz`. A list unites sets of images of one
-            shape, each with its own classes, in that order; they are normalised alike.
+            shape, each with its own classes, in that order; they are normalised alike. null is cifar10, or `path`.
+        path: your own: a folder of train/<class>/*.jpg and test/<class>/*.jpg; or a .csv or .parquet listing with the
+            columns path, label, and if you have them split (train, test) and domain. Relative to here or the data root.
+        size: side of your own in pixels, ≥ 1: the shorter side is scaled to it and the middle cut out; null: as they
+            are, all of one size.
+        grey: your own have one channel; otherwise three.
+        test_share: in (0, 1), of each class's pictures, always the same, held out where your own have no test part.
         labels: fine, or coarse for the superclasses of cifar100.
         normalize: by mean and standard deviation of the dataset or of imagenet (three channels), or none: in [0, 1].
+            null: dataset, but none where the backbone normalises.
         augment: of training batches. flip_crop: mirrored with probability 1/2, and moved by up to 4 pixels.
         download: let torchvision fetch what is missing into the data root.
 
     Raises:
-        MissingError: the set is not there; says what to put where.
+        UserError: an option out of range; pictures that can be read in several ways (see `clplat.data.pictures`).
+        MissingError: the set or a picture is not there; says what to put where.
     """
 
     def __init__(
@@ -56,38 +68,83 @@ class Images(ScenarioStream):
         seed: int | None = None,
         data_root: str | None = None,
         dataset: Literal["cifar10", "cifar100", "mnist", "fashion_mnist", "notmnist", "svhn", "omniglot", "pacs32"]
-        | list[str] = "cifar10",
+        | list[str]
+        | None = None,
+        path: str | None = None,
+        size: int | None = None,
+        grey: bool = False,
+        test_share: float = 0.2,
         labels: Literal["fine", "coarse"] = "fine",
-        normalize: Literal["dataset", "imagenet", "none"] = "dataset",
+        normalize: Literal["dataset", "imagenet", "none"] | None = None,
         augment: Literal["none", "flip_crop"] = "none",
         download: bool = False,
         **scenario: Any,
     ) -> None:
-        names: list[str] = list(dataset) if isinstance(dataset, list) else [dataset]
-        options = (*(("dataset", name, tuple(STATISTICS)) for name in names), ("labels", labels, ("fine", "coarse")),
-                   ("normalize", normalize, ("dataset", "imagenet", "none")),
-                   ("augment", augment, ("none", "flip_crop")))  # fmt: skip
-        faults = [f"stream.{k}: {v!r} is unknown (valid: {', '.join(ok)})" for k, v, ok in options if v not in ok]
-        if not names or len(set(names)) < len(names):
-            faults.append(f"stream.dataset: {names} is empty or names a set twice (valid: a set, or distinct ones)")
+        names: list[str] = list(dataset) if isinstance(dataset, list) else [dataset or "cifar10"]
+        faults = _faults(names, {"labels": labels, "normalize": normalize, "augment": augment})
+        own = {"size": size, "grey": grey, "test_share": test_share}
+        faults += _own_faults(path, own, {"dataset": dataset, "labels": labels, "download": download})
         if faults:
             raise UserError(*faults)
-        train, test, class_names = _united({name: load_images(name, data_root, download) for name in names})
-        what = " + ".join(names)
-        if normalize == "imagenet" and train.images.shape[1] != 3:
-            raise UserError(f"stream.normalize: 'imagenet' needs three channels, {what} has one (valid: dataset, none)")
-        domains = "domain" in train.extra and "domain" in test.extra
+        if path is None:
+            found = _known(names, data_root, download, labels)
+        else:
+            found = read_pictures(find_path(path, data_root), **own)
+        channels = found.train.images.shape[1]
+        if normalize == "imagenet" and channels != 3:
+            raise UserError(f"stream.normalize: 'imagenet' needs three channels, not {channels} (valid: dataset, none)")
+        domains = "domain" in found.train.extra and "domain" in found.test.extra
+        own_statistics = _statistics(names) if path is None else measured(found.train.images)
         source = Source(
-            (train.images, _labels(train, what, labels)),
-            (test.images, _labels(test, what, labels)),
-            train_domains=train.extra["domain"] if domains else None,
-            test_domains=test.extra["domain"] if domains else None,
-            class_names=class_names,
-            domain_names=DOMAIN_NAMES[what].split() if what in DOMAIN_NAMES else (),
-            normalize={"dataset": _statistics(names), "imagenet": IMAGENET, "none": None}[normalize],
+            (found.train.images, found.train.labels),
+            (found.test.images, found.test.labels),
+            train_domains=found.train.extra["domain"] if domains else None,
+            test_domains=found.test.extra["domain"] if domains else None,
+            class_names=found.classes,
+            domain_names=found.domains,
+            normalize={"dataset": own_statistics, "imagenet": IMAGENET, "none": None}[normalize or "dataset"],
             augment=flip_crop if augment == "flip_crop" else None,
         )
         super().__init__(source, seed=seed, **scenario)
+        self.normalize_asked = normalize is not None
+        self.notes = (*self.notes, *found.notes)
+
+
+def _faults(names: list[str], options: dict[str, Any]) -> list[str]:
+    """One line for each choice that there is not."""
+    valid = {
+        "labels": ("fine", "coarse"),
+        "normalize": ("dataset", "imagenet", "none"),
+        "augment": ("none", "flip_crop"),
+    }
+    asked = [("dataset", name, tuple(STATISTICS)) for name in names]
+    asked += [(key, value, valid[key]) for key, value in options.items() if value is not None]
+    faults = [f"stream.{key}: {v!r} is unknown (valid: {', '.join(ok)})" for key, v, ok in asked if v not in ok]
+    if not names or len(set(names)) < len(names):
+        faults.append(f"stream.dataset: {names} is empty or names a set twice (valid: a set, or distinct ones)")
+    return faults
+
+
+def _own_faults(path: str | None, own: dict[str, Any], sets: dict[str, Any]) -> list[str]:
+    """One line for each option out of range, and for each that the other kind of source takes."""
+    idle = {"size": None, "grey": False, "test_share": 0.2} if path is None else dict(_SETS)
+    given, where = (own, "with stream.path") if path is None else (sets, "without stream.path")
+    faults = [f"stream.{key}: {given[key]!r} has no meaning here (valid: {value!r}; used {where})"
+              for key, value in idle.items() if given[key] != value]  # fmt: skip
+    if own["size"] is not None and own["size"] < 1:
+        faults.append(f"stream.size: {own['size']} is out of range (valid: ≥ 1, or null)")
+    if not 0 < own["test_share"] < 1:
+        faults.append(f"stream.test_share: {own['test_share']} is out of range (valid: in (0, 1))")
+    return faults
+
+
+def _known(names: list[str], data_root: str | None, download: bool, labels: str) -> Pictures:
+    """Well-known sets; with coarse labels, whose names are not known."""
+    train, test, classes = _united({name: load_images(name, data_root, download) for name in names})
+    what = " + ".join(names)
+    parts = [ImageSet(part.images, _labels(part, what, labels), part.extra) for part in (train, test)]
+    domains = DOMAIN_NAMES[what].split() if what in DOMAIN_NAMES else []
+    return Pictures(parts[0], parts[1], classes if labels == "fine" else [], domains, [])
 
 
 def _united(sets: dict[str, tuple[ImageSet, ImageSet]]) -> tuple[ImageSet, ImageSet, list[str]]:
@@ -102,8 +159,8 @@ def _united(sets: dict[str, tuple[ImageSet, ImageSet]]) -> tuple[ImageSet, Image
     numbered: list[tuple[Tensor, Tensor]] = []
     for name, (train, test) in sets.items():
         numbered.append((train.labels + len(names), test.labels + len(names)))
-        numbers = [f"{name}_{c}" for c in range(int(train.labels.max()) + 1)]
-        names += CLASS_NAMES[name].split() if name in CLASS_NAMES else numbers
+        count = CLASSES.get(name) or int(train.labels.max()) + 1
+        names += CLASS_NAMES[name].split() if name in CLASS_NAMES else [f"{name}_{c}" for c in range(count)]
     parts = [
         ImageSet(torch.cat([s[i].images for s in sets.values()]), torch.cat([n[i] for n in numbered]), {})
         for i in (0, 1)
@@ -129,7 +186,7 @@ def _labels(part: ImageSet, dataset: str, which: str) -> Tensor:
 def flip_crop(images: Tensor, padding: int = 4) -> Tensor:
     """Each image (B, C, H, W) mirrored with probability 1/2 and cut at random from its zero-padded self.
 
-    One gather for the batch, on its device. Images come normalised, so the border is their mean colour.
+    One gather for the batch, on its device. The border is 0: the mean colour of normalised images, black in [0, 1].
     """
     count, channels, height, width = images.shape
     device = images.device

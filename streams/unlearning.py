@@ -114,10 +114,15 @@ class Unlearning(Stream):
             augment=self.base.augment,
         )
         self.answers, self.notes = self.base.answers, self.base.notes
+        self.normalize, self.normalize_asked = self.base.normalize, self.base.normalize_asked
         self.base.experiences = ()  # they are ours now: only what the base does to a batch is still asked of it
 
     def prepare(self, inputs: Tensor, training: bool) -> Tensor:
         return self.base.prepare(inputs, training)
+
+    def leave_normalization(self) -> None:
+        self.base.leave_normalization()
+        super().leave_normalization()
 
     def arrange(self, data: Data, order: Tensor, batch_size: int) -> Tensor:
         return self.base.arrange(data, order, batch_size)

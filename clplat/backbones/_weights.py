@@ -12,12 +12,40 @@ from torch import Tensor, nn
 from clplat.data.datasets import find_root
 from clplat.data.tokens import read_json
 from clplat.errors import MissingError, UserError
+from clplat.stream import Statistics
+
+
+def find(path: str) -> Path:
+    """The file at `path`, relative to here, $CLPLAT_DATA or its weights/; of a folder its model.safetensors."""
+    file, root = Path(path).expanduser(), find_root(None)
+    places = [file] if root is None else [file, root / file, root / "weights" / file]
+    file = next((place for place in places if place.exists()), file)
+    return file / "model.safetensors" if file.is_dir() else file
+
+
+def statistics(weights: str) -> Statistics | None:
+    """What the weights at path `weights` were trained with, where a config.json beside them says so; not if "random".
+
+    Its keys are `mean` and `std`, at the top or in `pretrained_cfg` as timm writes them.
+
+    Raises:
+        UserError: they are no numbers for each channel.
+        MissingError: the config.json is not whole.
+    """
+    config = find(weights).parent / "config.json"
+    content = read_json(config) if weights != "random" and config.is_file() else None
+    held = content.get("pretrained_cfg", content) if isinstance(content, dict) else None
+    if not isinstance(held, dict) or not {"mean", "std"} <= held.keys():
+        return None
+    mean, std = held["mean"], held["std"]
+    whole = isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) > 0
+    if not whole or not all(isinstance(v, int | float) for v in mean + std) or min(std) <= 0:
+        raise UserError(f"backbone.weights: {config} has mean {mean} and std {std} (valid: a number each a channel)")
+    return mean, std
 
 
 def read(path: str, key: str = "backbone.weights") -> dict[str, Tensor]:
-    """Tensors of the .safetensors file at `path`, on the CPU; a relative path is looked for in $CLPLAT_DATA too.
-
-    `key` is what asked for it, for the message.
+    """Tensors of the .safetensors file that `find` gives, on the CPU. `key` is what asked for it, for the message.
 
     Raises:
         MissingError: there is no such file.
@@ -26,9 +54,7 @@ def read(path: str, key: str = "backbone.weights") -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file, root = Path(path).expanduser(), find_root(None)
-    if root is not None and not file.is_file() and (root / file).is_file():
-        file = root / file
+    file = find(path)
     if file.suffix != ".safetensors":
         raise UserError(f"{key}: {path!r} is no .safetensors file (other formats can run code when read)")
     if not file.is_file():

@@ -17,14 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from clplat.errors import UserError
-from clplat.stream import Actions, Answers, Experience
+from clplat.stream import Actions, Answers, Experience, Statistics
 
 Role = Literal["attention", "ffn"]
 Normalize = Literal["none", "imagenet", "half"]
 Projection = Literal["query", "key", "value", "qkv", "output"]
 
 # Mean and standard deviation of the channels of images in [0, 1] that pretrained weights were trained with.
-_CHANNELS = {"imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), "half": ([0.5], [0.5])}
+_CHANNELS: dict[str, Statistics] = {
+    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "half": ([0.5], [0.5]),
+}
 
 # What the linear layers of an attention are called, over the families of timm and transformers, in small letters; key
 # and value of one latent vector are fused, too.
@@ -62,18 +65,29 @@ class Backbone(nn.Module, ABC):
     needs_head: ClassVar[bool] = True  # whether logits come from a head of clplat.backbones.heads
     input_mean: Tensor | None
     input_std: Tensor | None
+    expects: Statistics | None = None  # what its weights were trained with, where that is known
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("input_mean", None, persistent=False)
         self.register_buffer("input_std", None, persistent=False)
 
-    def normalizing(self, how: Normalize, channels: int) -> Self:
-        """Itself, which from now on normalises inputs (B, channels, H, W) in [0, 1] first: "imagenet" or by a half."""
-        require("normalize", how, how in get_args(Normalize), ", ".join(get_args(Normalize)))
+    def normalizing(self, how: Normalize | None, channels: int, own: Statistics | None = None) -> Self:
+        """Itself, which from now on normalises inputs (B, channels, H, W) in [0, 1] first.
+
+        Args:
+            how: by the statistics of "imagenet", by a "half", or "none"; None takes `own`.
+            own: what its weights were trained with, where that is known. Grey images take the mean over its channels.
+        """
+        valid = get_args(Normalize)
+        require("normalize", how, how is None or how in valid, f"{', '.join(valid)}, or null")
         require("normalize", how, how != "imagenet" or channels == 3, "none or half for images without three channels")
-        if how != "none":
-            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in _CHANNELS[how])
+        if own is not None and len(own[0]) not in (1, channels):
+            own = [sum(own[0]) / len(own[0])], [sum(own[1]) / len(own[1])]
+        self.expects = own
+        chosen = own if how is None else _CHANNELS.get(how)
+        if chosen is not None:
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in chosen)
             self.register_buffer("input_mean", mean, persistent=False)
             self.register_buffer("input_std", std, persistent=False)
         return self

@@ -111,29 +111,31 @@ def cnn(input_shape: tuple[int, ...], width: int = 20) -> Backbone:
     return slim_resnet18(input_shape, width)
 
 
-def resnet20(input_shape: tuple[int, ...], weights: str = "random", normalize: Normalize = "none") -> Backbone:
+def resnet20(input_shape: tuple[int, ...], weights: str = "random", normalize: Normalize | None = None) -> Backbone:
     """CIFAR ResNet-20 (0.27 million parameters, 64 features).
 
     Args:
         input_shape: (channels, height, width).
         weights: "random", or the path of a .safetensors file whose tensors are named as akamaster's.
-        normalize: images in [0, 1] first, by the mean and deviation of imagenet (as those weights need), or by a half.
+        normalize: images in [0, 1] first, by the mean and deviation of imagenet (as those weights need), or by a half;
+            null: as the config.json beside the weights says, if there is one, else none.
     """
     return _cifar(input_shape, 3, weights, normalize, "resnet20")
 
 
-def resnet32(input_shape: tuple[int, ...], weights: str = "random", normalize: Normalize = "none") -> Backbone:
+def resnet32(input_shape: tuple[int, ...], weights: str = "random", normalize: Normalize | None = None) -> Backbone:
     """CIFAR ResNet-32 (0.46 million parameters, 64 features).
 
     Args:
         input_shape: (channels, height, width).
         weights: "random", or the path of a .safetensors file whose tensors are named as akamaster's.
-        normalize: images in [0, 1] first, by the mean and deviation of imagenet (as those weights need), or by a half.
+        normalize: images in [0, 1] first, by the mean and deviation of imagenet (as those weights need), or by a half;
+            null: as the config.json beside the weights says, if there is one, else none.
     """
     return _cifar(input_shape, 5, weights, normalize, "resnet32")
 
 
-def _cifar(input_shape: tuple[int, ...], depth: int, weights: str, normalize: Normalize, name: str) -> Backbone:
+def _cifar(input_shape: tuple[int, ...], depth: int, weights: str, normalize: Normalize | None, name: str) -> Backbone:
     channels, _, _ = image_shape(input_shape, name)
     net = ResNet(channels, [16, 32, 64], depth, pad=True)
     for module in net.modules():
@@ -146,4 +148,4 @@ def _cifar(input_shape: tuple[int, ...], depth: int, weights: str, normalize: No
             {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked") and k not in state}
         )
         _weights.fit(net, state, weights, spare=lambda key: key.startswith("linear."))
-    return net.normalizing(normalize, channels)
+    return net.normalizing(normalize, channels, _weights.statistics(weights))

@@ -130,36 +130,41 @@ class _Timm(Backbone):
         return self.net(inputs)
 
 
-def wide_resnet28_10(input_shape: tuple[int, ...], weights: str = "random", normalize: Normalize = "none") -> Backbone:
+def wide_resnet28_10(
+    input_shape: tuple[int, ...], weights: str = "random", normalize: Normalize | None = None
+) -> Backbone:
     """WRN-28-10 for small images (36.5 million parameters, 640 features).
 
     Args:
         input_shape: (channels, height, width).
         weights: "random", or the path of a .safetensors file with the names of RobustBench's `Standard` for CIFAR-10.
-        normalize: images in [0, 1] first, by imagenet or by a half; those weights take them as they are.
+        normalize: images in [0, 1] first, by imagenet or by a half; those weights take them as they are. null: as a
+            config.json beside the weights says, else none.
     """
     return _made(_Wide, input_shape, "wide_resnet28_10", weights, normalize, "fc.")
 
 
-def resnext29(input_shape: tuple[int, ...], weights: str = "random", normalize: Normalize = "none") -> Backbone:
+def resnext29(input_shape: tuple[int, ...], weights: str = "random", normalize: Normalize | None = None) -> Backbone:
     """ResNeXt-29 (4 x 32d) for small images (6.8 million parameters, 1024 features).
 
     Args:
         input_shape: (channels, height, width).
         weights: "random", or the path of a .safetensors file with the names of RobustBench's
             `Hendrycks2020AugMix_ResNeXt`.
-        normalize: images in [0, 1] first, by imagenet, or by a half as those weights need.
+        normalize: images in [0, 1] first, by imagenet or by a half; null: by the `mu` and `sigma` that those weights
+            hold, or as a config.json beside them says, else none.
     """
     return _made(_ResNeXt, input_shape, "resnext29", weights, normalize, "classifier.", "mu", "sigma")
 
 
-def resnet50(input_shape: tuple[int, ...], weights: str = "random", normalize: Normalize = "none") -> Backbone:
+def resnet50(input_shape: tuple[int, ...], weights: str = "random", normalize: Normalize | None = None) -> Backbone:
     """ResNet-50 (23.5 million parameters, 2048 features).
 
     Args:
         input_shape: (channels, height, width).
         weights: "random", or the path of a .safetensors file with torchvision's names (timm's resnet50.tv_in1k is one).
-        normalize: images in [0, 1] first, by imagenet as those weights need, or by a half.
+        normalize: images in [0, 1] first, by imagenet as those weights need, or by a half; null: as a config.json
+            beside them says, else none.
     """
     return _made(_Timm, input_shape, "resnet50", weights, normalize, "fc.")
 
@@ -169,10 +174,12 @@ def _made(
     *spare: str,
 ) -> Backbone:  # fmt: skip
     channels, _, _ = image_shape(input_shape, name)
-    net = family(channels)
+    net, own = family(channels), _weights.statistics(weights)
     if weights != "random":
         inner = net.net if isinstance(net, _Timm) else net
         state = _weights.read(weights)
         counters = {k: v for k, v in inner.state_dict().items() if k.endswith("num_batches_tracked")}
         _weights.fit(inner, counters | state, weights, spare=lambda key: key.startswith(spare))
-    return net.normalizing(normalize, channels)
+        if {"mu", "sigma"} <= state.keys():
+            own = state["mu"].flatten().tolist(), state["sigma"].flatten().tolist()
+    return net.normalizing(normalize, channels, own)

@@ -60,7 +60,7 @@ def vit(
     image_size: int | None = None,
     patch_size: int | None = None,
     depth: int | None = None,
-    normalize: Normalize = "none",
+    normalize: Normalize | None = None,
 ) -> Backbone:
     """Any vision transformer of timm, by name.
 

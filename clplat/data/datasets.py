@@ -1,8 +1,8 @@
 """Reading labelled image sets from the data root: plain NumPy archives, nothing unpickled.
 
-A set is `<data root>/<name>/train.npz` and `test.npz`, each with `images` uint8 (N, H, W) or (N, H, W, 3) and integer
-`labels` (N,); some have further arrays, such as `coarse` (N,) labels and `domain` (N,) ids. Where they are not there,
-the files that torchvision keeps (its own folder names) are read instead.
+A set is `<data root>/<name>/train.npz` and `test.npz`, each with `images` uint8 (N, H, W), (N, H, W, 3) or
+(N, 3, H, W), and integer `labels` (N,); some have further arrays, such as `coarse` (N,) labels and `domain` (N,) ids.
+Where they are not there, the files that torchvision keeps (its own folder names) are read instead.
 
 Shapes: N samples of a data set, C channels, H rows, W columns.
 """
@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clplat.data.arrays import channel_axis
+from clplat.data.pictures import channels_first
 from clplat.errors import MissingError
 
 # Sets that torchvision reads too: its class, and where it keeps its files below the data root.
@@ -33,6 +35,8 @@ TORCHVISION = {
 OMNIGLOT_ZIPS = ("images_background_small1.zip", "images_background_small2.zip")
 OMNIGLOT_TRAIN_DRAWERS = 15  # of the 20 who drew each character
 LAYOUT = "images uint8 (N, H, W) or (N, H, W, 3), labels int64 (N,)"
+# How many classes the sets have, as far as it is the same everywhere.
+CLASSES = {**dict.fromkeys(("mnist", "fashion_mnist", "notmnist", "cifar10", "svhn"), 10), "cifar100": 100, "pacs32": 7}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,12 @@ def find_root(data_root: str | None) -> Path | None:
     """The data root: as given, else $CLPLAT_DATA, else None."""
     root = data_root or os.environ.get("CLPLAT_DATA")
     return Path(root).expanduser() if root else None
+
+
+def find_path(path: str, data_root: str | None) -> Path:
+    """`path` in the working directory, or else in the data root."""
+    file, root = Path(path).expanduser(), find_root(data_root)
+    return root / file if root is not None and not file.exists() else file
 
 
 def load_images(name: str, data_root: str | None, download: bool = False) -> tuple[ImageSet, ImageSet]:
@@ -71,9 +81,9 @@ def load_images(name: str, data_root: str | None, download: bool = False) -> tup
         return _omniglot(root / name)
     train, test = root / name / "train.npz", root / name / "test.npz"
     if train.is_file() and test.is_file():
-        return _read_set(train), _read_set(test)
+        return _read_set(train, name), _read_set(test, name)
     if name == "notmnist" and test.is_file():
-        return _split_of_one(_read_set(test))
+        return _split_of_one(_read_set(test, name))
     if name in TORCHVISION and (download or (root / TORCHVISION[name][1]).exists()):
         return _torchvision(name, root, download, "train"), _torchvision(name, root, download, "test")
     missing = next(p for p in (train, test) if not p.is_file())
@@ -145,23 +155,29 @@ def _proportional(counts: np.ndarray, total: int, draw: np.random.RandomState) -
     return given.astype(np.int64)
 
 
-def _read_set(path: Path) -> ImageSet:
+def _read_set(path: Path, name: str) -> ImageSet:
     arrays = read_npz(path, ("images", "labels"))
     images, labels = arrays.pop("images"), arrays.pop("labels")
     fits = images.dtype == np.uint8 and images.ndim in (3, 4) and labels.shape == (len(images),)
-    if not fits or not np.issubdtype(labels.dtype, np.integer):
+    if images.ndim == 4 and channel_axis(images.shape) == 1:
+        images = images.transpose(0, 2, 3, 1)
+    if not fits or not np.issubdtype(labels.dtype, np.integer) or images.shape[3:] not in ((), (1,), (3,)):
         raise MissingError(
             f"{path} has images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}: replace it by "
             f"one with {LAYOUT}"
         )
-    extra = {k: torch.from_numpy(v.astype(np.int64)) for k, v in arrays.items() if v.shape == labels.shape}
+    if len(labels) and not 0 <= labels.min() <= labels.max() < CLASSES.get(name, np.inf):
+        valid = f"0 to {CLASSES[name] - 1}" if name in CLASSES else "≥ 0"
+        raise MissingError(
+            f"{path} has labels from {labels.min()} to {labels.max()}: replace it by one whose labels are those of "
+            f"{name} ({valid})"
+        )
+    extra = {
+        k: torch.from_numpy(v.astype(np.int64))
+        for k, v in arrays.items()
+        if v.shape == labels.shape and np.issubdtype(v.dtype, np.integer)
+    }
     return ImageSet(channels_first(images), torch.from_numpy(labels.astype(np.int64)), extra)
-
-
-def channels_first(images: np.ndarray) -> Tensor:
-    """(N, H, W) or (N, H, W, C) to (N, C, H, W), in one piece of memory."""
-    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(images))
 
 
 def _split_of_one(whole: ImageSet) -> tuple[ImageSet, ImageSet]:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.data.splits import Rows, blurred, class_groups, first_per_class, hold_out, repeated
+from clplat.data.splits import Rows, blurred, class_groups, first_per_class, hold_out, places, repeated
 from clplat.data.worlds import generator, permutations, rotations
 from clplat.errors import UserError
 from clplat.stream import Data, Experience, Kind, Stream
@@ -184,6 +184,10 @@ class ScenarioStream(Stream):
             normalize=source.normalize,
             augment=source.augment,
         )
+        untaught = sum(int((places(ids.test[piece.test], met) < 0).sum()) for piece in pieces)
+        if untaught:
+            what = f"{untaught} test samples are left out: of classes that no training sample here has"
+            self.notes = (f"stream.experiences: {what}",)
 
 
 def _cut(options: _Options, source: Source, ids: _Ids, order: np.ndarray) -> list[_Piece]:
@@ -224,10 +228,8 @@ def _experiences(
     options: _Options, source: Source, ids: _Ids, pieces: list[_Piece], met: np.ndarray
 ) -> list[Experience]:
     """With class ids numbered as in `met`; all share the source's inputs and one tensor of labels."""
-    number = np.full(int(max(ids.train.max(), ids.test.max(initial=0))) + 1, -1)
-    number[met] = np.arange(len(met))
-    train = source.train[0], torch.from_numpy(number[ids.train])
-    test = source.test[0], torch.from_numpy(number[ids.test])
+    numbers = places(ids.train, met), places(ids.test, met)
+    train, test = ((x, torch.from_numpy(n)) for (x, _), n in zip((source.train, source.test), numbers, strict=True))
     found = []
     for i, piece in enumerate(pieces):
         kept, held = piece.train, None
@@ -237,7 +239,7 @@ def _experiences(
             rng = generator(options.seed, "validation", 0 if shared else i)
             kept, held = hold_out(piece.train, ids.train, options.validation, rng)
         # A domain may hold test samples of a class that no chosen domain teaches.
-        tested = piece.test[np.isin(ids.test[piece.test], met)]
+        tested = piece.test[numbers[1][piece.test] >= 0]
         found.append(
             Experience(
                 index=i,
@@ -246,7 +248,7 @@ def _experiences(
                 train=Data(*train, torch.from_numpy(kept), piece.world),
                 test=Data(*test, torch.from_numpy(tested), piece.world) if len(tested) else None,
                 valid=None if held is None or not len(held) else Data(*train, torch.from_numpy(held), piece.world),
-                classes=tuple(np.unique(number[ids.train[piece.train]]).tolist()),
+                classes=tuple(np.unique(numbers[0][piece.train]).tolist()),
                 task=i,
             )
         )
@@ -283,19 +285,27 @@ def _ids(source: Source) -> _Ids:
         raise UserError(
             f"stream: test labels {unknown[:5]} are not among the training labels (valid: the same classes)"
         )
-    if source.train_domains is None or source.test_domains is None:
+    if source.train_domains is None and source.test_domains is None:
         return _Ids(train, test, None, None)
+    if source.train_domains is None or source.test_domains is None:
+        which = "training" if source.test_domains is None else "test"
+        raise UserError(f"stream: domains are given of the {which} samples only (valid: of both, or of none)")
     domains = _whole_numbers("train domains", source.train[0], source.train_domains)
-    return _Ids(train, test, domains, _whole_numbers("test domains", source.test[0], source.test_domains))
+    tested = _whole_numbers("test domains", source.test[0], source.test_domains)
+    unknown = np.setdiff1d(tested, domains).tolist()
+    if unknown:
+        raise UserError(f"stream: test domains {unknown[:5]} are not among the training domains (valid: the same)")
+    return _Ids(train, test, domains, tested)
 
 
 def _whole_numbers(what: str, inputs: Tensor, ids: Tensor) -> np.ndarray:
     if ids.ndim != 1 or len(ids) != len(inputs) or ids.is_floating_point() or ids.is_complex():
         shape = f"{tuple(ids.shape)} {str(ids.dtype).removeprefix('torch.')}"
         raise UserError(f"stream: {what} {shape} for {len(inputs)} inputs (valid: one integer an input)")
-    if len(ids) and ids.min() < 0:
-        raise UserError(f"stream: {what} hold {int(ids.min())} (valid: ≥ 0)")
-    return ids.to(torch.int64).numpy()
+    array = ids.numpy()  # torch has no minimum of unsigned integers
+    if len(array) and not 0 <= (worst := int(array.min())) <= (worst := int(array.max())) < 2**63:
+        raise UserError(f"stream: {what} hold {worst} (valid: 0 to 2⁶³ - 1)")
+    return array.astype(np.int64)
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -371,5 +381,6 @@ def _class_faults(options: _Options, present: list[int]) -> list[str]:
             what = f"does not fit {classes} classes in {groups} groups"
             found.append(f"stream.first_classes: {first} {what} (valid: {low} to {high})")
     if not isinstance(options.class_order, str) and sorted(options.class_order) != present:
-        found.append(f"stream.class_order: {options.class_order!r} is not an order (valid: each of {present} once)")
+        valid = f"each of {present} once" if len(present) <= 20 else f"each of the {len(present)} labels once"
+        found.append(f"stream.class_order: {options.class_order!r} is not an order (valid: {valid})")
     return found

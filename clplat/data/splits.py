@@ -77,5 +77,15 @@ def first_per_class(labels: np.ndarray, domains: np.ndarray | None, count: int |
     """Rows of the first `count` samples of each class, and of each domain where there are any; sorted."""
     if count is None:
         return np.arange(len(labels))
-    keys = labels if domains is None else labels * (int(domains.max(initial=0)) + 1) + domains
-    return np.sort(np.concatenate([np.flatnonzero(keys == k)[:count] for k in np.unique(keys)]))
+    pairs = labels[:, None] if domains is None else np.stack([labels, domains], 1)
+    _, keys = np.unique(pairs, axis=0, return_inverse=True)
+    order = np.argsort(keys, kind="stable")  # class by class, rows in their order
+    starts = np.searchsorted(keys[order], keys[order])
+    return np.sort(order[np.arange(len(order)) - starts < count])
+
+
+def places(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Where each of `ids` (N,) stands in `among` (C,), distinct, in any order; -1: nowhere. Ids of any size do."""
+    order = np.argsort(among)
+    found = order[np.searchsorted(among, ids, sorter=order).clip(max=len(among) - 1)]
+    return np.where(among[found] == ids, found, -1)

@@ -19,6 +19,7 @@ from clplat.erasure.ledger import stream_faults
 from clplat.errors import MissingError, UserError
 from clplat.metrics.erasure import erased_samples
 from clplat.metrics.record import ExperienceRecord, RunRecord
+from clplat.run.preprocessing import agree
 from clplat.run.start import start_from
 from clplat.strategy import Strategy, check_hooks, check_kinds
 from clplat.stream import Actions, Answers, Kind, Stream
@@ -41,6 +42,8 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     seed_everything(config.seed)
     make_backbone = discovery.load("backbones", config.backbone.name)
     backbone = trial.part("backbone", lambda options: make_backbone(shape, **options), whole=stream is not None)
+    if stream is not None and backbone is not None:
+        trial.faults += agree(stream, backbone)
     width = 1 if backbone is None else backbone.embed_dim
     head = None
     if backbone is None or backbone.needs_head:

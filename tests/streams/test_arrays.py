@@ -65,7 +65,10 @@ def test_domains() -> None:
         ({"path": "own.npz", "train": TRAIN, "test": TEST}, r"in its place"),
         ({"train": "x", "test": TEST}, r"stream\.train: str \(valid in Python: \(inputs, labels\)"),
         ({"path": "own.pkl"}, r"unknown type \(valid: \.npz, \.safetensors; nothing is unpickled\)"),
-        ({"train": TRAIN, "test": (TEST[0][:, :3], TEST[1])}, r"inputs differ: train \(5,\).*test \(3,\)"),
+        (
+            {"train": TRAIN, "test": (TEST[0][:, :3], TEST[1])},
+            r"inputs differ: train_inputs \(5,\).*test_inputs \(3,\)",
+        ),
         ({"train": (TRAIN[0].astype(str), TRAIN[1]), "test": TEST}, r"train_inputs holds <U"),
         ({"train": (TRAIN[0][:9], TRAIN[1]), "test": TEST}, r"train labels \(40,\) int64 for 9 inputs"),
         ({"train": (*TRAIN, np.zeros(3, int)), "test": (*TEST, np.zeros(12, int))}, r"train domains \(3,\)"),
@@ -88,3 +91,55 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", train_inputs=TRAIN[0])
     with pytest.raises(MissingError, match="lacks train_labels, test_inputs, test_labels"):
         Arrays(path=str(tmp_path / "own.npz"))
+
+
+def test_labels_with_gaps_and_of_any_size_are_numbered_densely() -> None:
+    names = np.array([3, 5, 7, 17, 40, 10**12])
+    labels = names[np.arange(40) % 6]
+    order = [10**12, 3, 5, 7, 40, 17]
+    stream = Arrays(train=(TRAIN[0], labels), test=(TRAIN[0], labels), experiences=3, class_order=order)
+    assert stream.class_names == tuple(map(str, order))
+    assert [e.classes for e in stream] == [(0, 1), (2, 3), (4, 5)]
+    for e in stream:
+        inputs, numbers = e.test.all()
+        for i, number in enumerate(numbers.tolist()):
+            row = int((torch.from_numpy(TRAIN[0]).float() == inputs[i]).all(1).nonzero())
+            assert labels[row] == order[number]
+    unsigned = names.astype(np.uint64)[np.arange(40) % 6]
+    assert Arrays(train=(TRAIN[0], unsigned), test=(TRAIN[0], unsigned)).class_names[-1] == str(10**12)
+    with pytest.raises(UserError, match=r"train labels hold 9223373036854775805 \(valid: 0 to 2"):
+        Arrays(train=(TRAIN[0], unsigned + np.uint64(2**63 - 3)), test=(TRAIN[0], unsigned))
+
+
+def test_images_in_either_layout_are_the_same_stream() -> None:
+    images = RNG.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    one = Arrays(train=(images, TRAIN[1]), test=(images, TRAIN[1]), experiences=2)
+    moved = images.transpose(0, 3, 1, 2)
+    other = Arrays(train=(moved, TRAIN[1]), test=(moved, TRAIN[1]), experiences=2)
+    assert one.input_shape == (3, 8, 8)
+    assert torch.equal(one[1].train.all()[0], other[1].train.all()[0])
+
+
+def test_domains_of_one_part_or_of_test_only_are_refused() -> None:
+    train = (*TRAIN, np.arange(40) // 20)
+    with pytest.raises(UserError, match=r"domains are given of the training samples only"):
+        Arrays(train=train, test=TEST)
+    with pytest.raises(UserError, match=r"test domains \[7\] are not among the training domains"):
+        Arrays(train=train, test=(*TEST, np.full(12, 7)))
+
+
+def test_arrays_of_a_file_that_are_not_used_are_said(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", **NAMED, valid_inputs=TEST[0])
+    (note,) = Arrays(path=str(tmp_path / "own.npz"), experiences=2).notes
+    assert note.startswith("stream.path: valid_inputs in ")
+    assert Arrays(train=TRAIN, test=TEST, experiences=2).notes == ()
+
+
+def test_test_samples_of_classes_that_no_domain_teaches_are_said() -> None:
+    labels, domains = np.arange(40) % 4, np.arange(40) // 20
+    labels[:20] = labels[:20] % 2  # the first domain teaches two classes
+    train = TRAIN[0], labels, domains
+    stream = Arrays(train=train, test=(TEST[0], TEST[1], np.zeros(12, int)), scenario="domain", experiences=1)
+    assert stream.notes == (
+        "stream.experiences: 6 test samples are left out: of classes that no training sample here has",
+    )

@@ -100,7 +100,7 @@ def test_refuses_what_does_not_fit() -> None:
         Avalanche(benchmark=benchmark(), options={"n_experiences": 2})
     mixed = benchmark()
     mixed.train_stream[1].dataset.kind = "image"
-    with pytest.raises(UserError, match=r"samples of \(2, 3\) and \(3, 4, 5\)"):
+    with pytest.raises(UserError, match=r"samples of \(2, 3\) torch.float32 and \(3, 4, 5\) torch.uint8"):
         Avalanche(benchmark=mixed)
 
 
@@ -183,3 +183,48 @@ def test_a_benchmark_of_the_library_itself() -> None:
         for x, y in zip(*experience.train.all(), strict=True):
             found[tuple(x.flatten().tolist())] = int(stream.class_names[int(y)])
     assert found == {tuple(x.flatten().tolist()): int(y) for x, y in zip(inputs, labels, strict=True)}
+
+
+def test_classes_and_tasks_of_any_size_are_numbered_densely() -> None:
+    made = benchmark([(7, 10**12), (4,)], tasks=True)
+    for experience, task in zip(made.train_stream, (10**15, 3), strict=True):
+        experience.task_labels = [task]
+    stream = Avalanche(benchmark=made)
+    assert stream.class_names == ("7", str(10**12), "4")
+    assert [e.classes for e in stream] == [(0, 1), (2,)]
+    assert [e.task for e in stream] == [0, 1]
+    made.train_stream[1].task_labels = [3, 5]
+    with pytest.raises(UserError, match=r"experience 1 holds tasks \[3, 5\] \(valid: one task an experience"):
+        Avalanche(benchmark=made)
+
+
+def test_labels_are_not_cut_to_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Samples, "__getitem__", lambda self, i: (torch.zeros(2), self.labels[i] + 0.5, 0))
+    with pytest.raises(UserError, match=r"label 7\.5 is no integer"):
+        Avalanche(benchmark=benchmark())
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        (Image.fromarray(np.eye(4, dtype=np.uint8) * 200), torch.eye(4)[None] * 200),
+        (Image.fromarray(np.eye(4, dtype=np.uint16) * 65535), torch.eye(4)[None]),
+        (Image.new("P", (2, 2)), torch.zeros(3, 2, 2)),
+        (np.ones((4, 4, 3), np.uint8), torch.ones(3, 4, 4)),
+        (np.ones((3, 4, 4), np.float64), torch.ones(3, 4, 4)),
+        (np.ones((4, 5), np.float32), torch.ones(1, 4, 5)),
+        (np.ones(7), torch.ones(7)),
+        (torch.ones(7, dtype=torch.float64), torch.ones(7)),
+        (np.ones((3, 5, 3)), r"the channels of \(3, 5, 3\) can't be told"),
+    ],
+    ids=str,
+)
+def test_samples_of_every_sort(monkeypatch: pytest.MonkeyPatch, sample: Any, expected: Any) -> None:
+    monkeypatch.setattr(Samples, "__getitem__", lambda self, i: (sample, self.labels[i], 0))
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            Avalanche(benchmark=benchmark())
+        return
+    inputs = Avalanche(benchmark=benchmark())[0].train.inputs
+    assert inputs.dtype in (torch.uint8, torch.float32)
+    assert torch.equal(inputs[3].float(), expected)

@@ -296,3 +296,18 @@ def test_imagenet_files(tmp_path):
 def test_every_corruption_has_a_name_of_its_own():
     assert len(NAMES) == 19
     assert len(set(NAMES)) == 19
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"order": "gradual", "severity": 3}, "severity"),
+        ({"concentration": 0.5}, "concentration"),
+        ({"order": "mixed", "shuffle": False}, "shuffle"),
+        ({"source": False, "augment": "flip_crop"}, "augment"),
+    ],
+    ids=str,
+)
+def test_options_that_the_order_does_not_use_are_refused(options: dict, key: str) -> None:
+    with pytest.raises(UserError, match=rf"stream\.{key}: .* has no meaning here \(valid: .*; used with "):
+        Corruptions(dataset="digits", samples=4, **options)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clplat.errors import MissingError, UserError
@@ -75,6 +76,8 @@ def test_numbers_become_floats(hub: types.SimpleNamespace) -> None:
         ({"inputs": "words"}, r"stream\.inputs: neither images nor numbers"),
         ({}, r"stream\.size: images of 2 shapes"),
         ({"size": 0}, r"stream\.size: 0 is out of range"),
+        ({"size": 6, "scale": 255.0}, r"stream\.scale: 255\.0 has no meaning for pictures"),
+        ({"test_share": 0.0}, r"stream\.test_share: 0\.0 is out of range"),
     ],
     ids=str,
 )
@@ -99,4 +102,40 @@ def test_needs_the_package_in_a_version_that_runs_no_code(monkeypatch: pytest.Mo
     old.__version__ = "2.19.0"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", old)
     with pytest.raises(UserError, match=r"needs datasets 4 or later, not 2\.19\.0"):
+        HuggingFace(dataset="x")
+
+
+def test_a_set_of_one_split_is_split_and_said(hub: types.SimpleNamespace) -> None:
+    hub.result = {"train": Split(image=images([6] * 12), label=LABELS.tolist())}
+    stream = HuggingFace(dataset="x", experiences=3, test_share=0.25)
+    assert [(len(e.train), len(e.test)) for e in stream] == [(3, 1)] * 3
+    assert stream.notes == ("stream.test_share: x has one split only, of which 3 of 12 samples are held out",)
+    shown = torch.cat([stream[0].train.inputs[:, 0, 0, 0], stream[0].test.inputs[:, 0, 0, 0]])
+    assert sorted(shown.tolist()) == list(range(12))  # every picture on one side
+    hub.result = {"train": Split(image=images([6] * 3), label=[0, 1, 2])}
+    with pytest.raises(UserError, match=r"labels \[0, 1, 2\] have one sample only"):
+        HuggingFace(dataset="x", experiences=3)
+
+
+def test_deep_pictures_keep_their_range_and_faulty_rows_are_named(hub: types.SimpleNamespace) -> None:
+    deep = [Image.fromarray(np.full((6, 6), 5000 * i, np.uint16)) for i in range(12)]
+    part = Split(image=deep, label=LABELS.tolist())
+    hub.result = {"train": part, "test": part}
+    stream = HuggingFace(dataset="x", experiences=3, grey=True)
+    np.testing.assert_allclose(stream[0].train.inputs[:, 0, 0, 0], np.arange(12) * 5000 / 65535, rtol=1e-6)
+    seen = images([6] * 12, "RGBA")
+    seen[7].putalpha(3)
+    part.columns["image"] = [*(i.convert("RGB") for i in seen[:7]), *seen[7:8], *(i.convert("RGB") for i in seen[8:])]
+    with pytest.raises(UserError, match="the picture in row 7 has transparent pixels"):
+        HuggingFace(dataset="x", experiences=3)
+    part.columns["image"][7] = None
+    with pytest.raises(UserError, match="row 7 holds NoneType"):
+        HuggingFace(dataset="x", experiences=3)
+
+
+def test_classes_named_differently_are_refused(hub: types.SimpleNamespace) -> None:
+    train, test = (Split(image=images([6] * 12), label=LABELS.tolist()) for _ in range(2))
+    test.features = {"label": types.SimpleNamespace(names=["cow", "bee", "ant"])}
+    hub.result = {"train": train, "test": test}
+    with pytest.raises(UserError, match="classes of train and test are named differently"):
         HuggingFace(dataset="x")

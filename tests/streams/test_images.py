@@ -22,13 +22,13 @@ REAL = os.environ.get("CLPLAT_DATA")
 needs_data = pytest.mark.skipif(not REAL, reason="CLPLAT_DATA is not set: no real image sets on this machine")
 
 
-def write(root: Path, name: str, *, colour: bool = True, splits=("train", "test"), **extra: np.ndarray) -> Path:
-    """A small set: 10 classes, 4 (2) images a class, bytes drawn by the length of its name."""
+def write(root: Path, name: str, *, colour=True, splits=("train", "test"), classes=10, **extra: np.ndarray) -> Path:
+    """A small set: 10 classes or fewer, 40 (20) images, bytes drawn by the length of its name."""
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(len(name))
     for split, each in zip(splits, (4, 2), strict=False):
-        labels = np.arange(10 * each) % 10
+        labels = np.arange(10 * each) % classes
         images = rng.integers(0, 256, (len(labels), 6, 5, 3)[: 4 if colour else 3], dtype=np.uint8)
         np.savez(
             folder / f"{split}.npz", images=images, labels=labels, **{k: v[: len(labels)] for k, v in extra.items()}
@@ -141,7 +141,7 @@ def test_coarse_labels(tmp_path: Path) -> None:
 
 
 def test_real_domains_have_their_names(tmp_path: Path) -> None:
-    write(tmp_path, "pacs32", domain=np.arange(40) % 4)
+    write(tmp_path, "pacs32", domain=np.arange(40) % 4, classes=7)
     stream = Images(dataset="pacs32", data_root=str(tmp_path), scenario="domain", experiences=4)
     assert [e.name for e in stream] == ["photo", "art_painting", "cartoon", "sketch"]
     assert [e.train.rows.tolist() for e in stream] == [list(range(d, 40, 4)) for d in range(4)]
@@ -335,3 +335,27 @@ def test_real_sets_have_the_statistics_they_are_normalised_by(name: str) -> None
     assert prepared.mean().abs() < 0.06
     assert abs(prepared.std() - 1) < 0.06
     assert stream.num_classes == {"cifar100": 100, "omniglot": 242, "pacs32": 7}.get(name, 10)
+
+
+def test_labels_that_the_set_does_not_have_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, "cifar10")
+    held = dict(np.load(folder / "train.npz"))
+    for label in (10, 10**12, -1):
+        held["labels"][7] = label
+        np.savez(folder / "train.npz", **held)
+        with pytest.raises(MissingError, match=r"replace it by one whose labels are those of cifar10 \(0 to 9\)"):
+            Images(dataset="cifar10", data_root=str(tmp_path))
+
+
+def test_channels_first_are_told_apart(tmp_path: Path) -> None:
+    folder = write(tmp_path, "cifar10")
+    whole = Images(dataset="cifar10", data_root=str(tmp_path))[0].train.inputs
+    for part in ("train", "test"):
+        held = dict(np.load(folder / f"{part}.npz"))
+        np.savez(folder / f"{part}.npz", **held | {"images": held["images"].transpose(0, 3, 1, 2)})
+    assert torch.equal(Images(dataset="cifar10", data_root=str(tmp_path))[0].train.inputs, whole)
+
+
+def test_coarse_labels_have_no_fine_names(tmp_path: Path) -> None:
+    write(tmp_path, "cifar10", coarse=np.arange(40) % 10 // 5)
+    assert Images(dataset="cifar10", data_root=str(tmp_path), labels="coarse", experiences=2).class_names == ("0", "1")

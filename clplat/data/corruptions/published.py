@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clplat.data.corruptions.data import Segment
+from clplat.data.pictures import channels_first, read_picture
 from clplat.errors import MissingError
 from clplat.stream import Data
 
@@ -74,20 +76,15 @@ class ImageFiles(Blocks):
         return stacked.to(self.inputs.device), None if self.labels is None else self.labels[rows]
 
     def _read(self, row: int) -> Tensor:
-        from PIL import Image
+        return channels_first(read_picture(self.paths[row], fit=self._fit)[None])[0]
 
-        try:
-            with Image.open(self.paths[row]) as file:
-                image = file.convert("RGB")
-        except OSError as error:
-            raise MissingError(f"{self.paths[row]} can't be read ({error}): replace it by a whole file") from error
-        if image.size != (self.side, self.side):
-            scale = self.side * 8 // 7 / min(image.size)
-            width, height = (max(round(n * scale), self.side) for n in image.size)
-            left, top = round((width - self.side) / 2), round((height - self.side) / 2)
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-            image = image.crop((left, top, left + self.side, top + self.side))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    def _fit(self, image: Any) -> Any:
+        if image.size == (self.side, self.side):
+            return image
+        scale = self.side * 8 // 7 / min(image.size)
+        width, height = (max(round(n * scale), self.side) for n in image.size)
+        left, top = round((width - self.side) / 2), round((height - self.side) / 2)
+        return image.resize((width, height), 2).crop((left, top, left + self.side, top + self.side))  # 2: bilinear
 
 
 def read_cifar(folder: Path, segments: Sequence[Segment], chosen: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,131 @@
+"""Pictures of any mode to grey or RGB pixels, scaled by their true range: 8 bits a channel, or 16 where they have them.
+
+Told apart: 1 bit, grey, palette, RGB, CMYK, YCbCr, HSV and 16-bit grey; opaque alpha channels; the turn that EXIF asks
+for. Refused, since what is meant can't be known: transparent pixels, several frames, 32-bit and floating-point pixels.
+
+Shapes: N pictures, H rows, W columns, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clplat.errors import MissingError, UserError
+
+_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LA", "PA", "RGBA", "La", "RGBa")
+Fit = Callable[[Any], Any]  # a Pillow image to one of the wanted size
+
+
+def pixels(image: Any, name: str, *, grey: bool = False, fit: Fit | None = None) -> np.ndarray:
+    """(H, W, C) uint8 in [0, 255] or uint16 in [0, 65535], C = 1 if grey, else 3.
+
+    Args:
+        image: of Pillow, opened.
+        name: of the picture, for messages.
+        fit: resizes or cuts it.
+
+    Raises:
+        UserError: a picture that can be read in several ways.
+        MissingError: one that is cut short or damaged.
+    """
+    from PIL import ImageOps, UnidentifiedImageError
+
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's MPO has a preview as second frame
+        raise UserError(f"stream: {name} has {image.n_frames} frames (valid: one picture a file)")
+    try:
+        image = ImageOps.exif_transpose(image)
+        deep = image.mode.startswith("I;16")
+        if not deep and image.mode not in _MODES:
+            what = f"{name} has pixels of mode {image.mode}, whose range or colours are not known"
+            raise UserError(f"stream: {what} (valid: grey of 1, 8 or 16 bits, palette, RGB, CMYK, YCbCr, HSV)")
+        image = image.convert("F") if deep else _opaque(image, name).convert("L" if grey else "RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
+        raise MissingError(f"stream: {name} can't be read ({error}): replace it by a whole picture") from error
+    array = np.asarray(image if fit is None else fit(image))
+    if deep:
+        array = array.round().clip(0, 65535).astype(np.uint16)
+    array = array if array.ndim == 3 else array[..., None]
+    return array if grey or array.shape[-1] == 3 else array.repeat(3, -1)
+
+
+def read_picture(path: Path, *, grey: bool = False, fit: Fit | None = None) -> np.ndarray:
+    """`pixels` of the picture in a file. Raises as it does."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return pixels(image, str(path), grey=grey, fit=fit)
+    except FileNotFoundError:
+        raise MissingError(f"stream: {path} is missing: put the picture there") from None
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise MissingError(f"stream: {path} can't be read ({error}): replace it by a whole picture") from error
+
+
+def stacked(*parts: Sequence[np.ndarray], key: str = "stream.size") -> list[Tensor]:
+    """Each part's pictures as (N, C, H, W): bytes, or floats in [0, 1] where a picture of any part has 16 bits.
+
+    Args:
+        parts: (H, W, C) uint8 or uint16 pixels of each picture.
+        key: of the configuration that resizes.
+    """
+    shapes = sorted({a.shape for part in parts for a in part})
+    if len(shapes) > 1:
+        raise UserError(f"{key}: images of {len(shapes)} shapes, {shapes[0]} to {shapes[-1]} (give a size)")
+    if all(a.dtype == np.uint8 for part in parts for a in part):
+        tables = [np.stack(part) for part in parts]
+    else:
+        tables = [np.stack([a / np.float32(np.iinfo(a.dtype).max) for a in part]) for part in parts]
+    return [channels_first(table) for table in tables]
+
+
+def channels_first(images: np.ndarray) -> Tensor:
+    """(N, H, W) or (N, H, W, C) to (N, C, H, W), in one piece of memory."""
+    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.require(images, requirements=["C", "W"]))
+
+
+def measured(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of images (N, C, H, W), bytes or in [0, 1], as floats in [0, 1]."""
+    # The sums of bytes do not depend on their order.
+    white, exact = (255, torch.int64) if images.dtype == torch.uint8 else (1, torch.float64)
+    sums = torch.zeros(2, images.shape[1], dtype=exact)
+    for part in images.split(256):
+        wide = part.to(exact)
+        sums += torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])
+    mean, square = sums.double() / (images.numel() / images.shape[1]) / torch.tensor([[white], [white**2]])
+    deviation = (square - mean.square()).clamp(min=0).sqrt()
+    return mean.tolist(), torch.where(deviation > 1e-6, deviation, 1.0).tolist()
+
+
+def middle(side: int) -> Fit:
+    """The shorter side scaled to `side` pixels, and the middle cut out."""
+
+    def fit(image: Any) -> Any:
+        from torchvision.transforms import functional as T
+
+        return T.center_crop(T.resize(image, side, T.InterpolationMode.BICUBIC), [side, side])
+
+    return fit
+
+
+def squeezed(side: int) -> Fit:
+    """Height and width scaled to `side` pixels, each by its own factor."""
+    return lambda image: image.resize((side, side))
+
+
+def _opaque(image: Any, name: str) -> Any:
+    """The image without an alpha channel that hides nothing."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert({"La": "LA"}.get(image.mode, "RGBA")).convert("RGBA")
+    if image.getchannel("A").getextrema()[0] < 255:
+        raise UserError(
+            f"stream: {name} has transparent pixels (valid: opaque ones: put it on the background you mean)"
+        )
+    return image
