@@ -296,3 +296,19 @@ def test_workers_started_here_share_the_trials(tmp_path, monkeypatch):
     result = sweep(write(tmp_path, {"trials": 6}), workers=2, run=slow_objective.run, quiet=True)
     assert [t["state"] for t in result.trials].count("complete") == 6
     assert len({p.read_text() for p in result.folder.glob("*/*/pid")}) == 2
+
+
+def test_the_same_values_are_not_paid_for_twice(tmp_path, capsys):
+    """Three values of one key in twelve trials: three runs, and the others say whose figure they take."""
+    ran = []
+
+    def run(config, run_dir):
+        ran.append(config["loop"]["batch_size"])
+        return objective(config, run_dir)
+
+    path = write(tmp_path, {"trials": 12, "space": {"loop.batch_size": {"choices": [16, 32, 64]}}})
+    result = sweep(path, run=run)
+    assert sorted(ran) == [16, 32, 64]
+    assert len(result.trials) == 12
+    assert result.best_params == {"loop.batch_size": 32}
+    assert capsys.readouterr().out.count("not run again") == 9

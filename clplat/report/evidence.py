@@ -75,6 +75,8 @@ def traces(folder: Path, config: dict[str, Any], status: str) -> list[dict[str, 
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         if header.keys() - {"__metadata__"}:
             found.append((path, "outputs, labels and row numbers of single samples (audit.keep_scores)"))
+    scored = "predictions on the data of an adapt experience, sample by sample (loop.keep_predictions)"
+    found += [(path, scored) for path in sorted((folder / "predictions").glob("*.safetensors"))]
     kept = sorted((folder / "checkpoints").glob("[0-9]*"))
     found += [(p, "a checkpoint before the last: the learner, and its memories, as they were then") for p in kept[:-1]]
     named = [{"path": p.relative_to(folder).as_posix(), "holds": holds} for p, holds in found]

@@ -194,6 +194,13 @@ def _counts(trial: Any) -> bool:
 
 
 def _attempt(study: Any, trial: Any, plan: Plan, run: Run, quiet: bool) -> None:
+    if (twin := _twin(study, trial)) is not None:
+        trial.set_user_attr("folder", twin.user_attrs["folder"])
+        trial.set_user_attr("same_as", twin.number)
+        if _tell(study, trial.number, twin.value) and not quiet:
+            said = f"{plan.metric} {twin.value:.4f} (the values of trial {twin.number}: not run again)"
+            print(f"trial {trial.number}: {said}  {_show(trial.params)}", flush=True)
+        return
     folder = trial.user_attrs.get("folder", f"trial-{trial.number:04d}")
     trial.set_user_attr("folder", folder)
     value, reason = None, ""
@@ -211,6 +218,12 @@ def _attempt(study: Any, trial: Any, plan: Plan, run: Run, quiet: bool) -> None:
     if _tell(study, trial.number, value) and not quiet:
         shown = f"{plan.metric} {value:.4f}" if value is not None else f"failed ({reason})"
         print(f"trial {trial.number}: {shown}  {_show(trial.params)}", flush=True)
+
+
+def _twin(study: Any, trial: Any) -> Any:
+    """A trial that has a value for the very same hyper-parameters, or None: same seeds, same data, same result."""
+    done = (t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and t.number != trial.number)
+    return next((t for t in done if t.params == trial.params and "folder" in t.user_attrs), None)
 
 
 def _evaluate(plan: Plan, params: Mapping[str, Any], folder: str, run: Run) -> float:
