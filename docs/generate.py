@@ -28,6 +28,9 @@ from clplat.config import discovery, syntax
 from clplat.config.resolve import expand, experiments, section_options
 from clplat.report import compare, tables
 
+sys.path.insert(0, str(Path(__file__).parent))
+import architecture
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "demo" / "results.json"
 BENCHMARKS = ROOT / "benchmarks" / "results"
@@ -220,8 +223,8 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def pages() -> dict[Path, str]:
-    """Each page with a generated part, as it should be."""
-    found = {}
+    """Each page with a generated part, and the picture of the rooms, as they should be."""
+    found = {architecture.PICTURE: architecture.picture()}
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = path.read_text(encoding="utf-8")
         if _PART.search(text):

@@ -103,6 +103,23 @@ def test_rooms_import_only_what_their_row_allows() -> None:
     assert not broken, "\n".join(broken)
 
 
+def test_the_picture_of_the_rooms_shows_the_imports_as_they_are() -> None:
+    """To draw it anew: python docs/generate.py"""
+    found: dict[str, set[str]] = {name: set() for name in ROOMS}
+    for name, targets in arrows().items():
+        if room(name) in ROOMS:
+            found[room(name)] |= {room(target) for target in targets} - {room(name)}
+    said = re.findall(r"<desc>.*?: (.*)\.</desc>", (ROOT / "docs" / "images" / "architecture.svg").read_text())
+    drawn = {name: set(targets.split(", ")) - {"nothing"} for name, targets in re.findall(r"(\w+): ([^;]+)", said[0])}
+    assert {name: drawn[name] for name in drawn if name not in ("strategies", "streams")} == found
+
+
+def test_the_page_of_the_architecture_has_a_paragraph_for_each_room() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    said = re.findall(r"^### (\w+)\n\n(?:[^#\n].*\n)+?May import: (.*)\.$", page, re.MULTILINE)
+    assert {name: set(may.split(", ")) - {"nothing"} for name, may in said} == ROOMS
+
+
 def test_no_files_import_each_other_in_a_circle() -> None:
     sorter = graphlib.TopologicalSorter(arrows())
     try:

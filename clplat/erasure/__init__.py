@@ -1,4 +1,4 @@
 """Requests to forget: the ledger, what a request names, the stream without it, requests made late, the audit.
 
-May import the contract, `components` and `metrics`.
+May import the contract, `config`, `components` and `metrics`.
 """

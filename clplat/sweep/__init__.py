@@ -1,4 +1,4 @@
 """Hyper-parameter search: the plan of a study, and the study.
 
-May import everything but `testing` and `commands`.
+May import the contract, `config`, `metrics` and `api`.
 """

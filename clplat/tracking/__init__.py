@@ -1,4 +1,4 @@
 """MLflow: the client of a run, the local store, its server, and the layout of its charts.
 
-May import `errors`, `config` and the record of a run.
+May import the contract, `config` and `metrics`.
 """
