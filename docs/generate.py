@@ -1,6 +1,6 @@
 """Rebuilds what the documentation takes from the code and from measured results.
 
-    python docs/generate.py                    rewrite the generated parts
+    python docs/generate.py                    rewrite the generated parts, and the picture of docs/architecture.md
     python docs/generate.py --demo runs/demo   take in new runs of `make demo` first: their results and the picture
     python docs/generate.py --check            change nothing; exit code 1 if a part is out of date
 
@@ -296,7 +296,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.demo is not None:
         take_in_demo(args.demo, args.machine)
-    stale = [(path, text) for path, text in pages().items() if path.read_text(encoding="utf-8") != text]
+    stale = [(p, text) for p, text in pages().items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
     for path, text in stale:
         print(f"{'out of date' if args.check else 'rewritten'}: {path.relative_to(ROOT)}")
         if not args.check:
