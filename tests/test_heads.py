@@ -221,6 +221,17 @@ def test_ncm_means_are_made_anew_for_the_classes_named_only():
     assert torch.equal(head.means[0], old[0])
 
 
+def test_the_means_of_erased_classes_are_erased_by_the_loop(make_runner):
+    """After a request for class 0 nothing of its mean is in the head, and it is predicted no more."""
+    runner = make_runner(head="ncm", **{"loop.eval_every": None, "loop.stop_after": 3})
+    runner.run()
+    head = runner.strategy.model.head
+    assert not head.means[0].any()
+    assert head.counts.tolist()[0] == 0
+    assert bool(head.means[1:].abs().sum(1).all())
+    assert bool(runner.strategy.predict(runner.stream[1].test.all()[0])[:, 0].isneginf().all())
+
+
 def test_ncm_is_exact_far_from_the_origin():
     head = heads.NCM(D, 2)
     head.grow(experience((0, 1)))

@@ -8,6 +8,8 @@ Shapes: B samples of a batch, D features, C classes of the stream, S classes see
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -204,6 +206,11 @@ class NCM(Growing):
     def renew(self, classes: Tensor) -> None:
         """Forget the means of `classes` (k,): the next `update` makes them anew."""
         self.counts[classes] = 0
+
+    def let_go(self, classes: Sequence[int]) -> None:
+        """Erase the means of `classes`: statistics of samples that a request erases. They are predicted no more."""
+        self.means[list(classes)] = 0.0
+        self.counts[list(classes)] = 0
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:

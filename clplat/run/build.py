@@ -180,6 +180,8 @@ def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[st
         faults.append("head: taskwise needs a stream whose task is known at test time (stream.scenario: task)")
     if config.head.name == "taskwise" and cls.replays:
         faults.append(f"head: taskwise scores a batch with one task's rows, but {cls.__name__} mixes tasks in a batch")
+    if config.head.name == "ncm" and any(e.kind is Kind.FORGET and not e.classes for e in stream):
+        faults.append("head: ncm keeps means over samples that a request erases (valid: requests for whole classes)")
     if config.head.name == "ncm" and cls.readout is not Strategy.readout:
         faults.append(f"head: ncm has no part in what {cls.__name__} predicts with (valid: a head of another kind)")
     if cls.needs_classes and isinstance(stream.answers, Answers) and not len(stream.answers.classes):

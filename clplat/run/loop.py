@@ -101,7 +101,10 @@ class Runner(RunState):
             started = time.perf_counter()
         measuring.flush(self)
         self.strategy.end(seen)
-        if experience.kind is Kind.LEARN and hasattr(getattr(self.strategy.model, "head", None), "renew"):
+        head: Any = getattr(self.strategy.model, "head", None)
+        if experience.kind is Kind.FORGET and hasattr(head, "let_go"):
+            head.let_go(experience.classes)
+        if experience.kind is Kind.LEARN and hasattr(head, "renew"):
             with self.fabric.autocast():
                 renew_means(self.strategy, self.strategy.training_data(seen), self.loop.eval_batch_size)
         self.spent["train_seconds"] += time.perf_counter() - started

@@ -217,7 +217,7 @@ def test_labels_are_not_cut_to_integers(monkeypatch: pytest.MonkeyPatch) -> None
         (torch.ones(7, dtype=torch.float64), torch.ones(7)),
         (np.ones((3, 5, 3)), r"the channels of \(3, 5, 3\) can't be told"),
     ],
-    ids=str,
+    ids=["image", "16_bits", "palette", "channels_last", "channels_first", "grey", "row", "tensor", "ambiguous"],
 )
 def test_samples_of_every_sort(monkeypatch: pytest.MonkeyPatch, sample: Any, expected: Any) -> None:
     monkeypatch.setattr(Samples, "__getitem__", lambda self, i: (sample, self.labels[i], 0))
