@@ -237,14 +237,14 @@ def olora_task(root: Path, name: str, instructions: dict[str, str], preamble: bo
         before = f"Task:{group}\nDataset:{dataset}\n{asked}" if preamble else ""
         return Row(f"{before}{known['sentence']}\nAnswer:", (known["label"],))
 
-    kept, notes = {}, list[str]()
+    golden, notes = dict[str, list[Row]](), list[str]()
     for part, rows in (("train", train), ("test", test)):
         made = rows_of(rows, f"{name} {part}", row)
-        kept[part] = [r for r in made if r.answers[0] in labels]
-        if len(kept[part]) < len(made):
-            without = len(made) - len(kept[part])
+        golden[part] = [r for r in made if r.answers[0] in labels]
+        if len(golden[part]) < len(made):
+            without = len(made) - len(golden[part])
             notes.append(f"stream.tasks: {without} of {len(made)} {part} rows of {name} have no gold label: left out")
-    return Task(name, kept["train"], kept["test"], labels, notes=tuple(notes))
+    return Task(name, golden["train"], golden["test"], labels, notes=tuple(notes))
 
 
 # --- SuperNI, TRACE, and instruction sets of one's own ----------------------------------------------------------------

@@ -82,7 +82,7 @@ class Images(ScenarioStream):
     ) -> None:
         names: list[str] = list(dataset) if isinstance(dataset, list) else [dataset or "cifar10"]
         faults = _faults(names, {"labels": labels, "normalize": normalize, "augment": augment})
-        own = {"size": size, "grey": grey, "test_share": test_share}
+        own: dict[str, Any] = {"size": size, "grey": grey, "test_share": test_share}
         faults += _own_faults(path, own, {"dataset": dataset, "labels": labels, "download": download})
         if faults:
             raise UserError(*faults)

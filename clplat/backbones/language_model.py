@@ -58,7 +58,7 @@ class LanguageModel(Backbone):
         self.seq2seq: bool = net.config.is_encoder_decoder
         if not self.one_pass(0):
             _families.check(net)
-        self._start = _first_token(net) if self.seq2seq else None
+        self._start = _first_token(net) if self.seq2seq else -1  # asked for by encoder-decoders only
         inside = {id(block) for block in self.blocks}
         self._stems = tuple(f"{name}." for name, module in self.named_modules() if id(module) in inside)
         self._past = _families.read_past(self)
@@ -200,7 +200,7 @@ class LanguageModel(Backbone):
             do_sample=False,
             eos_token_id=end,
             pad_token_id=end,
-            decoder_start_token_id=self._start,
+            decoder_start_token_id=self._start if self.seq2seq else None,
         )
         # What the weights bring (forced tokens, beams, penalties) would be put in where `how` says nothing.
         brought, self.net.generation_config = self.net.generation_config, GenerationConfig()

@@ -170,8 +170,8 @@ def resnet50(input_shape: tuple[int, ...], weights: str = "random", normalize: N
 
 
 def _made(
-    family: Callable[[int], Backbone], input_shape: tuple[int, ...], name: str, weights: str, normalize: Normalize,
-    *spare: str,
+    family: Callable[[int], Backbone], input_shape: tuple[int, ...], name: str, weights: str,
+    normalize: Normalize | None, *spare: str,
 ) -> Backbone:  # fmt: skip
     channels, _, _ = image_shape(input_shape, name)
     net, own = family(channels), _weights.statistics(weights)
