@@ -302,6 +302,8 @@ def _range(experiences: Sequence[Experience]) -> tuple[float, float] | None:
     """
     seen, low, high = set[int](), math.inf, -math.inf
     for e in experiences:
+        if e.kind is Kind.INTERACT:  # transitions, which their reader checks: a return not known yet is NaN
+            continue
         for name, data in (("training", e.train), ("test", e.test), ("validation", e.valid)):
             if data is None or id(data.inputs) in seen or not data.inputs.numel():
                 continue

@@ -73,7 +73,7 @@ class EATA(NormStepping):
 
     def grow(self, experience: Experience) -> None:
         super().grow(experience)
-        if self.adapting:
+        if self.adapting or self.fisher_weight:  # F is measured when learning ends: what a resume loads has its place
             self.fisher.grow(self.model)
 
     def begin(self, experience: Experience) -> None:
@@ -126,9 +126,9 @@ class EATA(NormStepping):
         data, wanted = self.training_data(experience), {id(p) for p in norm_affine(self.model)}
         names = [n for n, p in self.model.named_parameters() if id(p) in wanted and p.requires_grad]
         parameters = [self.model.get_parameter(n) for n in names]
-        if not names:
+        self.has_fisher.fill_(True)
+        if not names:  # nothing that adapting moves
             return
-        self.fisher.grow(self.model)
         training = self.model.training
         self.model.eval()
         set_statistics(self.model, self.statistics)
@@ -143,6 +143,5 @@ class EATA(NormStepping):
                     total += gradient**2
         for kept, total in zip(self.fisher.of(names), totals, strict=True):
             kept.copy_(total / len(batches))
-        self.has_fisher.fill_(True)
         set_statistics(self.model, None)
         self.model.train(training)

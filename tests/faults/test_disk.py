@@ -76,7 +76,7 @@ def test_all_checkpoints_damaged_starts_over_and_says_so(straight: Any, capsys: 
 def test_loading_a_run_without_a_whole_checkpoint(straight: Any) -> None:
     for path in (straight.run_dir / "checkpoints").iterdir():
         (path / "state.json").write_text("{")
-    with pytest.raises(UserError, match="holds no whole checkpoint") as caught:
+    with pytest.raises(UserError, match="does not hold its last checkpoint whole") as caught:
         clplat.load(straight.run_dir)
     assert len(caught.value.faults) == 1 + checkpoint.KEEP
     with pytest.raises(UserError, match="is no run directory"):

@@ -70,7 +70,7 @@ def test_one_run_tells_what_it_was_and_what_came_of_it(fabricate, report):
     for part in ("Accuracy matrix", "Accuracy on each experience", "Average accuracy over experiences", "Anytime",
                  "Health of the representation", "Everything measured", "Configuration", "complete"):  # fmt: skip
         assert part in page.text
-    assert "mean accuracy over everything learned" in page.text
+    assert "mean over test sets of the accuracy on everything learned" in page.text
     assert "the stream has no experience that online_error needs" in page.text
     assert "ran on the CPU" in page.text
 
