@@ -269,7 +269,14 @@ def losses(model: nn.Module, inputs: Tensor, labels: Tensor, task: int | None = 
     own: Any = getattr(model, "losses", None)
     if own is not None:
         return own(inputs, labels)
-    return F.cross_entropy(model(inputs) if task is None else model(inputs, task), labels, reduction="none")
+    of: Any = task if task is not None else tasks_of(model, labels)
+    return F.cross_entropy(model(inputs) if of is None else model(inputs, of), labels, reduction="none")
+
+
+def tasks_of(model: nn.Module, labels: Tensor) -> Tensor | None:
+    """The task (B,) of samples with labels (B,), where the model's head has rows for each task; else None."""
+    tell: Any = getattr(model, "tasks_of", None)
+    return None if tell is None else tell(labels)
 
 
 @contextmanager

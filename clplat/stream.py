@@ -260,6 +260,16 @@ class Stream(Sequence[Experience]):
     def __iter__(self) -> Iterator[Experience]:
         return iter(self.experiences)
 
+    def among(self, logits: Tensor, task: int | None) -> Tensor:
+        """Logits (B, C) with −∞ for the classes that `task` has not, so that a prediction is one among the task's own.
+
+        As they are where no task is told, where its classes are not known, and where they are no class scores.
+        """
+        if task is None or logits.ndim != 2:
+            return logits
+        own = sorted({c for e in self.experiences if e.task == task for c in e.classes if c < logits.shape[1]})
+        return only(logits, own) if any(e.classes for e in self.experiences if e.task == task) else logits
+
     def prepare(self, inputs: Tensor, training: bool) -> Tensor:
         """Stored inputs to what a model takes: bytes to [0, 1], normalisation and, in training, augmentation."""
         if inputs.dtype == torch.uint8:
@@ -290,6 +300,13 @@ class Stream(Sequence[Experience]):
         if self._mean_std is not None:
             self._mean_std = (self._mean_std[0].to(device), self._mean_std[1].to(device))
         return self
+
+
+def only(logits: Tensor, classes: Sequence[int]) -> Tensor:
+    """Logits (B, C) with −∞ for all but `classes`, each below C."""
+    kept = torch.full_like(logits, -torch.inf)
+    kept[:, classes] = logits[:, classes]
+    return kept
 
 
 def _range(experiences: Sequence[Experience]) -> tuple[float, float] | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clplat import Kind, Strategy, require
 from clplat.components.memory import Reservoir
+from clplat.strategy import tasks_of
 
 
 def logit_distance(logits: Tensor, stored: Tensor) -> Tensor:
@@ -63,10 +64,13 @@ class DERpp(Strategy):
             loss = self.mean(F.cross_entropy(new, y, reduction="none"))
         else:
             m = self.replay_batch
-            mx, _, mz = self.memory.sample(m)  # (M, ...), _, (M, C')
+            mx, my, mz = self.memory.sample(m)  # (M, ...), (M,), (M, C')
             lx, ly, _ = self.memory.sample(m)
-            replayed = self.prepare(torch.cat([mx, lx]))
-            new, match, label = self.model(torch.cat([x, replayed])).split([len(x), m, m])  # (·, C)
+            inputs, task = (
+                torch.cat([x, self.prepare(torch.cat([mx, lx]))]),
+                tasks_of(self.model, torch.cat([y, my, ly])),
+            )
+            new, match, label = self.model(inputs, task).split([len(x), m, m])  # (·, C)
             loss = self.mean(F.cross_entropy(new, y, reduction="none"))
             loss = loss + self.logit_weight * logit_distance(match, mz)
             loss = loss + self.label_weight * F.cross_entropy(label, ly)

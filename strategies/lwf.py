@@ -3,18 +3,21 @@
 Source   Li, Hoiem, "Learning without Forgetting", ECCV 2016, arXiv:1606.09282.
 Checked  against Avalanche 0.6.0 training/regularization.py (MIT).
     loss = CE(f(x; θ), y) + α · mean_b KL( softmax(f_b(x; θ_old)/T) ‖ softmax(f_b(x; θ)/T) )        over old classes
-Differs  KL where the paper has cross-entropy (the same gradient); no warm-up of the new rows; one head, so the first
-         term runs over all classes.
+Differs  KL where the paper has cross-entropy (the same gradient); no warm-up of the new rows; with one head for all
+         tasks both terms run over all classes met. With rows for each task (`head: taskwise`) an old task has a softmax
+         of its own, as in the paper.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Experience, Kind, Strategy, require
 from clplat.components.ema import Frozen
 from clplat.components.precision import wide
+from clplat.strategy import tasks_of
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -42,13 +45,13 @@ class LwF(Strategy):
         require("temperature", temperature, temperature > 0, "> 0")
         self.distill, self.temperature = distill, temperature
         self.teacher: Frozen | None = None
-        self._old: list[int] = []  # both lists follow from the experiences met, which a resume replays
-        self._met: set[int] = set()
+        self._old: dict[int, list[int]] = {}  # by task; both follow from the experiences met, which a resume replays
+        self._met: dict[int, set[int]] = {}
 
     def grow(self, experience: Experience) -> None:
         if self._met:
-            self.teacher, self._old = Frozen(self.model), sorted(self._met)
-        self._met.update(experience.classes)
+            self.teacher, self._old = Frozen(self.model), {t: sorted(c) for t, c in self._met.items()}
+        self._met.setdefault(experience.task, set()).update(experience.classes)
         super().grow(experience)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -56,6 +59,13 @@ class LwF(Strategy):
         logits = self.model(x)  # (B, C)
         losses = F.cross_entropy(logits, y, reduction="none")
         if self.teacher is not None and self.distill:
-            old = distillation(logits[:, self._old], self.teacher(x)[:, self._old], self.temperature)
-            losses = losses + self.distill * old
+            losses = losses + self.distill * self._distilled(self.teacher, x, logits, y)
         return self.mean(losses)
+
+    def _distilled(self, teacher: Frozen, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        """(B,): over all old classes; where the head has rows for each task, over those of each old task by itself."""
+        if tasks_of(self.model, y) is None:
+            old = sorted(set().union(*self._old.values()))
+            return distillation(logits[:, old], teacher(x)[:, old], self.temperature)
+        parts = [(self.model(x, t)[:, old], teacher(x, t)[:, old]) for t, old in self._old.items()]
+        return torch.stack([distillation(own, his, self.temperature) for own, his in parts]).sum(0)

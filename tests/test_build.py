@@ -58,9 +58,11 @@ def test_parts_are_initialised_from_the_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["er", "derpp", "joint", "cumulative", "lwf"])
-def test_a_task_wise_head_is_refused_where_batches_mix_tasks(strategy: str) -> None:
-    with pytest.raises(UserError, match="head: taskwise scores a batch with one task's rows"):
-        build(resolve(strategy=strategy, head="taskwise", **{"stream.scenario": "task"}))
+def test_a_task_wise_head_is_refused_where_a_class_does_not_tell_its_task(strategy: str) -> None:
+    options = {"stream.scenario": "permuted", "stream.tell_task": True}
+    with pytest.raises(UserError, match="head: taskwise tells the task of a sample .* class 0 is in tasks 0, 1"):
+        build(resolve(strategy=strategy, head="taskwise", **options))
+    build(resolve(strategy=strategy, head="taskwise", **{"stream.scenario": "task"}))
 
 
 @pytest.mark.parametrize("strategy", ["svd_orthogonal", "naive", "lora"])

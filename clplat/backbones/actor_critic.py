@@ -228,7 +228,7 @@ class Agent(Classifier):
         b = self.backbone
         return {"critic": list(b.valued.parameters()), "actor": list(b.actor.parameters()), "temperature": [b.rho]}
 
-    def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, task: int | Tensor | None = None) -> Tensor:
         """The policy's mode (B, a) for observations (B, ...)."""
         return self.backbone.actor(self.encode(inputs).detach())[0].tanh()
 

@@ -84,7 +84,7 @@ class Answerer(_Told):
     def grow(self, experience: Experience) -> None:
         """Nothing grows: an answer is words that the model has from the start."""
 
-    def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, task: int | Tensor | None = None) -> Tensor:
         """Logits (B, C): log-likelihood of each class' answer; -inf for classes that are not to choose from."""
         named = trimmed_classes(inputs[:, 1], len(self.classes))  # (B, K)
         count, width = named.shape[1], self.classes.shape[1]
@@ -171,7 +171,7 @@ class ImageText(_Told):
         """How many classes compete for each of images (B, 3, H, W) in a request to forget, (B,)."""
         return torch.full((len(inputs),), self.num_classes, device=inputs.device)
 
-    def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, task: int | Tensor | None = None) -> Tensor:
         """Logits (B, C) for images (B, 3, H, W): scaled cosines with the prompt of every class of the stream."""
         return self._logits(inputs, self.classes)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from clplat.errors import UserError
-from clplat.stream import Actions, Answers, Experience, Statistics
+from clplat.stream import Actions, Answers, Experience, Statistics, only
 
 Role = Literal["attention", "ffn"]
 Normalize = Literal["none", "imagenet", "half"]
@@ -187,6 +187,7 @@ class Head(nn.Module, ABC):
         require("in_features", in_features, in_features > 0, "> 0", group="head")
         require("num_classes", num_classes, num_classes > 0, "> 0 (this stream has no classes)", group="head")
         self.in_features, self.num_classes = in_features, num_classes
+        self.classes_of: dict[int, set[int]] = {}  # by task; follows from the experiences grown for
 
     @abstractmethod
     def forward(self, features: Tensor, task: int | None = None) -> Tensor:
@@ -203,6 +204,7 @@ class Head(nn.Module, ABC):
             raise UserError(
                 f"stream: class {bad[0]} of '{experience.name}' is out of range (valid: 0..{self.num_classes - 1})"
             )
+        self.classes_of.setdefault(experience.task, set()).update(experience.classes)
 
 
 class Classifier(nn.Module):
@@ -222,17 +224,24 @@ class Classifier(nn.Module):
         """C of the whole stream; 0 where its answers are free text."""
         return self.head.num_classes
 
-    def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, task: int | Tensor | None = None) -> Tensor:
         """Logits (B, C) for prepared inputs (B, ...)."""
         return self.head(self.backbone(inputs), task)
+
+    def tasks_of(self, labels: Tensor) -> Tensor | None:
+        """The task (B,) of samples with labels (B,), where the head has rows for each task; else None."""
+        tell = getattr(self.head, "tasks_of", None)
+        return None if tell is None else tell(labels)
 
     def features(self, inputs: Tensor) -> Tensor:
         """Features (B, D) for prepared inputs (B, ...)."""
         return self.backbone(inputs)
 
     def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
-        """Logits (B, C) in evaluation (see `Head.predict`)."""
-        return self.head.predict(self.backbone(inputs), task)
+        """Logits (B, C) in evaluation (see `Head.predict`); where a task is told, −∞ for classes that it has not."""
+        logits = self.head.predict(self.backbone(inputs), task)
+        own = self.head.classes_of.get(task, ()) if task is not None else ()
+        return only(logits, sorted(own)) if own else logits
 
     def grow(self, experience: Experience) -> None:
         """Make room in the head for the classes of `experience`."""

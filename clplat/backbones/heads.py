@@ -109,8 +109,8 @@ class Taskwise(Head):
     """Own rows for each task: logits (B, C) are finite for the classes of the sample's task and -inf elsewhere.
 
     For streams that tell the task at test time. In training a call without a task takes that of the last experience
-    grown for, so samples replayed from an earlier task need theirs given. A task not met yet has no classes. Weight
-    decay reaches the rows of all tasks.
+    grown for; samples of several tasks (replayed ones, those of `joint`) have theirs given one by one, told by their
+    classes (`tasks_of`). A task not met yet has no classes. Weight decay reaches the rows of all tasks.
 
     Raises:
         UserError: in evaluation no task is given.
@@ -138,11 +138,23 @@ class Taskwise(Head):
             weight, bias = _rows(len(new), self.weight)
             self.weight, self.bias = _append(self.weight, weight), _append(self.bias, bias)
 
-    def forward(self, features: Tensor, task: int | None = None) -> Tensor:
+    def tasks_of(self, labels: Tensor) -> Tensor:
+        """The task (B,) of each sample with labels (B,): the current one if it has its class, else one that has."""
+        owner = self.rows.new_full((self.num_classes,), self.current)
+        for task in sorted(self.classes_of, key=lambda t: t == self.current):
+            owner[list(self.classes_of[task])] = task
+        return owner[labels]
+
+    def forward(self, features: Tensor, task: int | Tensor | None = None) -> Tensor:
+        """Logits (B, C) for features (B, D); `task` of all, or (B,) of each."""
         if task is None:
             if not self.training:
                 raise UserError("head: taskwise needs the task of each test sample, which this stream does not tell")
             task = self.current
+        if isinstance(task, Tensor):
+            logits = F.pad(F.linear(features, self.weight, self.bias), (0, 1), value=-torch.inf)
+            own = self.rows[task]  # (B, C)
+            return logits.gather(1, own.where(own >= 0, logits.shape[1] - 1))
         if not 0 <= task < len(self.rows):
             return features.new_full((len(features), self.num_classes), -torch.inf)
         logits = F.linear(features, self.weight, self.bias)  # (B, R)

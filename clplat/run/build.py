@@ -179,7 +179,7 @@ def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[st
     if config.head.name == "taskwise" and not stream.task_known:
         faults.append("head: taskwise needs a stream whose task is known at test time (stream.scenario: task)")
     if config.head.name == "taskwise" and cls.replays:
-        faults.append(f"head: taskwise scores a batch with one task's rows, but {cls.__name__} mixes tasks in a batch")
+        faults += _taskwise_faults(cls, stream)
     if config.head.name == "ncm" and any(e.kind is Kind.FORGET and not e.classes for e in stream):
         faults.append("head: ncm keeps means over samples that a request erases (valid: requests for whole classes)")
     if config.head.name == "ncm" and cls.readout is not Strategy.readout:
@@ -199,6 +199,24 @@ def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[st
         if e.kind is Kind.INTERACT and e.environment is None:
             faults.append(f"stream: experience {e.index} ({e.name}) has no environment")
     return faults + stream_faults(stream)
+
+
+def _taskwise_faults(cls: type[Strategy], stream: Stream) -> list[str]:
+    """Why a strategy whose batches hold samples of several tasks can't have a head with rows for each task."""
+    if Kind.FORGET in cls.kinds or "avalanche" in cls.__module__:
+        return [f"head: taskwise scores a batch with one task's rows, but {cls.__name__} mixes tasks in a batch"]
+    owners: dict[int, set[int]] = {}
+    for e in stream:
+        for c in e.classes:
+            owners.setdefault(c, set()).add(e.task)
+    shared = next((c for c, tasks in owners.items() if len(tasks) > 1), None)
+    if shared is None:
+        return []
+    tasks = ", ".join(map(str, sorted(owners[shared])))
+    return [
+        f"head: taskwise tells the task of a sample that {cls.__name__} replays by its class, but class {shared} is in "
+        f"tasks {tasks} (valid: tasks without a class in common)"
+    ]
 
 
 def new_record(

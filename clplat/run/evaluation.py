@@ -83,6 +83,7 @@ class Evaluator:
                     data = group.data.subset(positions)
                     logits = self._logits(strategy, group, number, data)
                     totals[-1] += not_finite(logits)
+                    logits = self.stream.among(logits, group.task)
                     scores = _score(self.stream, logits, data.targets().to(self.device))
                     totals.index_add_(0, group.columns[positions].to(self.device), scores.double())
         if self.world_size > 1:

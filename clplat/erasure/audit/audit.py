@@ -191,6 +191,7 @@ def _logits(subject: Subject, inputs: Tensor, task: int) -> Tensor:
     missing = subject.stream.num_classes - logits.shape[1]
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
+    logits = subject.stream.among(logits, task if subject.stream.task_known else None)
     return torch.nn.functional.pad(logits, (0, max(missing, 0)), value=MASKED)
 
 

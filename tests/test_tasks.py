@@ -1,0 +1,96 @@
+"""Task-incremental streams: predictions are among the task's classes, and replayed samples their own task's rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import clplat
+from clplat.backbones.base import Classifier
+from clplat.backbones.heads import Growing, Taskwise
+from clplat.backbones.mlp import mlp
+from clplat.config.resolve import resolve
+from clplat.run.build import build
+from clplat.strategy import losses
+from clplat.stream import Experience, Kind
+
+PLAIN = ("cumulative", "derpp", "er", "ewc", "joint", "lwf", "naive", "si")
+ADAPTED = ("ilora", "lora", "moram", "olora", "svd_orthogonal")
+
+
+def model_of(head: type) -> Classifier:
+    torch.manual_seed(0)
+    made = Classifier(mlp((3,), hidden=[5]), head(5, 4)).double()
+    for task, classes in enumerate(((0, 1), (2, 3))):
+        made.grow(Experience(task, f"task-{task}", Kind.LEARN, train=None, classes=classes, task=task))
+    return made
+
+
+def test_any_head_predicts_among_the_classes_of_the_task() -> None:
+    model, x = model_of(Growing), torch.randn(6, 3, dtype=torch.float64)
+    free = model.predict(x)
+    for task, (own, others) in enumerate((([0, 1], [2, 3]), ([2, 3], [0, 1]))):
+        told = model.predict(x, task)
+        assert torch.equal(told[:, own], free[:, own])
+        assert bool(told[:, others].isneginf().all())
+    assert torch.equal(model.predict(x), free)
+
+
+@pytest.mark.parametrize("strategy", PLAIN)
+def test_a_default_head_is_scored_among_the_classes_of_the_task(tmp_path: Path, strategy: str) -> None:
+    """Never below the class-incremental score of the very same learner, and above it where tasks are confused."""
+    own = {"name": strategy, "lr": 0.02}
+    options: dict[str, Any] = {"strategy": own, "backbone": "mlp", "tracking": {"enabled": False},
+                               "output": str(tmp_path), "loop": {"max_steps": 20}}  # fmt: skip
+    rows = {}
+    for scenario in ("class", "task"):
+        stream = {"name": "digits", "scenario": scenario}
+        rows[scenario] = clplat.run({**options, "stream": stream}, quiet=True).accuracy_matrix[-1]
+    assert all(t >= c for t, c in zip(rows["task"], rows["class"], strict=True))
+    assert sum(rows["task"]) > sum(rows["class"])
+
+
+def test_samples_of_several_tasks_go_each_through_its_own_tasks_rows() -> None:
+    """The loss of a mixed batch is that of two heads written by hand, and so is its gradient."""
+    model, x, y = model_of(Taskwise).train(), torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 3, 3, 0])
+    mine = losses(model, x, y)
+    head: Any = model.head
+    features = model.features(x)
+    logits = [F.linear(features, head.weight[2 * t : 2 * t + 2], head.bias[2 * t : 2 * t + 2]) for t in (0, 1)]
+    by_hand = torch.stack([F.cross_entropy(logits[c // 2][i], torch.tensor(c % 2)) for i, c in enumerate(y.tolist())])
+    torch.testing.assert_close(mine, by_hand, rtol=0, atol=1e-12)
+    parameters = list(model.parameters())
+    for a, b in zip(
+        torch.autograd.grad(mine.sum(), parameters), torch.autograd.grad(by_hand.sum(), parameters), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_a_replayed_sample_moves_only_the_rows_of_its_task() -> None:
+    model = model_of(Taskwise).train()
+    losses(model, torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1])).sum().backward()
+    head: Any = model.head
+    assert head.current == 1
+    assert bool(head.weight.grad[:2].any())
+    assert not bool(head.weight.grad[2:].any())
+
+
+@pytest.mark.parametrize("strategy", [*PLAIN, *ADAPTED])
+def test_runs_task_incremental_with_rows_for_each_task(tmp_path: Path, strategy: str) -> None:
+    backbone = {"name": "vit_micro"} if strategy in ADAPTED else {"name": "mlp", "hidden": [32]}
+    own = {"name": strategy} | ({"memory": 50} if strategy == "ilora" else {})
+    config = {"strategy": own, "backbone": backbone, "head": "taskwise", "tracking": {"enabled": False},
+              "stream": {"name": "digits", "scenario": "task", "train_per_class": 20, "test_per_class": 10},
+              "output": str(tmp_path), "loop": {"max_steps": 4, "stop_after": 3}}  # fmt: skip
+    result = clplat.run(config, quiet=True)
+    assert result.status == "complete"
+    learner = clplat.load(result.run_dir)
+    stream, _ = build(resolve(config=result.run_dir / "config.yaml"))
+    x, y = stream[1].test.all()
+    with torch.no_grad():
+        right = (learner.predict(stream.prepare(x, False), 1).argmax(1) == y).double().mean()
+    assert float(right) == pytest.approx(result.accuracy_matrix[-1][1])
