@@ -60,7 +60,7 @@ def test_parts_are_initialised_from_the_seed_alone() -> None:
 @pytest.mark.parametrize("strategy", ["er", "derpp", "joint", "cumulative", "lwf"])
 def test_a_task_wise_head_is_refused_where_a_class_does_not_tell_its_task(strategy: str) -> None:
     options = {"stream.scenario": "permuted", "stream.tell_task": True}
-    with pytest.raises(UserError, match="head: taskwise tells the task of a sample .* class 0 is in tasks 0, 1"):
+    with pytest.raises(UserError, match=r"head: taskwise tells the task of a sample .* class 0 is in tasks 0, 1"):
         build(resolve(strategy=strategy, head="taskwise", **options))
     build(resolve(strategy=strategy, head="taskwise", **{"stream.scenario": "task"}))
 
