@@ -67,5 +67,6 @@ class LwF(Strategy):
         if tasks_of(self.model, y) is None:
             old = sorted(set().union(*self._old.values()))
             return distillation(logits[:, old], teacher(x)[:, old], self.temperature)
-        parts = [(self.model(x, t)[:, old], teacher(x, t)[:, old]) for t, old in self._old.items()]
-        return torch.stack([distillation(own, his, self.temperature) for own, his in parts]).sum(0)
+        own, his = self.model.features(x), teacher.model.features(x)  # one pass each, however many tasks
+        parts = [(self.model.head(own, t)[:, o], teacher.model.head(his, t)[:, o]) for t, o in self._old.items()]
+        return torch.stack([distillation(student, taught, self.temperature) for student, taught in parts]).sum(0)

@@ -182,8 +182,10 @@ def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[st
         faults += _taskwise_faults(cls, stream)
     if config.head.name == "ncm" and any(e.kind is Kind.FORGET and not e.classes for e in stream):
         faults.append("head: ncm keeps means over samples that a request erases (valid: requests for whole classes)")
-    if config.head.name == "ncm" and cls.readout is not Strategy.readout:
-        faults.append(f"head: ncm has no part in what {cls.__name__} predicts with (valid: a head of another kind)")
+    if config.head.name in ("ncm", "taskwise") and cls.readout is not Strategy.readout:
+        faults.append(
+            f"head: {config.head.name} has no part in what {cls.__name__} predicts with (valid: a head of another kind)"
+        )
     if cls.needs_classes and isinstance(stream.answers, Answers) and not len(stream.answers.classes):
         faults.append(f"strategy: {config.strategy.name} needs classes, but the answers of this stream are free text")
     if config.loop.evaluate_on == "valid" and all(e.valid is None for e in stream):
