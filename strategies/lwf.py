@@ -10,6 +10,9 @@ Differs  KL where the paper has cross-entropy (the same gradient); no warm-up of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,6 +70,13 @@ class LwF(Strategy):
         if tasks_of(self.model, y) is None:
             old = sorted(set().union(*self._old.values()))
             return distillation(logits[:, old], teacher(x)[:, old], self.temperature)
-        own, his = self.model.features(x), teacher.model.features(x)  # one pass each, however many tasks
-        parts = [(self.model.head(own, t)[:, o], teacher.model.head(his, t)[:, o]) for t, o in self._old.items()]
-        return torch.stack([distillation(student, taught, self.temperature) for student, taught in parts]).sum(0)
+        student, master = self._with_features(self.model, x), self._with_features(teacher.model, x)
+        return torch.stack([
+            distillation(student(t)[:, old], master(t)[:, old], self.temperature) for t, old in self._old.items()
+        ]).sum(0)  # fmt: skip
+
+    @staticmethod
+    def _with_features(model: Any, x: Tensor) -> Callable[[int], Tensor]:
+        """Logits (B, C) by task, from one pass through the backbone."""
+        features = model.features(x)
+        return lambda task: model.head(features, task)
