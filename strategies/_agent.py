@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clplat import Experience, Kind, Strategy, UserError, require
+from clplat.backbones.actor_critic import Agent
 from clplat.components.reinforcement import monte_carlo_returns
 from clplat.components.transitions import TransitionMemory
 from clplat.data.transitions import Transitions, pack_step, unpack
@@ -41,10 +42,10 @@ class OffPolicy(Strategy):
 
     kinds = frozenset({Kind.INTERACT})
     carries_optimizer = True
-    model: Any  # an agent of `actor_critic`
+    model: Agent
 
     def __init__(
-        self, *, model: Any, optimizer: Literal["sgd", "adam", "adamw"] = "adam", lr: float = 3e-4,
+        self, *, model: Agent, optimizer: Literal["sgd", "adam", "adamw"] = "adam", lr: float = 3e-4,
         actor_lr: float | None = None, temperature_lr: float | None = None, gamma: float = 0.99,
         polyak: float = 0.005, batch: int = 256, memory: int = 1_000_000, keep_memory: bool = False,
         retain: float = 0.0, reward_scale: float = 1.0, reward_bias: float = 0.0, **base,

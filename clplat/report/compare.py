@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
+from clplat.config.settings import flat
 from clplat.errors import UserError
 from clplat.run.seal import seal_faults
 
@@ -191,10 +192,10 @@ def _comparable(run: dict[str, Any]) -> dict[str, Any]:
 
 def _labelled(members: list[list[dict[str, Any]]]) -> list[Group]:
     strategies = [short_name(runs[0].get("strategy")) for runs in members]
-    flat = [flatten({**_comparable(runs[0]), "backbone.name": runs[0].get("backbone")}) for runs in members]
+    own_keys = [flat({**_comparable(runs[0]), "backbone.name": runs[0].get("backbone")}) for runs in members]
     groups, taken = [], set()
-    for runs, strategy, own in zip(members, strategies, flat, strict=True):
-        rivals = [other for other, name in zip(flat, strategies, strict=True) if name == strategy]
+    for runs, strategy, own in zip(members, strategies, own_keys, strict=True):
+        rivals = [other for other, name in zip(own_keys, strategies, strict=True) if name == strategy]
         apart = [k for k in own if any(other.get(k, ...) != own[k] for other in rivals)]
         shown = ", ".join(f"{_short(key)} {own[key]}" for key in apart[:3])
         label = f"{strategy} ({shown})" if shown else strategy
@@ -225,17 +226,6 @@ def _counted(runs: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
     complete = [run for run in runs if run.get("status") == "complete"]
     last = {run.get("seed", id(run)): run for run in (complete or runs)}
     return tuple(last[seed] for seed in sorted(last, key=lambda s: (not isinstance(s, int), str(s).zfill(20))))
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _short(key: str) -> str:

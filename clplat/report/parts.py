@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from clplat.report.compare import Comparison, Group, against_best, flatten, metric_info, metric_names, value_of
+from clplat.config.settings import flat
+from clplat.report.compare import Comparison, Group, against_best, metric_info, metric_names, value_of
 from clplat.report.numbers import NONE, show, show_estimate, show_p, unit_of
 from clplat.report.tables import headline_metrics, primary_metric, title_of, untested
 
@@ -119,7 +120,7 @@ def _missing(group: Group) -> dict[str, str]:
     """Name → reason of what no counted run of the group has measured."""
     found: dict[str, str] = {}
     for run in group.counted:
-        reasons = {k.rsplit(".", 1)[-1]: str(v) for k, v in flatten(run.get("why_null") or {}).items()}
+        reasons = {k.rsplit(".", 1)[-1]: str(v) for k, v in flat(run.get("why_null") or {}).items()}
         for part in ("metrics", "cost"):
             for name in run.get(part) or {}:
                 if value_of(run, name) is None:
@@ -165,18 +166,18 @@ def experiences_table(experiences: Sequence[dict[str, Any]]) -> str:
 
 def configuration(groups: Sequence[Group]) -> str:
     """What all groups share, and what sets them apart."""
-    flat = [flatten((g.counted or g.runs)[0].get("config") or {}) for g in groups]
-    keys = [k for k in dict.fromkeys(k for f in flat for k in f) if k not in _NOT_SHOWN and k != "seed"]
+    configurations = [flat((g.counted or g.runs)[0].get("config") or {}) for g in groups]
+    keys = [k for k in dict.fromkeys(k for f in configurations for k in f) if k not in _NOT_SHOWN and k != "seed"]
     if not keys:
         return ""
-    same = [k for k in keys if all(f.get(k, ...) == flat[0].get(k, ...) for f in flat)]
+    same = [k for k in keys if all(f.get(k, ...) == configurations[0].get(k, ...) for f in configurations)]
     apart = [k for k in keys if k not in same]
     parts = []
     if apart:
-        rows = [[_code(k), *(_code(_plain(f[k])) if k in f else NONE for f in flat)] for k in apart]
+        rows = [[_code(k), *(_code(_plain(f[k])) if k in f else NONE for f in configurations)] for k in apart]
         parts.append(table("Different", ["Key", *(escape(g.label) for g in groups)], rows, words=len(groups) + 1))
     if same:
-        rows = [[_code(k), _code(_plain(flat[0][k]))] for k in same]
+        rows = [[_code(k), _code(_plain(configurations[0][k]))] for k in same]
         parts.append(table("The same for all" if apart else "Configuration", ["Key", "Value"], rows, words=2))
     return f"<details><summary>Configuration</summary>{''.join(parts)}</details>"
 

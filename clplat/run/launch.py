@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clplat import errors as errors_module
-from clplat.config.settings import Config, FabricSettings
+from clplat.config.settings import Config, FabricSettings, flat
 from clplat.erasure import late
 from clplat.erasure.audit import audit
 from clplat.erasure.audit.aggregates import let_go
@@ -33,7 +33,7 @@ from clplat.run.build import build, new_record, read_reference
 from clplat.run.loop import Runner
 from clplat.run.result import Result
 from clplat.run.rundir import make_run_dir
-from clplat.run.runlog import RunLog, flat
+from clplat.run.runlog import RunLog
 from clplat.run.saving import restore
 from clplat.run.seal import MADE_ANEW, break_seal, close_seal, digest, seal_faults
 from clplat.run.start import carried_optimizer, start_run

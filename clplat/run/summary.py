@@ -8,12 +8,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from clplat.config.settings import Config
+from clplat.config.settings import Config, flat
 from clplat.files import to_json
 from clplat.metrics import online, summarize
 from clplat.metrics.record import RunRecord
 from clplat.package import __version__
-from clplat.run.runlog import flat
 
 _COST = ("train_seconds", "eval_seconds", "samples_per_second", "first_step_seconds", "peak_rss_bytes",
          "peak_device_bytes", "trainable_parameters", "stored_bytes", "train_flops")  # fmt: skip
