@@ -11,6 +11,7 @@ COMMANDS = {
     "cp": "copy a shipped experiment, to change it",
     "validate": "report all faults of a configuration at once",
     "sweep": "search hyper-parameters; any number of workers may join",
+    "record": "train SAC in an environment, and make data sets of what it does there",
     "forget": "ask the learner of a finished run to erase something",
     "report": "compare runs: tables and plots in one HTML file",
     "ui": "the MLflow server on the local store",

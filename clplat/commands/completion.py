@@ -45,7 +45,9 @@ def _add_keys(parser: Parser) -> None:
         parser.add_argument(f"--{key}", choices=list(discovery.entries(group)))
     for section in (None, *SECTIONS):
         for option in section_options(section):
-            parser.add_argument(f"--{section}.{option.name}" if section else f"--{option.name}", help=option.help)
+            flag = f"--{section}.{option.name}" if section else f"--{option.name}"
+            if flag not in parser.flags:
+                parser.add_argument(flag, help=option.help)
 
 
 def _complete(command: str, action: argparse.Action) -> None:

@@ -76,9 +76,18 @@ class Gym:
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """`action` (a,) in [-1, 1]; what lies beyond is cut."""
-        real = (self._middle + self._half * np.clip(np.asarray(action), -1, 1)).astype(self.low.dtype)
-        observation, reward, terminated, truncated, info = self.env.step(real)
+        observation, reward, terminated, truncated, info = self.env.step(self.real(action))
         return self._flat(observation), float(reward), bool(terminated), bool(truncated), info
+
+    def real(self, actions: Any) -> np.ndarray:
+        """Actions (..., a) in [-1, 1] in the environment's own units."""
+        return (self._middle + self._half * np.clip(np.asarray(actions), -1, 1)).astype(self.low.dtype)
+
+    def flattened(self) -> Any:
+        """The environment for others, whose observations are vectors as here."""
+        from gymnasium.wrappers import FlattenObservation
+
+        return self.env if self._flatten is None else FlattenObservation(self.env)
 
     def state(self) -> dict[str, Any]:
         """All that the rest of an episode follows from, in tensors and plain values."""
