@@ -74,7 +74,7 @@ class LoRA(nn.Module):
         if not found or (attention and not set(attention) & found.keys()):
             of = f" that are {' or '.join(projections)}" if projections else ""
             names = ", ".join(sorted({name.rpartition(".")[2] for name in attention}))
-            there = f" (it has: {names}; strategy.projections [] takes them all)" if names else ""
+            there = f" (it has: {names}; strategy.projections [] takes them all)" if names else backbone.offered()
             raise UserError(f"backbone: has no linear layers of role {' or '.join(roles)}{of} to adapt{there}")
         order = [name for name, _ in backbone.named_modules() if name in found]
         for name in order:

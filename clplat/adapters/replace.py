@@ -24,7 +24,7 @@ def replaced(backbone: Backbone, roles: Sequence[Role], make: Callable[[nn.Linea
         UserError: the backbone has no such layers, or one that is not plain.
     """
     named = {name: layer for role in roles for name, layer in backbone.layers(role).items()}
-    require("roles", roles, bool(named), "roles of which the backbone has layers")
+    require("roles", roles, bool(named), f"roles of which the backbone has layers{backbone.offered()}")
     found: dict[str, T] = {}
     for name, layer in named.items():
         if type(layer) is not nn.Linear:  # some are read by the module above them, past their own forward pass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clplat.data.datasets import find_root
-from clplat.data.tokens import read_json
+from clplat.data.tokens import find_folder, read_json
 from clplat.errors import MissingError, UserError
 from clplat.stream import Statistics
 
@@ -21,6 +21,20 @@ def find(path: str) -> Path:
     places = [file] if root is None else [file, root / file, root / "weights" / file]
     file = next((place for place in places if place.exists()), file)
     return file / "model.safetensors" if file.is_dir() else file
+
+
+def locate(weights: str, key: str) -> Path:
+    """The .safetensors file of `weights`: as `find` gives it, or of a repository of that name on the hub.
+
+    Raises:
+        MissingError: it is neither here nor reachable; says what to put where.
+    """
+    file = find(weights)
+    if not file.exists() and file.suffix != ".safetensors":
+        file = find_folder(weights, key, ("config.json", "model.safetensors")) / "model.safetensors"
+    if not file.is_file():
+        raise MissingError(f"{key}: no file at {file}; put the weights there, as .safetensors")
+    return file
 
 
 def statistics(weights: str) -> Statistics | None:
@@ -93,7 +107,7 @@ def fit(
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise UserError(f"{key}: {source} does not fit: {faults[0]}{more}")
     module.load_state_dict({name: state[name] for name in own})
-    _note(module, key, source)
+    note(module, key, source)
 
 
 def whole_files(folder: Path) -> list[Path]:
@@ -151,7 +165,7 @@ def read_folder(cls: Any, folder: Path, config: Any, dtype: torch.dtype) -> Any:
             logging.enable_progress_bar()
     if absent := sorted(report["missing_keys"]):
         raise UserError(f"backbone.weights: {folder} does not fit: lacks {absent[0]} (of {len(absent)} tensors)")
-    _note(net, "backbone.weights", str(folder))
+    note(net, "backbone.weights", str(folder))
     return net
 
 
@@ -174,6 +188,7 @@ def origin(parameter: nn.Parameter) -> tuple[str, str] | None:
     return getattr(parameter, "_origin", None)
 
 
-def _note(module: nn.Module, key: str, source: str) -> None:
+def note(module: nn.Module, key: str, source: str) -> None:
+    """Let the parameters know what they were read from."""
     for parameter in module.parameters():
         parameter._origin = key, source  # type: ignore[attr-defined]

@@ -66,6 +66,7 @@ class Backbone(nn.Module, ABC):
     input_mean: Tensor | None
     input_std: Tensor | None
     expects: Statistics | None = None  # what its weights were trained with, where that is known
+    notes: Sequence[str] = ()  # what it does to its inputs beside that: lines that are said when a run starts
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,6 +120,13 @@ class Backbone(nn.Module, ABC):
         named = ((n, m) for n, m in self.named_modules() if isinstance(m, nn.Linear) and ".lora_" not in n)
         plain = ((name.removesuffix(".base_layer"), layer) for name, layer in named)
         return {name: layer for name, layer in plain if self.role(name) == role}
+
+    def offered(self) -> str:
+        """What there is to adapt, for the message of who asked for layers of a role that there is not."""
+        if roles := [role for role in get_args(Role) if self.layers(role)]:
+            return f" (it has: {', '.join(roles)})"
+        convolutions = any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in self.modules())
+        return " (its layers are convolutions, and linear ones alone can be adapted)" if convolutions else ""
 
     def projection(self, name: str) -> Projection | None:
         """Which projection of an attention the linear layer at dotted `name` is; None for any other layer.

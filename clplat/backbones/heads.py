@@ -19,7 +19,14 @@ from clplat.backbones.base import Head, require
 from clplat.errors import UserError
 from clplat.stream import Experience
 
-_LAST = ("linear", "fc", "head", "classifier")  # names that files give a classifier's last layer
+_LAST = (
+    "linear",
+    "fc",
+    "head",
+    "classifier",
+    "head.fc",
+    "last_linear",
+)  # names that files give a classifier's last layer
 
 
 def _rows(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,8 +41,8 @@ def _append(old: nn.Parameter, new: Tensor) -> nn.Parameter:
 
 
 def _last_layer(path: str) -> dict[str, Tensor]:
-    """Weight and bias of the classifier in the .safetensors file at `path`, by the usual names of that layer."""
-    state = _weights.read(path, key="head.weights")
+    """Weight and bias of the last layer in the .safetensors file that `path` names, by its usual names."""
+    state = _weights.read(str(_weights.locate(path, "head.weights")), key="head.weights")
     found = [n for n in _LAST if f"{n}.weight" in state and f"{n}.bias" in state]
     if not found:
         raise UserError(f"head.weights: {path} has no last layer (valid: one named {', '.join(_LAST)})")
@@ -51,7 +58,8 @@ class Linear(Head):
     """One linear layer with a row for every class of the stream from the start.
 
     Args:
-        weights: "random", or the path of a .safetensors file of a whole classifier, whose last layer is taken.
+        weights: "random"; or a .safetensors file of a whole classifier, whose last layer is taken, a folder with one as
+            model.safetensors, or the name of such a repository on the hub.
     """
 
     def __init__(self, in_features: int, num_classes: int, weights: str = "random") -> None:

@@ -6,8 +6,6 @@ Source   Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv:2
 
 from __future__ import annotations
 
-import difflib
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from clplat.backbones import _weights
 from clplat.backbones.base import Backbone, Normalize, Role, image_shape, require
-from clplat.errors import MissingError, UserError
+from clplat.backbones.timm import from_hub, known
 
 if TYPE_CHECKING:
     from timm.models import VisionTransformer
@@ -62,7 +60,7 @@ def vit(
     depth: int | None = None,
     normalize: Normalize | None = None,
 ) -> Backbone:
-    """Any vision transformer of timm, by name.
+    """Any vision transformer of timm by name, of any size of patches: `timm` has all models, and their preprocessing.
 
     Args:
         input_shape: (channels, height, width).
@@ -81,7 +79,7 @@ def vit(
     """
     channels, height, width = image_shape(input_shape, "vit")
     size = (height, width) if image_size is None else (image_size, image_size)
-    arch = _known(model)
+    arch = known(model, _TIMM_FILES, "vision transformer")
     patch = _own_patch(arch) if patch_size is None else patch_size
     require("image_size", image_size, min(size) > 0, "> 0, or null")
     _check_patch(patch, size)
@@ -89,7 +87,7 @@ def vit(
 
     from timm.models import create_model
 
-    path = _from_hub(model) if weights == "pretrained" else weights
+    path = from_hub(model) if weights == "pretrained" else weights
     options: dict[str, Any] = {} if depth is None else {"depth": depth}
     net: Any = create_model(arch, num_classes=0, in_chans=channels, img_size=size, patch_size=patch, **options)
     if weights != "random":
@@ -181,22 +179,6 @@ def _check_patch(patch: int, size: tuple[int, int]) -> None:
     require("patch_size", patch, patch in divisors, valid)
 
 
-def _known(model: str) -> str:
-    """Name without its tag of one of timm's vision transformers."""
-    from timm.models import list_models, list_pretrained
-
-    arch, _, tag = model.partition(".")
-    names = [name for file in _TIMM_FILES for name in list_models(module=file)]
-    if arch not in names:
-        near = difflib.get_close_matches(arch, names, n=3, cutoff=0.5) or names[:3]
-        raise UserError(f"backbone.model: timm has no vision transformer {model!r} (nearest: {', '.join(near)})")
-    tagged = list_pretrained(f"{arch}.*")
-    if tag and model not in tagged:
-        near = difflib.get_close_matches(model, tagged, n=3, cutoff=0.0)
-        raise UserError(f"backbone.model: {arch!r} has no weights {tag!r} (nearest: {', '.join(near) or 'none'})")
-    return arch
-
-
 def _own_patch(arch: str) -> int:
     """Side of the patches of one of timm's vision transformers; half a second, most of it imports."""
     import torch
@@ -206,30 +188,6 @@ def _own_patch(arch: str) -> int:
     with torch.device("meta"):
         net: Any = create_model(arch, num_classes=0, **one_block)
     return net.patch_embed.patch_size[0]
-
-
-def _from_hub(model: str) -> str:
-    """Path of the weights of `model` in the hub's cache, fetched if they are not there."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
-    from timm.models import get_pretrained_cfg
-
-    known = get_pretrained_cfg(model)
-    if known is None or not known.hf_hub_id:
-        raise UserError(f"backbone.weights: the hub has none for {model!r}; give the path of a .safetensors file")
-    repo, file, put = known.hf_hub_id, "model.safetensors", f"weights/{known.hf_hub_id.split('/')[-1]}.safetensors"
-    with suppress(LocalEntryNotFoundError):
-        return hf_hub_download(repo, file, local_files_only=True)
-    try:
-        # One request first: without a network the download itself would try again for half a minute.
-        get_hf_file_metadata(hf_hub_url(repo, file), timeout=10)
-        return hf_hub_download(repo, file)
-    except (HTTPError, OSError) as error:
-        raise MissingError(
-            f"backbone.weights: those of {model!r} are not in the hub's cache and can't be fetched here "
-            f"({type(error).__name__}); fetch https://huggingface.co/{repo}/resolve/main/{file} where there is a "
-            f"network, put it at {put} and give --backbone.weights {put}"
-        ) from error
 
 
 def _load(net: VisionTransformer, path: str, channels: int) -> None:

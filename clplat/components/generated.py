@@ -108,7 +108,8 @@ class Target(nn.Module):
     def _freeze(self, rank: int, role: Role) -> dict[str, nn.Linear]:
         layers = self.model.backbone.layers(role)
         if not layers:
-            raise UserError(f"strategy.role: the backbone has no {role!r} layers for adapters of rank {rank}")
+            offered = self.model.backbone.offered()
+            raise UserError(f"strategy.role: the backbone has no {role!r} layers for adapters of rank {rank}{offered}")
         self.model.backbone.requires_grad_(False)
         return {f"model.backbone.{name}.weight": layer for name, layer in layers.items()}
 

@@ -21,6 +21,7 @@ from clplat.errors import UserError
 
 Statistics = Literal["source", "batch", "blend", "follow"]
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_ACTING = ("timm.layers.norm_act", "BatchNormAct2d")  # module and name of timm's, which drops out and activates behind
 _AFFINE = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
@@ -53,6 +54,8 @@ def batch_of(*, groups: int = 1, shared: bool = False, follow: bool = False) -> 
 class BatchNorm(_BatchNorm):
     """Takes the place of a batch normalisation of torch, with its tensors, and its behaviour until `statistics` is set.
 
+    Of one of timm's, too, which is followed by a dropout and an activation within itself.
+
     statistics: what normalises while adapting, or None.
         source: the running statistics, which stay.
         batch: those of the batch; with one value per channel, which has no variance, the running ones.
@@ -69,7 +72,7 @@ class BatchNorm(_BatchNorm):
     @classmethod
     def instead_of(cls, layer: _BatchNorm) -> BatchNorm:
         """A layer that shares the parameters and buffers of `layer`."""
-        if type(layer) not in _PLAIN:
+        if not _plain(layer):
             raise UserError(f"backbone: {type(layer).__name__} is no plain batch normalisation, so it can't be adapted")
         if layer.running_mean is None or layer.running_var is None:
             raise UserError(
@@ -85,6 +88,12 @@ class BatchNorm(_BatchNorm):
             raise ValueError(f"batch normalisation takes (B, C, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
+        out = self._normalised(input)
+        for behind in self.children():
+            out = behind(out)
+        return out
+
+    def _normalised(self, input: Tensor) -> Tensor:
         values = input.numel() // self.num_features
         if self.statistics is None:
             if self.training and _now.shared:
@@ -178,6 +187,11 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return whole, _Sum.apply(count * (var + (mean - whole) ** 2)) / total, total
 
 
+def _plain(layer: _BatchNorm) -> bool:
+    """Whether `BatchNorm` can do what it does."""
+    return type(layer) in _PLAIN or (type(layer).__module__, type(layer).__qualname__) == _ACTING
+
+
 def make_adaptable(model: nn.Module) -> int:
     """Put `BatchNorm` in the place of every batch normalisation in `model`; returns how many there are.
 
@@ -203,7 +217,7 @@ def prepare_training(model: nn.Module, processes: int) -> None:
         UserError: such a layer among several processes, each of which would normalise by its own part of a batch.
     """
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]:
-        if type(layer) in _PLAIN and layer.running_mean is not None and layer.running_var is not None:
+        if _plain(layer) and layer.running_mean is not None and layer.running_var is not None:
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, BatchNorm.instead_of(layer))
         elif processes > 1 and not isinstance(layer, BatchNorm):

@@ -13,8 +13,10 @@ _SLACK = 0.05  # by which images in [0, 1] may leave it, as resampling by spline
 def agree(stream: Stream, backbone: Backbone) -> list[str]:
     """Faults of how inputs are normalised. Where the backbone does it, the stream's own default is left out.
 
-    Notes of what was decided, and of weights that get other inputs than they were trained with, join `stream.notes`.
+    Notes of what was decided, of what else the backbone does to its inputs, and of weights that get other inputs than
+    they were trained with, join `stream.notes`.
     """
+    stream.notes = (*stream.notes, *backbone.notes)
     if backbone.input_mean is None or backbone.input_std is None:
         if backbone.expects is not None and not _same(stream.normalize, backbone.expects):
             needs = _said(backbone.expects)
