@@ -54,6 +54,26 @@ def test_a_default_head_is_scored_among_the_classes_of_the_task(tmp_path: Path, 
     assert sum(rows["task"]) > sum(rows["class"])
 
 
+def test_what_predicts_past_its_classifier_is_scored_among_the_classes_of_the_task_too(tmp_path: Path) -> None:
+    rows = {}
+    for scenario in ("class", "task"):
+        stream = {"name": "digits", "scenario": scenario}
+        rows[scenario] = clplat.run(
+            {"strategy": {"name": "acil", "width": 64}, "stream": stream, "tracking": {"enabled": False},
+             "output": str(tmp_path)}, quiet=True).accuracy_matrix[-1]  # fmt: skip
+    assert all(t >= c for t, c in zip(rows["task"], rows["class"], strict=True))
+    assert sum(rows["task"]) > sum(rows["class"])
+
+
+def test_a_class_of_several_tasks_is_the_current_tasks() -> None:
+    head = Taskwise(5, 4)
+    for task, classes in enumerate(((0, 1), (1, 2), (2, 3))):
+        head.grow(Experience(task, f"task-{task}", Kind.LEARN, train=None, classes=classes, task=task))
+    assert head.tasks_of(torch.tensor([0, 1, 2, 3])).tolist() == [0, 1, 2, 2]
+    head.grow(Experience(3, "again", Kind.LEARN, train=None, classes=(1, 2), task=1))
+    assert head.tasks_of(torch.tensor([0, 1, 2, 3])).tolist() == [0, 1, 1, 2]
+
+
 def test_samples_of_several_tasks_go_each_through_its_own_tasks_rows() -> None:
     """The loss of a mixed batch is that of two heads written by hand, and so is its gradient."""
     model, x, y = model_of(Taskwise).train(), torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 3, 3, 0])

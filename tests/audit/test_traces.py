@@ -49,9 +49,16 @@ def rows_of(values: torch.Tensor) -> list[bytes]:
     return [row.contiguous().numpy().tobytes() for kind in (values.float(), values.double()) for row in kind.flatten(1)]
 
 
+def no_scores(run_dir: Path) -> bool:
+    """Whether audits were made and hold nothing of single samples."""
+    files = list((run_dir / "audit").glob("*/*.safetensors"))
+    return bool(files) and not any(load_file(file) for file in files)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_no_pixel_feature_or_output_of_an_erased_sample_is_left(tmp_path: Path, strategy: str) -> None:
     run_dir = clplat.run(config(tmp_path, strategy, ["class:3"]), quiet=True).run_dir
+    assert no_scores(run_dir)
     stream = build_stream(resolve(config=run_dir / "config.yaml"))
     inputs, _ = stream[2].train.all()
     before = clplat.load(run_dir)
@@ -91,7 +98,9 @@ def test_letting_go_keeps_every_figure_of_the_report(tmp_path: Path) -> None:
     run_dir = clplat.run(config(tmp_path, "gradient_ascent", [["sample:5", "sample:8", "sample:11"]], keep_scores=True),
                          quiet=True).run_dir  # fmt: skip
     before = json.loads((run_dir / "erasure.json").read_text())
+    assert not no_scores(run_dir)
     assert main(["forget", str(run_dir), "--purge", "-q"]) == 0
+    assert no_scores(run_dir)
     after = json.loads((run_dir / "erasure.json").read_text())
     for key in ("requests", "summary", "ledger"):
         assert after[key] == before[key]
