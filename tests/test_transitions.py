@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 
 from clplat.components.transitions import TransitionMemory
-from clplat.data.transitions import Transitions, pack, unpack
+from clplat.data.transitions import Transitions, pack, pack_step, unpack
 from clplat.errors import UserError
+from clplat.stream import Transition
 
 O, A = 3, 2
 
@@ -26,6 +28,15 @@ def test_packing_goes_there_and_back():
     assert rows.dtype == torch.float32
     for before, after in zip(t, unpack(rows, A), strict=True):
         assert torch.equal(before, after)
+
+
+def test_a_step_just_taken_keeps_its_end_and_its_time_limit_apart():
+    """A time limit is no end: what follows counts. Its return is not known, and bounds nothing."""
+    seen, following = np.ones(O), 2 * np.ones(O)
+    for terminated, truncated in ((False, True), (True, False), (False, False)):
+        step = Transition(seen, np.zeros(A), 3.0, following, terminated, truncated)
+        (t,) = [[x[0].tolist() for x in unpack(pack_step(step), A)]]
+        assert t == [[1.0] * O, [0.0] * A, 3.0, [2.0] * O, float(terminated), float(truncated), -np.inf]
 
 
 def numbers(memory: TransitionMemory) -> set[int]:

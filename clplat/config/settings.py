@@ -13,9 +13,11 @@ class LoopSettings:
 
     Args:
         max_epochs: passes over each experience's training data, ≥ 1 (or 0 with `start.run`: what was learned there
-            is not learned again); not used by adapt and interact.
+            is not learned again); of an interact experience over its recorded transitions, before the environment; not
+            used by adapt.
         forget_epochs: passes over the data of a forget request, ≥ 1; null takes max_epochs.
-        max_steps: optimizer steps per experience at most; null for no bound beside max_epochs.
+        max_steps: optimizer steps per experience at most; null for no bound beside max_epochs. Of an interact
+            experience it bounds those on recorded transitions alone.
         batch_size: samples per batch and process, ≥ 1.
         eval_batch_size: samples per evaluation batch, ≥ 1; no figure depends on it but in its last digits. Where
             predictions take the statistics of their batch (test-time adaptation with batch normalisation), batches hold
@@ -23,10 +25,11 @@ class LoopSettings:
         clip_norm: largest gradient norm; null does not clip.
         accumulate: batches per optimizer step, ≥ 1; batch normalisation takes the statistics of each of them.
         eval_every: also evaluate every so many optimizer steps (anytime accuracy, stability gap); null only after
-            each experience.
+            each experience. The return of an interact experience: every so many steps in its environment.
         eval_samples: test samples per experience in those extra evaluations; null takes all.
         evaluate_on: test, or valid for choosing hyper-parameters.
-        checkpoint_every: save after so many steps; null only at experience boundaries and by time.
+        checkpoint_every: save after so many steps; null only at experience boundaries and by time. While acting, a
+            step in the environment after which nothing is trained counts as one too.
         checkpoint_seconds: save after so many seconds; null only at experience boundaries and by steps.
         representation: measure dormant units, effective rank and norms after each experience.
         keep_predictions: keep the predictions of adapt experiences, with labels and rows, in the run's folder (and, of

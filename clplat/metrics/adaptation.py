@@ -158,8 +158,22 @@ def _dip(curve: ReturnCurve) -> float:
 def _recovery(curve: ReturnCurve) -> float:
     if curve.before is None:
         return float("nan")
+    steps = recovery_steps(curve)
+    return 1.0 if steps is None else steps / max(1, curve.steps[-1])
+
+
+def recovery_steps(curve: ReturnCurve) -> int | None:
+    """Environment steps to the first evaluation after the lowest one of the first half that is as good as on entry.
+
+    0 where there is no dip, None where the return does not come back.
+
+    >>> recovery_steps(ReturnCurve(0, 100, 80, [10, 20, 30, 40], [30, 70, 95, 20]))
+    30
+    """
+    if curve.before is None:
+        return None
     lowest = min(_early(curve), key=lambda k: curve.returns[k])
     if curve.returns[lowest] >= curve.before:
-        return 0.0
-    back = [t for t, g in zip(curve.steps[lowest:], curve.returns[lowest:], strict=True) if g >= curve.before]
-    return back[0] / curve.steps[-1] if back else 1.0
+        return 0
+    later = zip(curve.steps[lowest:], curve.returns[lowest:], strict=True)
+    return next((t for t, g in later if g >= curve.before), None)

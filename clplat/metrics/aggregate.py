@@ -6,7 +6,8 @@ arXiv:2108.13264; the definitions are theirs. Legend: scores (R, T) of R runs (s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -62,11 +63,30 @@ def stratified_bootstrap(
     >>> stratified_bootstrap(interquartile_mean, [[1.0], [1.0], [1.0]])
     (1.0, 1.0)
     """
+    low, high = _percentiles(statistic, scores, confidence, draws, seed)
+    return float(low), float(high)
+
+
+def profile_interval(
+    scores: ArrayLike, thresholds: ArrayLike, confidence: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval of a performance profile at each threshold by itself, drawn as in `stratified_bootstrap`.
+
+    >>> [end.tolist() for end in profile_interval([[1.0], [1.0]], [0.0, 2.0])]
+    [[1.0, 0.0], [1.0, 0.0]]
+    """
+    low, high = _percentiles(lambda s: performance_profile(s, thresholds), (scores,), confidence, draws, seed)
+    return low, high
+
+
+def _percentiles(
+    statistic: Callable[..., Any], scores: Sequence[ArrayLike], confidence: float, draws: int, seed: int
+) -> np.ndarray:
+    """(2, ...) ends of the interval of a statistic (...)."""
     generator = np.random.default_rng(seed)
     matrices = [np.asarray(s, dtype=np.float64) for s in scores]
     found = []
     for _ in range(draws):
         drawn = [np.take_along_axis(m, generator.integers(len(m), size=m.shape), axis=0) for m in matrices]
         found.append(statistic(*drawn))
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    return np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)

@@ -16,6 +16,7 @@ What is computed, and why
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -139,7 +140,20 @@ def _load_summary(folder: Path) -> dict[str, Any]:
         summary = {**names, "seed": config.get("seed"), "status": "interrupted", "metrics": {}, "experiences": []}
     if not isinstance(summary, dict):
         raise UserError(f"{summary_file}: not a summary (valid: a JSON object)")
-    return {**summary, "config": config, "run_dir": str(folder)}
+    return {**summary, "config": config, "run_dir": str(folder), "start": _start(config)}
+
+
+def _start(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Configuration and seed of the run whose folder `start.run` names, and its start in turn; None where it can't be
+    read: then its path tells it from others."""
+    import yaml
+
+    file = Path(str((config.get("start") or {}).get("run"))) / "config.yaml"
+    try:
+        own = yaml.safe_load(file.read_text()) if file.is_file() else None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+    return {"config": own, "seed": own.get("seed"), "start": _start(own)} if isinstance(own, dict) else None
 
 
 def value_of(summary: dict[str, Any], metric: str) -> float | None:
@@ -187,6 +201,11 @@ def _comparable(run: dict[str, Any]) -> dict[str, Any]:
         options = config.get(part)
         if isinstance(options, dict) and options.get("seed") in (None, run.get("seed")):
             config[part] = {k: v for k, v in options.items() if k != "seed"}
+    start = run.get("start")
+    if start is not None and start["seed"] == run.get("seed"):  # each repetition starts from one of its own seed
+        own = json.dumps(_comparable(start), sort_keys=True, default=str)
+        name = start["config"].get("name") or (start["config"].get("strategy") or {}).get("name")
+        config["start"] = {**config["start"], "run": f"{name} {hashlib.sha256(own.encode()).hexdigest()[:6]}"}
     return config
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,12 +124,17 @@ def list_curve(index: int, group: Group, name: str) -> Series | None:
 
 
 def step_curve(index: int, group: Group, name: str, logs: list[Log]) -> Series | None:
-    """A quantity over optimisation steps.
+    """A quantity over optimisation steps."""
+    return seeds_curve(index, group.label, [log.steps[name] for log in logs if log.steps.get(name)])
 
-    Beyond 200 steps a point is the mean of a bin of steps. Each seed is read between its own points by linear
+
+def seeds_curve(index: int, label: str, seeds: Sequence[Sequence[Sequence[float]]]) -> Series | None:
+    """The mean of lines through the (x, y) of each seed.
+
+    Beyond 200 values of x a point is the mean of a bin. Each seed is read between its own points by linear
     interpolation, never beyond them.
     """
-    curves = [np.array(log.steps[name]) for log in logs if log.steps.get(name)]
+    curves = [np.array(seed, dtype=float) for seed in seeds if len(seed)]
     if not curves:
         return None
     low, high = min(c[:, 0].min() for c in curves), max(c[:, 0].max() for c in curves)
@@ -141,7 +146,7 @@ def step_curve(index: int, group: Group, name: str, logs: list[Log]) -> Series |
     inside = [(grid >= c[:, 0].min()) & (grid <= c[:, 0].max()) for c in curves]
     read = [np.interp(grid, c[:, 0], c[:, 1]) for c in curves]
     values = [estimate(float(r[k]) for r, i in zip(read, inside, strict=True) if i[k]) for k in range(len(grid))]
-    return series(index, group.label, grid.tolist(), values)
+    return series(index, label, grid.tolist(), values)
 
 
 def _binned(curve: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clplat.report import adaptation
+from clplat.report import adaptation, interaction
 from clplat.report.compare import Estimate, Group
 from clplat.report.data import Log, average_curve, list_curve, longest_experiences, mean_matrix, series, step_curve
 from clplat.report.numbers import show, show_estimate, unit_of
@@ -49,6 +49,7 @@ def build_figures(groups: list[Group], logs: dict[Group, list[Log]]) -> list[Fig
         *(_trade_off(groups, *names) for names in _TRADE_OFFS),
         _per_experience(groups, experiences),
         *adaptation.figures(groups),
+        *interaction.figures(groups),
         _over_steps(groups, logs),
         _anytime_per_experience(groups, experiences, logs),
         _representation(groups),
@@ -156,7 +157,9 @@ def _anytime_per_experience(groups: list[Group], experiences: list[dict[str, Any
 
 
 def _over_steps(groups: list[Group], logs: dict[Group, list[Log]]) -> Figure | None:
-    curves = {name: _step_curves(groups, logs, name) for name in _STEP_CURVES}
+    drawn = any(run.get("interaction") for g in groups for run in g.counted)  # over steps in the environment
+    names = [n for n in _STEP_CURVES if n != "interact/return" or not drawn]
+    curves = {name: _step_curves(groups, logs, name) for name in names}
     panels: list[Panel] = []
     for name, lines in curves.items():
         if lines:

@@ -17,6 +17,7 @@ from typing import Any
 from clplat.package import __version__
 from clplat.report.compare import Group
 from clplat.report.data import longest_experiences
+from clplat.report.interaction import dip_table
 from clplat.report.numbers import show_estimate, unit_of
 from clplat.report.parts import (
     all_metrics,
@@ -130,6 +131,7 @@ def _section(index: int, groups: Sequence[Group], figures: Sequence[Figure], sev
     return f"""<section class="stream" id="stream-{index}">{head}
 {_tiles(groups[0]) if len(groups) == 1 else _results(groups)}
 {tests_table(groups)}
+{dip_table(groups)}
 {_legend(groups)}
 <div class="figures">{"".join(_figure(f, len(groups)) for f in figures)}</div>
 {all_metrics(groups)}

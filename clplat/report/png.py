@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from clplat.report.compare import Estimate
-from clplat.report.numbers import show_estimate
 from clplat.report.spec import Bars, Figure, Heat, Lines, Panel, Scatter
-from clplat.report.svg import cut, y_axis
+from clplat.report.svg import bar_text, cut, y_axis
 
 # The page's colours of the light theme.
 COLOURS = ("#0b62b8", "#c2501b", "#00795c", "#a4468f", "#8a6d00", "#1687a7", "#5b5bd6", "#5a6370")
@@ -88,6 +87,10 @@ def _lines(axis: Any, panel: Lines) -> None:
     _label(axis, panel.x_label, panel.y_label)
     for mark in panel.marks:
         axis.axvline(mark, color=_MUTED, linewidth=0.6, linestyle=":")
+    for level, label in panel.levels:
+        axis.axhline(level, color=_MUTED, linewidth=0.6, linestyle=":")
+        axis.annotate(_plain(label), (1, level), (-2, 2), ("axes fraction", "data"), textcoords="offset points",
+                      ha="right", fontsize=7, color=_MUTED)  # fmt: skip
     for line in panel.series:
         marker = _MARKERS[line.group % len(_MARKERS)] if len(line.x) <= 30 else None
         axis.plot(line.x, line.y, label=_plain(line.label), linewidth=1.5, marker=marker, markersize=3.5,
@@ -98,12 +101,17 @@ def _lines(axis: Any, panel: Lines) -> None:
             axis.fill_between(x, low, high, color=_style(line.group)["color"], alpha=0.15, linewidth=0)
     bounds = y_axis(panel)
     axis.set_ylim(bounds[0], bounds[-1])
+    if panel.mark_label and panel.marks:
+        axis.annotate(_plain(panel.mark_label), (panel.marks[0], 0), (3, 3), ("data", "axes fraction"),
+                      textcoords="offset points", fontsize=7, color=_MUTED)  # fmt: skip
     if panel.whole:
         axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _error(value: Estimate) -> list[list[float]] | None:
-    return None if value.half_width is None else [[value.half_width], [value.half_width]]
+    if value.mean is None or value.low is None or value.high is None:
+        return None
+    return [[value.mean - value.low], [value.high - value.mean]]
 
 
 def _scatter(axis: Any, panel: Scatter) -> None:
@@ -138,10 +146,14 @@ def _bars(axis: Any, panel: Bars) -> None:
         mean = bar.value.mean or 0.0
         axis.barh(i, mean, xerr=_error(bar.value), color=_style(bar.group)["color"], height=0.62, capsize=2,
                   error_kw={"linewidth": 1, "ecolor": _INK})  # fmt: skip
-        end = max(mean, bar.value.high or 0.0)
-        axis.annotate(show_estimate(bar.value, panel.unit), (end, i), xytext=(4, 0), textcoords="offset points",
+        end = max(0.0, mean, bar.value.high or 0.0)
+        axis.annotate(bar_text(bar, panel), (end, i), xytext=(4, 0), textcoords="offset points",
                       va="center", fontsize=7, color=_INK)  # fmt: skip
     axis.set_yticks(range(len(panel.bars)), [_plain(cut(b.label, 21)) for b in panel.bars])
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.45 * max(max(b.value.high or 0.0, b.value.mean or 0.0) for b in panel.bars) or 1)
+    high = max(max(b.value.high or 0.0, b.value.mean or 0.0) for b in panel.bars)
+    low = min(b.value.mean or 0.0 for b in panel.bars)
+    if low < 0:
+        low = min(b.value.low if b.value.low is not None else low for b in panel.bars)
+    axis.set_xlim(min(0.0, low), max(0.0, high) + 0.45 * (max(0.0, high) - min(0.0, low)) or 1)
     axis.set_xticks([])

@@ -31,6 +31,8 @@ class Lines:
         y_range: (lowest, highest); None fits the data.
         whole: whether x is a count of experiences, so that ticks are whole numbers.
         marks: x positions of thin vertical lines, where an experience ends or the shown one was trained.
+        mark_label: what stands beside the first of them.
+        levels: (y, label) of thin horizontal lines.
     """
 
     title: str
@@ -41,6 +43,8 @@ class Lines:
     y_range: tuple[float, float] | None = None
     whole: bool = True
     marks: Sequence[float] = ()
+    mark_label: str = ""
+    levels: Sequence[tuple[float, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,16 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Horizontal bars from zero, one for each group."""
+    """Horizontal bars from zero, one for each group.
+
+    Args:
+        ends: write both ends of an interval, which need not lie evenly about the value.
+    """
 
     title: str
     bars: Sequence[Bar]
     unit: str
+    ends: bool = False
 
 
 Panel = Lines | Heat | Scatter | Bars

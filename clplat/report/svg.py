@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from clplat.report.compare import Estimate
 from clplat.report.numbers import show, show_estimate, tick_labels, ticks
-from clplat.report.spec import Bars, Heat, Lines, Panel, Scatter
+from clplat.report.spec import Bar, Bars, Heat, Lines, Panel, Scatter
 
 WIDE, NARROW = 530, 345  # of a panel: two beside each other, or three and more
 RIGHT, TOP, BOTTOM = 14, 12, 46
@@ -104,7 +104,11 @@ def _axes(panel: Lines | Scatter, x_ticks: list[float], y_ticks: list[float], wi
     labels = tick_labels(y_ticks, unit)
     left = max(map(len, labels)) * 7.2 + (34 if panel.y_label else 12)
     right, bottom = width - RIGHT, height - BOTTOM
-    x, y = _linear(x_ticks[0], x_ticks[-1], left, right), _linear(y_ticks[0], y_ticks[-1], bottom, TOP)
+    at_axis = isinstance(panel, Lines) and x_ticks[0] in panel.marks
+    x, y = (
+        _linear(x_ticks[0], x_ticks[-1], left + (12 if at_axis else 0), right),
+        _linear(y_ticks[0], y_ticks[-1], bottom, TOP),
+    )
     body = []
     for tick, label in zip(y_ticks, labels, strict=True):
         body.append(f'<path class="grid" d="M{left:.1f} {y(tick):.1f}H{right:.1f}"/>')
@@ -134,7 +138,7 @@ def _inner(low: float, high: float) -> list[float]:
     """Round ticks inside [low, high], with its ends as first and last so that the data fill the width."""
     if high <= low:
         return [low - 1, low, low + 1]
-    inside = [t for t in ticks(low, high) if low + 0.06 * (high - low) < t < high - 0.06 * (high - low)]
+    inside = [t for t in ticks(low, high) if low + 0.12 * (high - low) < t < high - 0.12 * (high - low)]
     return [low, *inside, high]
 
 
@@ -143,6 +147,7 @@ def y_axis(panel: Lines) -> list[float]:
     if panel.y_range is not None:
         return ticks(*panel.y_range)
     shown = [v for s in panel.series for values in (s.y, s.low, s.high) for v in values if v is not None]
+    shown += [level for level, _ in panel.levels]
     low, high = min(shown), max(shown)
     means = [v for s in panel.series for v in s.y if v is not None]
     if panel.unit == "fraction" and min(means) >= 0 and max(means) <= 1:
@@ -155,6 +160,11 @@ def _lines(panel: Lines, width: float, height: float) -> list[str]:
     x, inside = frame.x, frame.inside
     body += [f'<path class="mark" d="M{x(m):.1f} {TOP}V{frame.bottom}"/>'
              for m in panel.marks if frame.x_ticks[0] <= m <= frame.x_ticks[-1]]  # fmt: skip
+    if panel.mark_label and panel.marks:
+        body.append(_text(x(panel.marks[0]) + 5, frame.bottom - 7, panel.mark_label, "start"))
+    for level, label in panel.levels:
+        body.append(f'<path class="mark" d="M{frame.left:.1f} {inside(level):.1f}H{frame.right:.1f}"/>')
+        body.append(_text(frame.right, inside(level) - 5, label, "end"))
     for line in panel.series:
         band = [(a, lo, hi) for a, lo, hi in zip(line.x, line.low, line.high, strict=True)
                 if lo is not None and hi is not None]  # fmt: skip
@@ -267,22 +277,31 @@ def _cell(panel: Heat, i: int, j: int, cell: Estimate, left: float, top: float, 
     return f"<g>{body}{trained if panel.accuracy and i == j + 1 else ''}<title>{tip}</title></g>"
 
 
+def bar_text(bar: Bar, panel: Bars) -> str:
+    """What stands beside a bar."""
+    value = bar.value
+    return _value(value.mean, value.low, value.high, panel.unit) if panel.ends else show_estimate(value, panel.unit)
+
+
 def _bars(panel: Bars, width: float) -> list[str]:
     label_width = min(150.0, max(len(cut(b.label, 21)) for b in panel.bars) * _CHARACTER + 10)
-    value_width = max(len(show_estimate(b.value, panel.unit)) for b in panel.bars) * _CHARACTER + 10
-    high = max(max(b.value.high or 0.0, b.value.mean or 0.0) for b in panel.bars) or 1.0
-    x = _linear(0, high, label_width, width - value_width)
+    value_width = max(len(bar_text(b, panel)) for b in panel.bars) * _CHARACTER + 10
+    reached = [v for b in panel.bars for v in (b.value.mean, b.value.low, b.value.high) if v is not None]
+    # A quantity without values below zero has bars from the left, though an interval may reach below.
+    low = min(0.0, *reached) if min(b.value.mean or 0.0 for b in panel.bars) < 0 else 0.0
+    high = max(0.0, *reached)
+    x = _linear(low, high if high > low else low + 1.0, label_width, width - value_width)
     body = []
     for i, bar in enumerate(panel.bars):
         top, value = 6 + 30 * i, bar.value
-        end = x(value.mean or 0.0)
-        text = show_estimate(value, panel.unit)
+        start, end = sorted((x(0.0), x(value.mean or 0.0)))
+        text = bar_text(bar, panel)
         body.append(f'<g class="s {group_class(bar.group)}" data-g="{bar.group}">')
         body.append(_text(label_width - 8, top + 16, cut(bar.label, 21), "end"))
-        body.append(f'<rect class="bar" x="{label_width:.1f}" y="{top + 3}" width="{max(end - label_width, 1):.1f}" '
+        body.append(f'<rect class="bar" x="{start:.1f}" y="{top + 3}" width="{max(end - start, 1):.1f}" '
                     f'height="18" rx="3"/>')  # fmt: skip
         if value.low is not None and value.high is not None:
-            body.append(f'<path class="whisker" d="M{x(max(0.0, value.low)):.1f} {top + 12}H{x(value.high):.1f}"/>')
+            body.append(f'<path class="whisker" d="M{x(max(low, value.low)):.1f} {top + 12}H{x(value.high):.1f}"/>')
         body.append(_text(max(end, x(value.high or 0.0)) + 8, top + 16, text, "start"))
         body.append(f"<title>{escape(bar.label)}: {escape(text)}, n = {value.n}</title></g>")
     return body

@@ -182,8 +182,8 @@ def _log_return(run: RunState, experience: Experience) -> None:
 
 
 def _probe(run: RunState, experience: Experience, data: Data) -> dict[str, float]:
-    """Means over transitions kept for measurement: value, size of the TD error, distance of the value from the return
-    that the recorded episode had from there (where the strategy sums it)."""
+    """Means over transitions kept for measurement: value, size of the TD error, return that the recorded episode had
+    from there (where the strategy sums it), and distance of the value from it."""
     assert isinstance(run.stream.answers, Actions)
     whole = dataclasses.replace(experience.seen(), train=Data(data.inputs, None))
     with evaluating(run.strategy), torch.no_grad():
@@ -191,8 +191,11 @@ def _probe(run: RunState, experience: Experience, data: Data) -> dict[str, float
         transitions = unpack(rows, run.stream.answers.size)
         found = run.strategy.probe(transitions)
     means = {name: float(values.mean()) for name, values in found.items()}
-    apart = (found["q"] - transitions.mc_return).abs().mean() if "q" in found else torch.tensor(torch.nan)
-    return means | ({"return_error": float(apart)} if apart.isfinite() else {})
+    known = transitions.mc_return.mean()
+    if "q" not in found or not known.isfinite():
+        return means
+    apart = (found["q"] - transitions.mc_return).abs().mean()
+    return means | {"return_error": float(apart), "mc_return": float(known)}
 
 
 def evaluate_return(strategy: Strategy, experience: Experience, episodes: int, seed: int) -> float:

@@ -56,7 +56,8 @@ def evaluate_inside(run: RunState, experience: Experience) -> None:
     run.record.anytime.append({"step": p.total_steps, "experience": experience.index, "scores": scores})
     seen = [s for s in scores[: experience.index + 1] if s is not None]
     named = {f"anytime/{run.stream[j].name}": s for j, s in enumerate(scores) if s is not None}
-    run.log.step(p.total_steps, named | ({"anytime/accuracy": sum(seen) / len(seen)} if seen else {}))
+    if named:
+        run.log.step(p.total_steps, named | ({"anytime/accuracy": sum(seen) / len(seen)} if seen else {}))
 
 
 def flush(run: RunState) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from clplat.config.settings import Config, flat
 from clplat.files import to_json
-from clplat.metrics import online, summarize
+from clplat.metrics import interaction, online, summarize
 from clplat.metrics.record import RunRecord
 from clplat.package import __version__
 
@@ -31,6 +31,9 @@ def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
     adaptation = online.table(record)
     if adaptation is None:
         why_null["adaptation"] = "no adapt experience with data to score has finished"
+    interacted = interaction.table(record)
+    if interacted is None:
+        why_null["interaction"] = "no interact experience has finished"
     commit = git_commit()
     if commit is None:
         why_null["git_commit"] = "clplat does not run from a git checkout"
@@ -53,6 +56,7 @@ def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
         "accuracy_matrix": record.matrix,
         "metrics": metrics,
         "adaptation": adaptation,
+        "interaction": interacted,
         "representation": representation,
         "cost": cost,
         "why_null": why_null,

@@ -4,11 +4,13 @@ import torch
 from agents import A, Loop, O, bits, model, offline, online, same, transitions
 
 from clplat import UserError
+from clplat.backbones.actor_critic import actor_critic
 from clplat.backbones.base import Classifier
 from clplat.backbones.heads import Linear
 from clplat.backbones.mlp import mlp
 from clplat.data.transitions import pack
 from clplat.strategies.sac import SAC
+from clplat.stream import Actions
 
 
 def sac(**options):
@@ -39,6 +41,58 @@ def test_target_by_hand():
     assert ended.any()
     assert (t.truncated == 1).any()  # these bootstrap: the loop above has seen them
     assert torch.equal(y[ended], 2 * t.reward[ended] - 1)
+
+
+def apart(agent, seed=3):
+    """Give the slow copy weights of its own; at first they are those of the critics."""
+    g = torch.Generator().manual_seed(seed)
+    for p in agent.model.backbone.target.parameters():
+        p.data += torch.randn(p.shape, generator=g)
+
+
+def test_the_slow_copy_and_those_critics_that_were_drawn_make_the_target():
+    agent, t = sac(model=model(critics=5), entropy_backup=False, target_members=2), transitions(6)
+    apart(agent)
+    torch.manual_seed(1)
+    y = agent._target(t)
+    torch.manual_seed(1)
+    action, _ = agent.model.sample(t.next_observation)
+    drawn = torch.randint(5, (2,))
+    inputs = torch.cat([t.next_observation, action], 1)
+    of_all = agent.model.backbone.target.critics(inputs)
+    least = of_all[drawn].amin(0)
+    assert not torch.equal(least, of_all.amin(0))  # others are lower somewhere
+    assert torch.allclose(y, t.reward + 0.99 * (1 - t.terminated) * least, atol=1e-5)
+
+
+def test_pixels_of_a_target_go_through_the_slow_copy_of_the_encoder():
+    agent = SAC(model=pixels(), batch=4, memory=50, entropy_backup=False)
+    apart(agent)
+    t = pixel_transitions(4)
+    torch.manual_seed(1)
+    y = agent._target(t)
+    torch.manual_seed(1)
+    action, _ = agent.model.sample(agent.model.encode(t.next_observation))
+    slow = agent.model.backbone.target
+    seen = slow.encoder(t.next_observation.reshape(4, *PIXELS))
+    value = slow.critics(torch.cat([seen, action], 1)).amin(0)
+    assert torch.allclose(y, t.reward + 0.99 * (1 - t.terminated) * value, atol=1e-5)
+
+
+PIXELS = (3, 16, 16)
+
+
+def pixels(**options):
+    """An agent that encodes images."""
+    options = {"actor_hidden": [8], "critic_hidden": [8], "encoder": "cnn", "encoder_width": 4, "features": 6} | options
+    torch.manual_seed(0)
+    return actor_critic(PIXELS, **options).assemble(None, Actions(A))
+
+
+def pixel_transitions(n):
+    t, g = transitions(n), torch.Generator().manual_seed(0)
+    seen, following = (torch.rand(n, 3 * 16 * 16, generator=g) for _ in range(2))
+    return t._replace(observation=seen, next_observation=following)
 
 
 def test_entropy_counts_in_the_target_where_it_is_asked_for():
@@ -97,6 +151,22 @@ def test_critics_learn_before_the_actor_and_each_alone():
         assert any(not torch.equal(a, b) for a, b in zip(before[name], ps, strict=True)), name
     loop.act(6)
     assert (loop.critic_steps, loop.actor_steps) == (3 * 7, 7)
+
+
+def test_one_draw_is_split_into_the_batches_of_the_critics():
+    """U · B transitions are drawn once; each critic step takes its own B of them, the actor's all."""
+    agent = sac(updates=3)
+    loop = Loop(agent)
+    loop.act(5)
+    draws, batches = [], []
+    agent._draw = lambda n, inner=agent._draw: (draws.append(rows := inner(n)), rows)[1]
+    agent._critic_loss = lambda t, inner=agent._critic_loss: (batches.append(t.reward), inner(t))[1]
+    agent._actor_loss = lambda t, inner=agent._actor_loss: (batches.append(t.reward), inner(t))[1]
+    for index in range(4):
+        loop.learn(None, index)
+    (rows,) = draws
+    reward = rows[:, O + A]
+    assert [b.tolist() for b in batches] == [*(part.tolist() for part in reward.split(4)), reward.tolist()]
 
 
 def test_the_actors_step_takes_all_batches_and_leaves_the_critics():
@@ -221,9 +291,6 @@ def test_one_update_is_that_of_stable_baselines3():
     options = {"net_arch": [8, 8]}
     theirs = sb3.SAC("MlpPolicy", env, ent_coef=0.2, learning_rate=1e-3, policy_kwargs=options, device="cpu", seed=0)
     theirs.set_logger(Logger(None, []))
-    from clplat.backbones.actor_critic import actor_critic
-    from clplat.stream import Actions
-
     backbone = actor_critic((3,), [8, 8], [8, 8], critics=2, layer_norm=False, temperature=0.2)
     mine = SAC(model=backbone.assemble(None, Actions(1)), lr=1e-3, batch=16)
     _copy(theirs, mine.model.backbone)
