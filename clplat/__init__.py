@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from clplat.errors import MissingError as MissingError
     from clplat.errors import UserError as UserError
     from clplat.metrics.record import RunRecord as RunRecord
+    from clplat.run.learner import Learner as Learner
+    from clplat.run.learner import Predictions as Predictions
     from clplat.run.result import Result as Result
     from clplat.strategy import Strategy as Strategy
     from clplat.strategy import require as require
@@ -45,8 +47,10 @@ _HOME = {
     "Frozen": "components.ema",
     "Interrupted": "errors",
     "Kind": "stream",
+    "Learner": "run.learner",
     "MissingError": "errors",
     "PerParameter": "components.per_parameter",
+    "Predictions": "run.learner",
     "Reservoir": "components.memory",
     "Result": "run.result",
     "RunRecord": "metrics.record",

@@ -14,7 +14,7 @@ from clplat.run.result import Result
 from clplat.run.seal import break_seal, close_seal, seal_faults
 
 if TYPE_CHECKING:
-    from clplat.strategy import Strategy
+    from clplat.run.learner import Learner
 
 
 def run(
@@ -65,7 +65,7 @@ def resume(run_dir: str | Path, *, quiet: bool = False) -> Result:
 
 def forget(
     run_dir: str | Path, request: str | Sequence[str] = (), *, purge: bool = False, quiet: bool = True
-) -> Strategy:
+) -> Learner:
     """Ask the learner of a finished run to erase something more; gives the learner after it, as `load` does.
 
     The request becomes a forget experience at the end of the run: evaluated, in ledger and summary, and in a new
@@ -158,13 +158,16 @@ def _experiences_done(state: dict[str, Any]) -> int:
         raise UserError(f"the checkpoint holds no state of a run ({type(error).__name__}: {error})") from error
 
 
-def load(run_dir: str | Path) -> Strategy:
+def load(run_dir: str | Path) -> Learner:
     """The learner of a run as its last checkpoint has it, on the CPU, in evaluation mode; needs no data.
+
+    `learner(inputs)` takes raw inputs and gives `Predictions`; `learner.classes` names what it predicts.
 
     Raises:
         UserError: not a run directory, its last checkpoint is damaged, or its configuration was changed.
     """
     from clplat.config.resolve import resolve
+    from clplat.run.learner import rebuilt
     from clplat.run.summary import changes
 
     run_dir = Path(run_dir)
@@ -178,27 +181,10 @@ def load(run_dir: str | Path) -> Strategy:
     if changed := changes(state.get("config"), config):
         raise UserError(f"load: {run_dir / 'config.yaml'} was changed since the run began: {changed}; put it back")
     try:
-        return _rebuilt(config, state)
+        return rebuilt(config, state)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]
         raise UserError(f"load: the checkpoint does not fit this run ({type(error).__name__}: {text})") from error
-
-
-def _rebuilt(config: Config, state: dict[str, Any]) -> Strategy:
-    """The learner of a checkpoint's state: built, grown as it was, its weights loaded."""
-    from clplat.metrics.record import RunRecord
-    from clplat.run.build import build_strategy
-    from clplat.stream import Actions, Experience
-
-    facts = state["stream"]
-    actions = None if facts.get("actions") is None else Actions(facts["actions"])
-    shape, classes = tuple(facts["input_shape"]), facts["num_classes"]
-    learner = build_strategy(config, shape, classes, seed=config.seed, answers=actions)
-    record, progress = RunRecord.from_dict(state["record"]), state["progress"]
-    for index, e in enumerate(record.experiences[: progress["experience"] + progress["begun"]]):
-        learner.grow(Experience(index, e.name, e.kind, train=None, classes=e.classes, task=e.task))
-    learner.load_state_dict(state["strategy"])
-    return learner.eval()
 
 
 def _dry_run(config: Config) -> Result:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from clplat.errors import UserError
-
-Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel of images in [0, 1]
+from clplat.preprocessing import Preprocessing, normalized, tensors
+from clplat.preprocessing import Statistics as Statistics
 
 
 class Kind(StrEnum):
@@ -227,6 +227,8 @@ class Stream(Sequence[Experience]):
     normalize_asked = False  # whether the user chose how it normalises, or it is the stream's own default
     # What was left out or cut: lines that are said when a run starts; set by its constructor.
     notes: Sequence[str] = ()
+    # How its inputs were made of raw ones: fields of `Preprocessing`; set by its constructor.
+    origin: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -246,10 +248,7 @@ class Stream(Sequence[Experience]):
         self.task_known = task_known
         self.class_names = tuple(class_names)
         self.augment = augment
-        self.normalize, self._mean_std = normalize, None
-        if normalize is not None:
-            mean, std = (torch.tensor(v).view(-1, *[1] * (len(self.input_shape) - 1)) for v in normalize)
-            self._mean_std = (mean, std)
+        self.normalize, self._mean_std = normalize, tensors(normalize, len(self.input_shape))
 
     def __len__(self) -> int:
         return len(self.experiences)
@@ -265,21 +264,34 @@ class Stream(Sequence[Experience]):
 
         As they are where no task is told, where its classes are not known, and where they are no class scores.
         """
-        if task is None or logits.ndim != 2:
-            return logits
-        own = sorted({c for e in self.experiences if e.task == task for c in e.classes if c < logits.shape[1]})
-        return only(logits, own) if any(e.classes for e in self.experiences if e.task == task) else logits
+        return among(logits, task, self.experiences)
 
     def prepare(self, inputs: Tensor, training: bool) -> Tensor:
         """Stored inputs to what a model takes: bytes to [0, 1], normalisation and, in training, augmentation."""
-        if inputs.dtype == torch.uint8:
-            inputs = inputs.float().div_(255)
-        if self._mean_std is not None:
-            mean, std = (t.to(inputs.device) for t in self._mean_std)
-            inputs = (inputs - mean) / std
+        inputs = normalized(inputs, self._mean_std)
         if training and self.augment is not None:
             inputs = self.augment(inputs)
         return inputs
+
+    def preprocessing(self) -> Preprocessing:
+        """What becomes of raw inputs, as data. A stream with a `prepare` of its own has code, which is no data."""
+        held = next((d for e in self.experiences for d in (e.test, e.train, e.valid) if d is not None and len(d)), None)
+        acted = held is None or any(e.kind is Kind.INTERACT for e in self.experiences)
+        one = None if acted or held is None else held.batch(torch.arange(1, device=held.inputs.device))[0]
+        made: dict[str, Any] = {"shape": self.input_shape if one is None else tuple(one.shape[1:])}
+        made |= {"acting": {}} if isinstance(self.answers, Actions) else {}
+        refused = dict(self.origin.get("refused", {}))
+        if one is not None and one.dtype == torch.uint8:
+            made["white"] = 255
+        elif one is not None:
+            made["ids"] = not one.is_floating_point()
+            low, high = self.input_range or (0.0, 0.0)
+            if "white" not in self.origin and one.ndim > 3 and low >= 0 and high <= 1:
+                made["white"] = 1
+                refused.setdefault("pictures", "the run was made of numbers in [0, 1], not of pictures")
+        if type(self).prepare is not Stream.prepare:
+            refused["all"] = f"{type(self).__name__}.prepare is code of its own, which no checkpoint holds"
+        return Preprocessing(**{"normalize": self.normalize, **made, **self.origin, "refused": refused})
 
     def leave_normalization(self) -> None:
         """From now on inputs stay in [0, 1]: the model normalises them."""
@@ -300,6 +312,23 @@ class Stream(Sequence[Experience]):
         if self._mean_std is not None:
             self._mean_std = (self._mean_std[0].to(device), self._mean_std[1].to(device))
         return self
+
+
+class _Taught(Protocol):
+    """What is known of an experience whose data are not at hand."""
+
+    @property
+    def task(self) -> int: ...
+    @property
+    def classes(self) -> tuple[int, ...]: ...
+
+
+def among(logits: Tensor, task: int | None, experiences: Sequence[_Taught]) -> Tensor:
+    """See `Stream.among`; `experiences` are those of the whole stream."""
+    if task is None or logits.ndim != 2 or not logits.is_floating_point():
+        return logits
+    own = {c for e in experiences if e.task == task for c in e.classes}
+    return only(logits, sorted(c for c in own if c < logits.shape[1])) if own else logits
 
 
 def only(logits: Tensor, classes: Sequence[int]) -> Tensor:

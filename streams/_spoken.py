@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from clplat.data.prompts import Prompts
 from clplat.data.tokens import Tokenizer, check_different, encode_cached, padded
 from clplat.errors import UserError
 from clplat.metrics.text import normalized
-
-KEPT_AT_END = 16  # tokens of a prompt that is cut: its cue for the answer
 
 
 class Spoken:
@@ -25,32 +25,22 @@ class Spoken:
     """
 
     def __init__(self, tokenizer: Tokenizer, chat: bool, max_length: int, max_answer: int, notes: list[str]) -> None:
-        self.tokenizer, self.chat, self.notes = tokenizer, chat, notes
-        self.max_length, self.max_answer = max_length, max_answer
-        self.before, self.behind = ((), ()) if chat else (tokenizer.before, tokenizer.behind)
-        self.kept = KEPT_AT_END
-        if chat:  # what the template puts behind a prompt stays, too
-            (tail,) = tokenizer.encode([tokenizer.chat("|").rpartition("|")[2]])
-            self.kept += len(tail)
-        if max_length <= self.kept + len(self.before) + len(self.behind):
-            raise UserError(
-                f"stream.max_length: {max_length} leaves no room beside the tokenizer's own template (valid: ≥ "
-                f"{self.kept + len(self.before) + len(self.behind) + 1})"
-            )
+        self.tokenizer, self.notes, self.max_answer = tokenizer, notes, max_answer
+        self._prompts = Prompts(tokenizer, chat, max_length)
+
+    def facts(self, name: str | None) -> dict[str, Any]:
+        """How texts become ids, as data; `name` is the tokenizer's."""
+        own = {"tokenizer": name or "bytes", "fingerprint": self.tokenizer.fingerprint}
+        return own | {"chat": self._prompts.chat, "max_length": self._prompts.max_length}
 
     def prompts(self, texts: Sequence[str], which: np.ndarray, what: str) -> list[np.ndarray]:
-        """Ids of `texts` at places `which` in the tokenizer's template, cut before their last `kept` where too long."""
-        encoded = encode_cached(self.tokenizer, [self.tokenizer.chat(t) for t in texts] if self.chat else texts)
-        room, found, cut = self.max_length - len(self.before) - len(self.behind), [], []
-        for ids in (encoded[i] for i in which.tolist()):
-            if len(ids) > room:
-                cut.append(len(ids) + self.max_length - room)
-            kept = ids if len(ids) <= room else np.concatenate([ids[: room - self.kept], ids[-self.kept :]])
-            found.append(np.concatenate([self.before, kept, self.behind]).astype(np.int32))
+        """Ids of `texts` at places `which` in the tokenizer's template, cut where too long (see `Prompts`)."""
+        encoded = encode_cached(self.tokenizer, self._prompts.said(texts))
+        found, cut = self._prompts.framed(encoded[i] for i in which.tolist())
         if cut:
             self.notes.append(
                 f"stream.max_length: {len(cut)} of {len(which)} {what} lose tokens before their end ({max(cut)} at "
-                f"most, of which {self.max_length} stay)"
+                f"most, of which {self._prompts.max_length} stay)"
             )
         return found
 

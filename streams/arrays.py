@@ -56,7 +56,7 @@ class Arrays(ScenarioStream):
             raise UserError(f"stream.path: {path!r} (valid: a file, or in Python both train and test in its place)")
         pairs = {**_pair("train", train), **_pair("test", test)} if path is None else {}
         arrays = pairs if path is None else _read(_find(path, data_root))
-        inputs, notes = as_inputs({key: arrays[key] for key in PARTS[::2]}, layout, scale)
+        inputs, notes, white = as_inputs({key: arrays[key] for key in PARTS[::2]}, layout, scale)
         ids = {key: torch.from_numpy(numbers(key, arrays[key])) for key in arrays if key in (*PARTS[1::2], *DOMAINS)}
         if idle := sorted(set(arrays) - set(PARTS) - set(DOMAINS)):
             notes.append(f"stream.path: {', '.join(idle)} in {path} are not used (known: {', '.join(PARTS + DOMAINS)})")
@@ -68,6 +68,7 @@ class Arrays(ScenarioStream):
         )
         super().__init__(source, seed=seed, **scenario)
         self.notes = (*self.notes, *notes)
+        self.origin = {"white": white, "layout": layout} if white is not None else {"layout": layout}
 
 
 def _find(path: str, data_root: str | None) -> Path:

@@ -105,6 +105,7 @@ class Avalanche(Stream):
             task_known=len(set(tasks)) > 1,
             class_names=[str(c) for c in met],
         )
+        self.origin = {"refused": {"pictures": "Avalanche's transformations are code, which no checkpoint holds"}}
 
 
 def _make(name: str, options: dict[str, Any], seed: int, data_root: str | None) -> Any:

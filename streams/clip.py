@@ -18,10 +18,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from clplat.data.datasets import find_root, load_images
-from clplat.data.pictures import channels_first, middle, pixels
+from clplat.data.pictures import channels_first, middle, pixels, stretched
 from clplat.data.tokens import check_different, encode_cached, load_tokenizer, padded, read_json
 from clplat.data.worlds import generator
 from clplat.errors import MissingError, UserError
@@ -155,6 +154,7 @@ class Clip(Stream):
             class_names=names,
             normalize=STATISTICS,
         )
+        self.origin = {"fit": "middle", "stretched": True}
         speech = load_tokenizer(tokenizer)
         behind = speech.behind if speech.end in speech.behind else (*speech.behind, speech.end)
         ids = [np.array([*speech.before, *row, *behind], np.int32) for row in encode_cached(speech, names)]
@@ -238,10 +238,7 @@ def _of_arrays(name: str, data_root: str | None, side: int, download: bool) -> _
     names = [_plain(n) for n in names] or [str(i) for i in range(int(train.labels.max()) + 1)]
 
     def read(images: Tensor, rows: np.ndarray) -> Tensor:
-        chosen = images[torch.from_numpy(rows)].float()
-        if chosen.shape[-1] != side:
-            chosen = F.interpolate(chosen, (side, side), mode="bilinear", align_corners=False, antialias=True)
-        return chosen.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+        return stretched(images[torch.from_numpy(rows)], side)
 
     return _Set(
         names,

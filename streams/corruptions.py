@@ -123,6 +123,7 @@ class Corruptions(Stream):
             class_names=base.class_names if base and base.class_names else [str(c) for c in range(count)],
             augment=flip_crop if augment == "flip_crop" else None,
         )
+        self.origin = {"fit": "cropped" if dataset == "imagenet" else "none"}
 
 
 def _segments(plan: list[Visit]) -> list[tuple[str, int]]:

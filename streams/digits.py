@@ -36,6 +36,7 @@ class Digits(ScenarioStream):
         )
         source = Source((images[train], labels[train]), (images[test], labels[test]))
         super().__init__(source, seed=seed, **scenario)
+        self.origin = {"white": 16}
 
 
 def read_digits() -> np.ndarray:

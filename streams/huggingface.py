@@ -78,7 +78,7 @@ class HuggingFace(ScenarioStream):
         names = [tuple(getattr(part.features[label], "names", None) or ()) for part in parts]
         if len(set(names)) > 1:
             raise UserError(f"stream.label: the classes of {train_split} and {test_split} are named differently")
-        samples, notes = _inputs([_column(part, column) for part in parts], size, grey, scale)
+        samples, notes, self.origin = _inputs([_column(part, column) for part in parts], size, grey, scale)
         labels = [_labels(part[label], label) for part in parts]
         if alone:
             rows = [torch.from_numpy(r) for r in _held_out(labels[0].numpy(), test_share)]
@@ -121,8 +121,9 @@ def _column(part: Any, name: str) -> list[Any]:
 
 def _inputs(
     parts: list[list[Any]], size: int | None, grey: bool, scale: float | None
-) -> tuple[list[Tensor], list[str]]:
-    """Each part's pictures as (N, C, H, W), or numbers as (N, ...) floats; and lines that say what was not sure."""
+) -> tuple[list[Tensor], list[str], dict[str, Any]]:
+    """Each part's pictures as (N, C, H, W), or numbers as (N, ...) floats; lines that say what was not sure; and
+    `Stream.origin`."""
     if any(hasattr(value, "convert") for part in parts for value in part):
         if scale is not None:
             raise UserError(f"stream.scale: {scale} has no meaning for pictures (valid: null)")
@@ -132,7 +133,9 @@ def _inputs(
             if empty is not None:
                 raise UserError(f"stream.inputs: row {empty} holds {type(part[empty]).__name__} (valid: pictures)")
         rows = [[pixels(v, f"the picture in row {i}", grey=grey, fit=fit) for i, v in enumerate(p)] for p in parts]
-        return stacked(*rows), []
+        found = stacked(*rows)
+        deep = found[0].dtype != torch.uint8
+        return found, [], {"fit": "none" if size is None else "squeezed"} | ({"white": 65535} if deep else {})
     if size is not None or grey:
         raise UserError("stream.size, stream.grey: have no meaning for numbers (valid: null, false)")
     try:
@@ -142,8 +145,8 @@ def _inputs(
         raise UserError(f"stream.inputs: neither images nor numbers of one length ({error})") from error
     if any(a.dtype.kind not in "biuf" for a in arrays):
         raise UserError(f"stream.inputs: neither images nor numbers of one length, but {arrays[0].dtype}")
-    made, notes = as_inputs({f"split {i}": a for i, a in enumerate(arrays)}, scale=scale)
-    return list(made.values()), notes
+    made, notes, white = as_inputs({f"split {i}": a for i, a in enumerate(arrays)}, scale=scale)
+    return list(made.values()), notes, {} if white is None else {"white": white}
 
 
 def _labels(values: Any, column: str) -> Tensor:

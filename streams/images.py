@@ -108,6 +108,8 @@ class Images(ScenarioStream):
         super().__init__(source, seed=seed, **scenario)
         self.normalize_asked = normalize is not None
         self.notes = (*self.notes, *found.notes)
+        deep = found.train.images.dtype != torch.uint8  # some of the pictures have 16 bits
+        self.origin = {"fit": "none" if size is None else "middle"} | ({"white": 65535} if deep else {})
 
 
 def _faults(names: list[str], options: dict[str, Any]) -> list[str]:

@@ -72,7 +72,7 @@ class RL(Stream):
             "env_steps": env_steps, "envs": envs, "probe": probe, "learn_from_data": learn_from_data,
             "returns": returns,
         }  # fmt: skip
-        experiences, sizes = [], []
+        experiences, sizes, gyms = [], [], []
         for index, entry in enumerate(sequence or [{}]):
             unknown = sorted(set(entry) - set(shared) - {"name"})
             if unknown:
@@ -80,12 +80,15 @@ class RL(Stream):
             one = _One(index, {**shared, **entry}, seed or 0, data_root)
             experiences.append(one.experience)
             sizes.append((one.gym.observations, one.gym.actions))
+            gyms.append(one.gym)
         names = [e.name for e in experiences]
         experiences = [replace(e, name=f"{e.name}_{e.index}") if names.count(e.name) > 1 else e for e in experiences]
         if len(set(sizes)) > 1:
             raise UserError(f"stream.sequence: sizes of observations and actions {sizes} differ (valid: the same)")
         super().__init__(experiences, num_classes=0, input_shape=sizes[0][:1])
         self.answers = Actions(sizes[0][1])
+        bounds = {key: [getattr(g, key).tolist() for g in gyms] for key in ("low", "high")}
+        self.origin = {"acting": {**gyms[0].raw(), **bounds, "dtype": str(gyms[0].low.dtype)}}
 
 
 class _One:

@@ -21,6 +21,7 @@ from clplat.data.worlds import generator
 from clplat.erasure.ledger import same_source
 from clplat.erasure.requests import History
 from clplat.errors import ClplatError, MissingError, UserError
+from clplat.preprocessing import Preprocessing
 from clplat.stream import Data, Experience, Kind, Stream
 
 Users = dict[int, tuple[Data, Tensor]]
@@ -113,12 +114,15 @@ class Unlearning(Stream):
             class_names=self.base.class_names,
             augment=self.base.augment,
         )
-        self.answers, self.notes = self.base.answers, self.base.notes
+        self.answers, self.notes, self.origin = self.base.answers, self.base.notes, self.base.origin
         self.normalize, self.normalize_asked = self.base.normalize, self.base.normalize_asked
         self.base.experiences = ()  # they are ours now: only what the base does to a batch is still asked of it
 
     def prepare(self, inputs: Tensor, training: bool) -> Tensor:
         return self.base.prepare(inputs, training)
+
+    def preprocessing(self) -> Preprocessing:
+        return dataclasses.replace(super().preprocessing(), refused=self.base.preprocessing().refused)
 
     def leave_normalization(self) -> None:
         self.base.leave_normalization()

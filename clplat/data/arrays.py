@@ -36,8 +36,9 @@ def numbers(key: str, value: Any) -> np.ndarray:
 
 def as_inputs(
     parts: Mapping[str, Any], layout: Layout | None = None, scale: float | None = None
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Bytes (N, ...) or 32-bit floats of each part, images as (N, C, H, W); and lines that say what was not sure.
+) -> tuple[dict[str, Tensor], list[str], float | None]:
+    """Bytes (N, ...) or 32-bit floats of each part, images as (N, C, H, W); lines that say what was not sure; and the
+    number that is white, None where all are taken as they are.
 
     Args:
         parts: key → array or tensor, (N, D), (N, H, W), (N, C, H, W), (N, H, W, C), or any (N, ...); parts are alike.
@@ -69,7 +70,7 @@ def as_inputs(
             array = array.astype(np.float32, copy=False)
             array = array if factor == 1 else array / np.float32(factor)
         made[key] = torch.from_numpy(np.require(array, requirements=["C", "W"]))
-    return made, note
+    return made, note, None if factor == 1 else factor
 
 
 def channel_axis(shape: tuple[int, ...]) -> int | None:

@@ -63,7 +63,6 @@ class Gym:
         self.observations, self.actions = flat.shape[0], actions.shape[0]
         self.limit = None if self.env.spec is None else self.env.spec.max_episode_steps
         self.low, self.high = actions.low, actions.high
-        self._middle, self._half = (actions.high + actions.low) / 2, (actions.high - actions.low) / 2
         self._mujoco = hasattr(base, "model") and hasattr(base, "data") and type(base.data).__name__ == "MjData"
         _change(base, maker, self._mujoco)
         control = type(base).__module__.startswith("gymnasium.envs.classic_control")
@@ -81,13 +80,23 @@ class Gym:
 
     def real(self, actions: Any) -> np.ndarray:
         """Actions (..., a) in [-1, 1] in the environment's own units."""
-        return (self._middle + self._half * np.clip(np.asarray(actions), -1, 1)).astype(self.low.dtype)
+        return in_units(np.asarray(actions), self.low, self.high)
 
     def flattened(self) -> Any:
         """The environment for others, whose observations are vectors as here."""
         from gymnasium.wrappers import FlattenObservation
 
         return self.env if self._flatten is None else FlattenObservation(self.env)
+
+    def raw(self) -> dict[str, Any]:
+        """What an observation is before it is flattened, where that can be said as data: its shape, or its keys."""
+        import gymnasium
+
+        space, spaces = self.env.observation_space, gymnasium.spaces
+        if isinstance(space, spaces.Box):
+            return {"shape": list(space.shape)}
+        plain = isinstance(space, spaces.Dict) and all(isinstance(s, spaces.Box) for s in space.values())
+        return {"keys": list(space)} if plain else {}
 
     def state(self) -> dict[str, Any]:
         """All that the rest of an episode follows from, in tensors and plain values."""
@@ -110,6 +119,11 @@ class Gym:
         if self._flatten is not None:
             observation = self._flatten(self.env.observation_space, observation)
         return np.asarray(observation, dtype=np.float32)
+
+
+def in_units(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Actions (..., a) in [-1, 1], cut where they are not, between the bounds (a,) of an environment."""
+    return ((high + low) / 2 + (high - low) / 2 * np.clip(actions, -1, 1)).astype(low.dtype)
 
 
 def _make(maker: Maker) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from clplat.errors import MissingError, UserError
 
@@ -117,6 +118,31 @@ def middle(side: int) -> Fit:
 def squeezed(side: int) -> Fit:
     """Height and width scaled to `side` pixels, each by its own factor."""
     return lambda image: image.resize((side, side))
+
+
+def cropped(side: int) -> Fit:
+    """The middle, after the shorter side is scaled to 8/7 of it, as is usual for ImageNet; of that size: as it is."""
+
+    def fit(image: Any) -> Any:
+        if image.size == (side, side):
+            return image
+        scale = side * 8 // 7 / min(image.size)
+        width, height = (max(round(n * scale), side) for n in image.size)
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        return image.resize((width, height), 2).crop((left, top, left + side, top + side))  # 2: bilinear
+
+    return fit
+
+
+FITS: dict[str, Callable[[int], Fit]] = {"middle": middle, "squeezed": squeezed, "cropped": cropped}
+
+
+def stretched(images: Tensor, side: int) -> Tensor:
+    """Bytes (N, C, H, W), C 1 or 3, as bytes (N, 3, side, side): scaled, bilinear; grey in three equal channels."""
+    found = images.float()
+    if tuple(found.shape[-2:]) != (side, side):
+        found = F.interpolate(found, (side, side), mode="bilinear", align_corners=False, antialias=True)
+    return found.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
 
 
 def _opaque(image: Any, name: str) -> Any:

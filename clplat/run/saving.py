@@ -130,10 +130,12 @@ def unread(run: RunState) -> list[Tensor]:
 
 
 def facts(stream: Stream) -> dict[str, Any]:
-    """What building the model needs of a stream, so that a run can be loaded without its data."""
+    """What a learner needs of a stream, so that a run can be loaded, and asked, without its data."""
     return {
         "num_classes": stream.num_classes,
         "input_shape": list(stream.input_shape),
         "names": list(stream.class_names),
+        "task_known": stream.task_known,
+        "preprocessing": stream.preprocessing().to_dict(),
         "actions": stream.answers.size if isinstance(stream.answers, Actions) else None,
     }

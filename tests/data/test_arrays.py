@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 
 
 def one(array, **how):
-    made, notes = as_inputs({"x": array}, **how)
+    made, notes, _ = as_inputs({"x": array}, **how)
     return made["x"], notes
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from texts import LABELS, ROOT, needs_data, write
 
+from clplat.data.prompts import KEPT_AT_END
 from clplat.errors import MissingError, UserError
 from clplat.streams import _text_tasks
-from clplat.streams._spoken import KEPT_AT_END
 from clplat.streams.text import Text
 
 pytestmark = pytest.mark.usefixtures("own_cache")

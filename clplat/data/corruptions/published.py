@@ -18,14 +18,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clplat.data.corruptions.data import Segment
-from clplat.data.pictures import channels_first, read_picture
+from clplat.data.pictures import channels_first, cropped, read_picture
 from clplat.errors import MissingError
 from clplat.stream import Data
 
@@ -60,8 +59,7 @@ class ImageFiles(Blocks):
 
     Args:
         paths: of all N images.
-        side: pixels of a side, of the middle of the image after its shorter side is scaled to 8/7 of that, as is usual
-            for ImageNet; files of that size are taken as they are.
+        side: pixels of a side, `cropped`.
     """
 
     paths: tuple[Path, ...] = ()
@@ -76,15 +74,7 @@ class ImageFiles(Blocks):
         return stacked.to(self.inputs.device), None if self.labels is None else self.labels[rows]
 
     def _read(self, row: int) -> Tensor:
-        return channels_first(read_picture(self.paths[row], fit=self._fit)[None])[0]
-
-    def _fit(self, image: Any) -> Any:
-        if image.size == (self.side, self.side):
-            return image
-        scale = self.side * 8 // 7 / min(image.size)
-        width, height = (max(round(n * scale), self.side) for n in image.size)
-        left, top = round((width - self.side) / 2), round((height - self.side) / 2)
-        return image.resize((width, height), 2).crop((left, top, left + self.side, top + self.side))  # 2: bilinear
+        return channels_first(read_picture(self.paths[row], fit=cropped(self.side))[None])[0]
 
 
 def read_cifar(folder: Path, segments: Sequence[Segment], chosen: np.ndarray) -> tuple[Tensor, Tensor]:

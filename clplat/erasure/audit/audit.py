@@ -237,7 +237,8 @@ def _relearn(subject: Subject, piece: Piece) -> dict[str, Any]:
     lr = strategy.lr if settings.relearn_lr is None else settings.relearn_lr
     inputs, labels = _inputs(subject, data), data.targets().to(subject.device)
     task = piece.task if subject.stream.task_known else None
-    found = relearn(strategy, inputs, labels, task, steps=settings.relearn_steps, lr=lr)
+    among = subject.stream.among
+    found = relearn(strategy, inputs, labels, task, steps=settings.relearn_steps, lr=lr, among=among)
     facts = {"optimizer": strategy.optimizer_name, "momentum": strategy.momentum, "lr": lr}
     return found | {"settings": facts | {"samples": count, "steps": settings.relearn_steps},
                     "positions": positions.tolist(), "tolerance": settings.tolerance}  # fmt: skip

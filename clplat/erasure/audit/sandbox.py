@@ -8,6 +8,7 @@ Shapes: k samples relearned on, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,21 +18,25 @@ from torch.func import functional_call
 
 from clplat.strategy import Strategy
 
+Among = Callable[[Tensor, int | None], Tensor]
+
 
 class _Predicting(nn.Module):
     """`predict` as a module's forward pass, so that it can be called with other parameters."""
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy, among: Among) -> None:
         super().__init__()
-        self.strategy = strategy
+        self.strategy, self.among = strategy, among
 
     def forward(self, inputs: Tensor, task: int | None) -> Tensor:
-        return self.strategy.predict(inputs) if task is None else self.strategy.predict(inputs, task)
+        logits = self.strategy.predict(inputs) if task is None else self.strategy.predict(inputs, task)
+        return self.among(logits, task)
 
 
 def relearn(
-    strategy: Strategy, inputs: Tensor, labels: Tensor, task: int | None, *, steps: int, lr: float
-) -> dict[str, Any]:
+    strategy: Strategy, inputs: Tensor, labels: Tensor, task: int | None, *, steps: int, lr: float,
+    among: Among = lambda logits, task: logits,
+) -> dict[str, Any]:  # fmt: skip
     """Accuracy on the samples while a copy of every parameter follows the gradient of their cross-entropy.
 
     By an optimizer of the strategy's kind (its momentum; no weight decay), all samples in each step, in evaluation
@@ -45,11 +50,12 @@ def relearn(
         task: for `predict`, or None.
         steps: at most; fewer where all samples are right before.
         lr: learning rate.
+        among: puts −∞ to the classes that the task has not (see `Stream.among`).
 
     Returns:
         "accuracies": [a_0, ...] before each step and after the last; "why": None, or why it stopped before the first.
     """
-    module = _Predicting(strategy)
+    module = _Predicting(strategy, among)
     copies = {n: p.detach().clone() for n, p in module.named_parameters()}
     for copy in copies.values():
         copy.requires_grad_(copy.is_floating_point())

@@ -1,0 +1,179 @@
+"""The learner of a run without its stream: what `clplat.load` gives, to be asked about raw inputs.
+
+Shapes: N samples, C classes, a numbers of an action.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clplat.config.settings import Config
+from clplat.data.environments import in_units
+from clplat.data.raw import Raw
+from clplat.errors import UserError
+from clplat.metrics.record import ExperienceRecord, RunRecord
+from clplat.metrics.text import normalized
+from clplat.preprocessing import Preprocessing
+from clplat.run.build import build_strategy
+from clplat.strategy import Strategy, evaluating
+from clplat.stream import Actions, Experience, among
+
+_NONE = "the checkpoint holds no preprocessing: it was written before checkpoints did"
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a learner says of N samples.
+
+    Args:
+        ids: (N,) int64 class ids, those of the stream; -1: no class, or text that is none.
+        names: of each: its class, or the text that was written; None: no class.
+        scores: (N, C) logits, −∞ for classes that are out of the question; None where text was written.
+    """
+
+    ids: Tensor
+    names: list[str | None]
+    scores: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(str, self.names[:10])) + ", ..." * (len(self.names) > 10)
+        return f"Predictions of {len(self)}: {shown}"
+
+
+class Learner(Strategy):
+    """A run's learner, of its strategy's class: a strategy that can be asked without its stream.
+
+    Called, it takes raw inputs. `prepare` makes of them what `predict`, which gives logits, takes. Where a task is
+    named, its classes alone are predicted, as in the run's evaluation.
+    """
+
+    classes: tuple[str, ...] = ()  # name of each class id
+    preprocessing = Preprocessing(refused={"all": _NONE})
+    task_known = False
+    precision = "32-true"
+    experiences: Sequence[ExperienceRecord] = ()
+    _raw: Raw
+
+    @torch.no_grad()
+    def forward(self, inputs: Any, task: int | None = None, batch_size: int = 256) -> Any:
+        """`Predictions` for raw inputs; of an agent, actions (a,) or (N, a) in the units of its environment,
+        or in [-1, 1] where its stream does not tell them.
+
+        Args:
+            inputs: a sample or several, as the stream holds them or as it was made of them: arrays, tensors, Pillow's
+                images, texts, one or a list; of an agent: an observation, or an array of several.
+            task: of all of them, where the run was told it; of an agent the experience, where bounds differ.
+            batch_size: samples at once, unless the strategy's predictions depend on it.
+
+        Raises:
+            UserError: inputs that can't be read as those of the run were; no task, or one that there is not.
+        """
+        if self.preprocessing.acting is not None:
+            return self._act(inputs, task)
+        self._check_task(task)
+        held = self._raw.held(inputs, task)
+        told = task if self.task_known else None
+        size = self.evaluation_batch or batch_size
+        with evaluating(self), self._in_precision():
+            parts = [self.predict(self._prepared(part), told).cpu() for part in held.split(size)]
+        return self._named(torch.cat(parts) if parts else torch.empty(0, len(self.classes)))
+
+    def prepare(self, raw: Any, task: int | None = None) -> Tensor:
+        """Raw inputs, as for a call, to those (N, ...) that `predict` takes."""
+        return self._prepared(self._raw.held(raw, task))
+
+    def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
+        """As the strategy's; of a task that is named, its own classes only."""
+        return self._among(super().predict(inputs, *_told(task)), task)
+
+    def readout(self, features: Tensor, task: int | None = None) -> Tensor:
+        """As the strategy's; of a task that is named, its own classes only."""
+        return self._among(super().readout(features, *_told(task)), task)
+
+    def _among(self, logits: Tensor, task: int | None) -> Tensor:
+        return among(logits, task, self.experiences)
+
+    def _prepared(self, held: Tensor) -> Tensor:
+        return self.preprocessing.prepare(held.to(self.device))
+
+    @contextlib.contextmanager
+    def _in_precision(self) -> Iterator[None]:
+        """That of the run."""
+        mixed = self.precision == "bf16-mixed"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+            yield
+
+    def _check_task(self, task: int | None) -> None:
+        tasks = sorted({e.task for e in self.experiences if e.classes})
+        if self.task_known and task not in tasks:
+            raise UserError(f"task: {task} (valid: {', '.join(map(str, tasks))}; this run was told the task)")
+        if not self.task_known and task is not None and not self.preprocessing.choices:
+            raise UserError(f"task: {task} has no meaning here (valid: None; this run was told no task)")
+
+    def _named(self, found: Tensor) -> Predictions:
+        """Of logits (N, C), or of the ids (N, tokens) of written texts."""
+        if found.is_floating_point():
+            none = found.isneginf().all(1) if found.shape[1] else torch.ones(len(found), dtype=torch.bool)
+            ids = found.argmax(1).masked_fill(none, -1) if found.shape[1] else none.long().neg()
+            names = [None if i < 0 else self._name(i) for i in ids.tolist()]
+            return Predictions(ids, names, found.float())
+        texts = [self._raw.tokenizer.decode([i for i in row if i >= 0]).strip() for row in found.tolist()]
+        known = {normalized(name): number for number, name in enumerate(self.classes)}
+        ids = torch.tensor([known.get(normalized(text), -1) for text in texts], dtype=torch.int64)
+        return Predictions(ids, list(texts), None)
+
+    def _name(self, number: int) -> str:
+        return self.classes[number] if number < len(self.classes) else str(number)
+
+    def _act(self, inputs: Any, task: int | None) -> np.ndarray:
+        """What the policy does, without exploring."""
+        acting = self.preprocessing.acting
+        assert acting is not None
+        bounds = list(zip(acting.get("low", ()), acting.get("high", ()), strict=True))
+        if task is None and any(b != bounds[0] for b in bounds):
+            raise UserError(f"task: None, but bounds of actions differ (valid: 0 to {len(bounds) - 1})")
+        if task is not None and not 0 <= task < len(bounds):
+            raise UserError(f"task: {task} (valid: 0 to {len(bounds) - 1})")
+        observations, single = self._raw.observations(inputs)
+        with evaluating(self), self._in_precision():
+            actions = np.asarray(self.act(observations, False))
+        if bounds:
+            actions = in_units(actions, *(np.array(end, dtype=acting["dtype"]) for end in bounds[task or 0]))
+        return actions[0] if single else actions
+
+
+def _told(task: int | None) -> tuple[int, ...]:
+    """A task is not passed at all where none is told: a strategy need not know of any."""
+    return () if task is None else (task,)
+
+
+def rebuilt(config: Config, state: dict[str, Any]) -> Learner:
+    """The learner of a checkpoint's state: built, grown as it was, its weights loaded; on the CPU."""
+    facts = state["stream"]
+    actions = None if facts.get("actions") is None else Actions(facts["actions"])
+    shape, classes = tuple(facts["input_shape"]), facts["num_classes"]
+    made = build_strategy(config, shape, classes, seed=config.seed, answers=actions)
+    record, progress = RunRecord.from_dict(state["record"]), state["progress"]
+    for index, e in enumerate(record.experiences[: progress["experience"] + progress["begun"]]):
+        made.grow(Experience(index, e.name, e.kind, train=None, classes=e.classes, task=e.task))
+    made.load_state_dict(state["strategy"])
+    own = type(made)
+    made.__class__ = type(own.__name__, (Learner, own), {"__module__": own.__module__, "__doc__": own.__doc__})
+    learner = cast(Learner, made)
+    learner.classes = tuple(facts["names"]) or tuple(map(str, range(classes)))
+    learner.task_known, learner.precision = facts.get("task_known", False), config.fabric.precision
+    learner.experiences = record.experiences
+    if "preprocessing" in facts:
+        learner.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
+    learner._raw = Raw(learner.preprocessing)
+    return learner.eval()
