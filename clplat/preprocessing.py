@@ -45,7 +45,7 @@ class Preprocessing:
     stretched: bool = False
     normalize: Statistics | None = None
     text: Mapping[str, Any] | None = None
-    choices: Sequence[Sequence[int]] = ()
+    choices: tuple[tuple[int, ...], ...] = ()
     acting: Mapping[str, Any] | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
 
@@ -56,7 +56,8 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Preprocessing:
         """Inverse of `to_dict`."""
-        return cls(**{**plain, "shape": tuple(plain["shape"])})
+        choices = tuple(tuple(classes) for classes in plain["choices"])
+        return cls(**{**plain, "shape": tuple(plain["shape"]), "choices": choices})
 
     def prepare(self, held: Tensor) -> Tensor:
         """Inputs (B, ...) as they are held to what a model takes: bytes to [0, 1], normalised."""

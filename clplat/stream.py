@@ -275,9 +275,9 @@ class Stream(Sequence[Experience]):
 
     def preprocessing(self) -> Preprocessing:
         """What becomes of raw inputs, as data. A stream with a `prepare` of its own has code, which is no data."""
-        held = next((d for e in self.experiences for d in (e.test, e.train, e.valid) if d is not None and len(d)), None)
-        acted = held is None or any(e.kind is Kind.INTERACT for e in self.experiences)
-        one = None if acted or held is None else held.batch(torch.arange(1, device=held.inputs.device))[0]
+        parts = (d for e in self.experiences if e.kind is not Kind.INTERACT for d in (e.test, e.train, e.valid))
+        held = next((d for d in parts if d is not None and len(d)), None)
+        one = None if held is None else held.batch(torch.arange(1, device=held.inputs.device))[0]
         made: dict[str, Any] = {"shape": self.input_shape if one is None else tuple(one.shape[1:])}
         made |= {"acting": {}} if isinstance(self.answers, Actions) else {}
         refused = dict(self.origin.get("refused", {}))

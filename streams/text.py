@@ -141,8 +141,8 @@ class Text(Stream):
             input_shape=tuple(experiences[0].train.inputs.shape[1:]),
             class_names=() if self.free else names,
         )
-        choices = [[names.index(n) for n in t.labels] for t in found] if candidates == "prompt" else []
-        self.origin = {"text": self.spoken.facts(tokenizer), "choices": choices}
+        named = tuple(tuple(map(names.index, t.labels)) for t in found) if candidates == "prompt" else ()
+        self.origin = {"text": self.spoken.facts(tokenizer), "choices": named}
         self.answers = Answers(classes, self.tokenizer.end, self.tokenizer.size, max_answer * (evaluate == "generate"))
 
     def arrange(self, data: Data, order: Tensor, batch_size: int) -> Tensor:
