@@ -1,6 +1,7 @@
 """Sweeps with a made-up objective: the plan's faults, the choice, and workers that die."""
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clplat.cli import main
 from clplat.errors import MissingError, UserError
 from clplat.sweep.plan import nested, read_plan
 from clplat.sweep.study import sweep
@@ -182,12 +184,62 @@ def test_missing_data_end_the_search_at_once(tmp_path):
         ({"seeds": 3}, {}, [], r"sweep\.seeds: 3 is not a list"),
         ({"grace_seconds": -1}, {}, [], r"grace_seconds: -1 is out of range"),
         ({"sampeler": "tpe"}, {}, [], r"sweep\.sampeler: no such key"),
+        ({"pruner": "median"}, {}, [], r"sweep\.pruner: no such key \(valid: metric, direction"),
+        ({"sampler": ["tpe"]}, {}, [], r"\['tpe'\] is not valid \(valid: auto"),
+        ({"metric": ["average_accuracy"]}, {}, [], r"sweep\.metric: \['average_accuracy'\] is not the name of one"),
+        ({"metric": "train_seconds"}, {}, [], r"sweep\.metric: 'train_seconds' is no figure of a whole run"),
+        ({"metric": "forgetting", "direction": "maximize"}, {}, [], r"worst forgetting \(valid: minimize\)"),
+        ({"seeds": [0, 0]}, {}, [], r"sweep\.seeds: \[0, 0\] names a seed twice"),
+        ({"study": ["a"]}, {}, [], r"sweep\.study: \['a'\] is not a name"),
+        ({"space": {"strategy.lr": {"choices": []}}}, {}, [], r"lr\.choices: \[\] is not a list of plain values"),
+        ({"space": {"strategy.lr": {"choices": [1, 1]}}}, {}, [], r"lr\.choices: \[1, 1\] names a value twice"),
+        ({"space": {"strategy.lr": {}}}, {}, [], r"lr\.low: None is not a number"),
+        ({"space": {"strategy.lr": {"low": 0.1, "high": 0.1}}}, {}, [], "low 0.1 is not below high 0.1"),
+        ({"space": {"strategy.lr": {"low": 0, "high": ".inf"}}}, {}, [], r"lr\.high: '.inf' is not a number"),
+        ({"space": {"strategy.lr": {"low": 0.0, "high": float("nan")}}}, {}, [], r"lr\.high: nan is not a number"),
+        ({"space": {"loop.batch_size": {"low": 8, "high": 64, "step": 2.5}}}, {}, [], r"step: 2.5 is out of range"),
+        ({"space": {"loop.batch_size": {"low": 8, "high": 64, "step": 0}}}, {}, [], r"step: 0 is out of range"),
+        ({"space": {"loop.batch_size": {"low": 8, "high": 64, "step": 9}}}, {}, [], r"does not lead from 8 to 64"),
     ],
 )
 def test_faults(tmp_path, section, changes, keys, fault):
     with pytest.raises(UserError, match=fault):
         sweep(write(tmp_path, section, **changes), keys, run=objective)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "fault"),
+    [
+        ({}, {"stream": "digits"}, r"validation data: loop\.evaluate_on: .* no validation data"),
+        ({"space": {"strategy.memry": {"low": 1, "high": 9}}}, {}, r"^sweep\.space\.strategy\.memry: no such key"),
+        ({"space": {"strategy.lr": {"low": -1.0, "high": 0.1}}}, {}, r"^sweep\.space\.strategy\.lr: -1\.0"),
+        ({"space": {"strategy": {"choices": ["er", "eer", "naive"]}}}, {}, r"^sweep\.space\.strategy: .*'eer'"),
+        ({"space": {"loop.batch_size": {"choices": [8, "x", 9]}}}, {}, r"^sweep\.space\.loop\.batch_size: 'x'"),
+        ({"space": {"loop.batch_size": {"low": 1, "high": 9}}}, {"loop": 3}, r"^loop: 3 is not a mapping"),
+        ({"metric": "forget_accuracy"}, {}, r"^sweep\.metric: forget_accuracy needs forget experiences"),
+        ({"metric": ["average_accuracy"]}, {}, r"^sweep\.metric: "),
+        ({}, {"runs": {"a": {}}}, r"^runs: .* several runs"),
+    ],
+)
+def test_what_would_fail_in_every_trial_is_refused_before_the_first(tmp_path, capsys, section, changes, fault):
+    path = write(tmp_path, section, **{"stream": {"name": "digits", "validation": 0.1}, **changes})
+    with pytest.raises(UserError, match=fault):
+        sweep(path)
+    assert not (tmp_path / "runs").exists()
+    assert main(["validate", str(path)]) == 2
+    assert re.search(fault, capsys.readouterr().err.removeprefix("clplat: "))
+
+
+def test_validate_builds_the_trials_of_a_sweep(tmp_path, capsys):
+    path = write(tmp_path, {"seeds": [0, 1]}, stream={"name": "digits", "validation": 0.1})
+    assert main(["validate", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}: no faults (a sweep: 4 trials, 2 seed(s) each, average_accuracy)\n"
+
+
+def test_the_direction_is_what_is_better_of_the_metric(tmp_path):
+    assert read_plan(write(tmp_path, {"metric": "forgetting"}), [], None).direction == "minimize"
+    assert read_plan(write(tmp_path), [], None).direction == "maximize"
 
 
 def test_all_faults_are_told_at_once(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clplat.commands.arguments import Parser
-from clplat.config.resolve import expand
+from clplat.config.resolve import expand, find_config, read_yaml
 from clplat.errors import MissingError, UserError
 
 TAKES_KEYS = True
@@ -17,6 +17,8 @@ def configure(parser: Parser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    if "sweep" in read_yaml(find_config(args.config)):
+        return _sweep(args)
     configs = expand(args.keys, args.config)
     from clplat.run.build import build
 
@@ -33,4 +35,15 @@ def main(args: argparse.Namespace) -> int:
     if missing:
         raise MissingError(*missing)
     print(f"{args.config}: no faults ({len(configs)} run{'s' if len(configs) > 1 else ''})")
+    return 0
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    """The section itself, then the trials that it leads to."""
+    from clplat.sweep.check import check
+    from clplat.sweep.plan import read_plan
+
+    plan = read_plan(args.config, args.keys, None)
+    check(plan, args.keys)
+    print(f"{args.config}: no faults (a sweep: {plan.trials} trials, {len(plan.seeds)} seed(s) each, {plan.metric})")
     return 0

@@ -3,7 +3,7 @@
 ```yaml
 sweep:
   metric: average_accuracy      # any of `clplat list metrics`
-  direction: maximize           # or minimize
+  direction: maximize           # or minimize; default: what is better of this metric
   trials: 20                    # in the whole study
   sampler: auto                 # auto, tpe, gp, random
   seeds: [0, 1]                 # of each trial; the metric is their mean
@@ -22,6 +22,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,8 @@ def nested(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]
             inner = node.get(part)
             if isinstance(inner, str) and part in _PARTS:
                 inner = {"name": inner}
+            if not isinstance(inner, dict | None):
+                raise UserError(f"{part}: {inner!r} is not a mapping of keys to values, which {key} needs")
             node[part] = inner = {} if inner is None else inner
             node = inner
         if not path and last in _PARTS and isinstance(node.get(last), dict):
@@ -147,14 +150,19 @@ def read_plan(config: str | Path, keys: Sequence[str], trials: int | None) -> Pl
     values = {k: v for k, v in given.items() if k in _KEYS and k not in ("space", "seeds", "study", "storage")}
     _check_values(values, faults)
     seeds = given.get("seeds", [base.get("seed", 0)])
-    if not (isinstance(seeds, list) and seeds and all(isinstance(s, int) and s >= 0 for s in seeds)):
+    if not (isinstance(seeds, list) and seeds and all(type(s) is int and s >= 0 for s in seeds)):
         faults.append(f"sweep.seeds: {seeds!r} is not a list of integers ≥ 0")
+    elif len(set(seeds)) < len(seeds):
+        faults.append(f"sweep.seeds: {seeds} names a seed twice")
+    for key in ("study", "storage"):
+        if key in given and not (isinstance(given[key], str) and given[key].strip()):
+            faults.append(f"sweep.{key}: {given[key]!r} is not a name (valid: text)")
     if faults:
         raise UserError(*faults)
     study = str(given.get("study", path.stem))
     folder = (Path(flags.get("output") or base.get("output") or "runs") / study).absolute()
     storage = str(given.get("storage") or folder / "study.log")
-    return Plan(base, study, folder, space, storage, list(dict.fromkeys(seeds)), keys=list(keys), **values)
+    return Plan(base, study, folder, space, storage, seeds, keys=list(keys), **values)
 
 
 def _flags(keys: Sequence[str]) -> dict[str, str]:
@@ -189,12 +197,26 @@ def _check_values(values: dict[str, Any], faults: list[str]) -> None:
             faults.append(f"sweep.grace_seconds: {values['grace_seconds']!r} is out of range (valid: > 0)")
         else:
             values["grace_seconds"] = number
-    if "metric" in values:
-        from clplat.config.discovery import did_you_mean
-        from clplat.metrics.catalogue import METRICS
+    _check_metric(values, faults)
 
-        if values["metric"] not in METRICS:
-            faults.append(f"sweep.metric: no metric {values['metric']!r}{did_you_mean(str(values['metric']), METRICS)}")
+
+def _check_metric(values: dict[str, Any], faults: list[str]) -> None:
+    """The metric must be one of a run as a whole, and the direction its better one, which is also the default."""
+    from clplat.config.discovery import did_you_mean
+    from clplat.metrics.catalogue import METRICS
+
+    metric = values.get("metric", Plan.metric)
+    own = [name for name, info in METRICS.items() if info.group == "metrics"]
+    if not isinstance(metric, str):
+        faults.append(f"sweep.metric: {metric!r} is not the name of one metric (valid: see `clplat list metrics`)")
+    elif metric not in own:
+        what = f"{metric!r} is no figure of a whole run" if metric in METRICS else f"no metric {metric!r}"
+        near = did_you_mean(metric, own) or " (valid: see `clplat list metrics`)"
+        faults.append(f"sweep.metric: {what}{near}")
+    elif METRICS[metric].higher_is_better is not None:
+        better = "maximize" if METRICS[metric].higher_is_better else "minimize"
+        if values.setdefault("direction", better) in _VALID["direction"] and values["direction"] != better:
+            faults.append(f"sweep.direction: {values['direction']} would choose the worst {metric} (valid: {better})")
 
 
 def _space(given: Any, flags: Mapping[str, str], faults: list[str]) -> dict[str, Span]:
@@ -231,7 +253,9 @@ def _span(where: str, entry: dict[str, Any], faults: list[str]) -> Span | None:
         choices = entry["choices"]
         plain = (type(None), bool, int, float, str)
         if not (isinstance(choices, list) and choices and all(isinstance(c, plain) for c in choices)):
-            faults.append(f"{where}.choices: {choices!r} is not a list of plain values")
+            faults.append(f"{where}.choices: {choices!r} is not a list of plain values (valid: one or more)")
+        elif len({repr(c) for c in choices}) < len(choices):
+            faults.append(f"{where}.choices: {choices!r} names a value twice")
         return Span(choices=tuple(choices)) if len(faults) == before else None
     low, high, step = (_number(entry.get(k)) for k in ("low", "high", "step"))
     log = entry.get("log", False)
@@ -248,16 +272,28 @@ def _span(where: str, entry: dict[str, Any], faults: list[str]) -> Span | None:
         faults.append(f"{where}.low: {low} is out of range (valid with log: > 0)")
     if log and step is not None:
         faults.append(f"{where}.step: has no meaning with log")
+    elif step is not None and low < high:
+        faults += _step_faults(where, low, high, step)
     return Span(low=low, high=high, log=log, step=step) if len(faults) == before else None
 
 
+def _step_faults(where: str, low: float, high: float, step: float) -> list[str]:
+    """Optuna would cut the range to whole steps, and a step of integers to its integer part."""
+    whole = isinstance(low, int) and isinstance(high, int)
+    if not 0 < step <= high - low or (whole and step != int(step)):
+        return [f"{where}.step: {step} is out of range (valid: {'whole, ' if whole else ''}> 0, ≤ {high - low:g})"]
+    count = (high - low) / step
+    if abs(count - round(count)) > 1e-8 * count:
+        return [f"{where}.step: {step} does not lead from {low} to {high} (valid: a whole fraction of {high - low:g})"]
+    return []
+
+
 def _number(value: Any) -> int | float | None:
-    """A number; YAML reads 1e-4, without a dot, as text."""
+    """A finite number; YAML reads 1e-4, without a dot, as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return None
-    return value
+    try:
+        number = float(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -82,6 +82,8 @@ def sweep(
         raise UserError(f"workers: {workers} is out of range (valid: ≥ 1)")
     if run is None:
         run = functools.partial(perform, list(keys))
+        from clplat.sweep.check import check
+
         check(plan, keys)
     plan.folder.mkdir(parents=True, exist_ok=True)
     study = open_study(plan, plan.seed if workers == 1 and not join else None, must_exist=join)
@@ -103,23 +105,6 @@ def perform(keys: Sequence[str], config: dict[str, Any], run_dir: Path) -> Mappi
         return api.resume(run_dir, quiet=True).summary
     resolved = resolve(argv=list(keys), config=config)
     return api.run_config(resolved, quiet=True, run_dir=run_dir, report=False).summary
-
-
-def check(plan: Plan, keys: Sequence[str]) -> None:
-    """Find the faults of the configuration before the first trial: both ends of every range must be valid."""
-    from clplat.config.resolve import resolve
-
-    faults: list[str] = []
-    for values in ({k: s.ends()[0] for k, s in plan.space.items()}, {k: s.ends()[-1] for k, s in plan.space.items()}):
-        try:
-            resolved = resolve(argv=list(keys), config=plan.config(values, plan.seeds[0], "trial"))
-        except UserError as error:
-            faults += error.faults
-            continue
-        if resolved.loop.evaluate_on != "valid":
-            faults.append("loop.evaluate_on: 'test' would choose hyper-parameters on test labels (valid: valid)")
-    if faults:
-        raise UserError(*dict.fromkeys(faults))
 
 
 # --- the study ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,57 @@
+"""What a sweep would meet in every trial, found before the first: trials built, not run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from clplat.config.resolve import resolve
+from clplat.errors import MissingError, UserError
+from clplat.metrics.catalogue import METRICS
+from clplat.run.build import build
+from clplat.sweep.plan import Plan
+
+
+def check(plan: Plan, keys: Sequence[str]) -> None:
+    """Build the trials at both ends of every range and with every choice, on validation data as all are.
+
+    Raises:
+        UserError: one line for each fault; of a searched key, under its name in the file.
+        MissingError: data or weights are not there, and nothing else is wrong.
+    """
+    faults, missing, kinds = dict[str, None](), dict[str, None](), set[str]()
+    for values in _corners(plan):
+        try:
+            resolved = resolve(argv=list(keys), config=plan.config(values, plan.seeds[0], "trial"))
+            if resolved.loop.evaluate_on != "valid":
+                raise UserError("loop.evaluate_on: 'test' would choose hyper-parameters on test labels (valid: valid)")
+            kinds |= {str(e.kind) for e in build(resolved)[0]}
+        except UserError as error:
+            faults |= dict.fromkeys(_named(plan, fault) for fault in error.faults)
+        except MissingError as error:
+            missing |= dict.fromkeys(error.faults)
+    needed = METRICS[plan.metric].kinds
+    if kinds and needed and not kinds & set(needed):
+        there, wanted = ", ".join(sorted(kinds)), " or ".join(needed)
+        faults[f"sweep.metric: {plan.metric} needs {wanted} experiences, but the stream has {there} only"] = None
+    if faults:
+        raise UserError(*faults, *missing)
+    if missing:
+        raise MissingError(*missing)
+
+
+def _corners(plan: Plan) -> Iterator[dict[str, Any]]:
+    """All lowest values, all highest, and each further choice beside the lowest ones."""
+    lowest = {key: span.ends()[0] for key, span in plan.space.items()}
+    yield lowest
+    yield {key: span.ends()[-1] for key, span in plan.space.items()}
+    for key, span in plan.space.items():
+        for choice in span.choices[1:-1]:
+            yield lowest | {key: choice}
+
+
+def _named(plan: Plan, fault: str) -> str:
+    key = fault.partition(":")[0]
+    if key in plan.space:
+        return f"sweep.space.{fault}"
+    return f"sweep: trials are scored on validation data: {fault}" if key == "loop.evaluate_on" else fault
