@@ -8,73 +8,74 @@ Shapes: B transitions of a batch, n of the data, a numbers of an action, w of a 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clplat import Experience, Kind, Strategy, UserError, require
-from clplat.backbones.actor_critic import Agent
+from clplat import Experience, Kind, require
 from clplat.components.reinforcement import monte_carlo_returns
 from clplat.components.transitions import TransitionMemory
 from clplat.data.transitions import Transitions, pack_step, unpack
+from clplat.strategies._environments import AcrossEnvironments
 from clplat.stream import Data
 
 
-class OffPolicy(Strategy):
+class OffPolicy(AcrossEnvironments):
     """Common part. A subclass writes `_loss`, of all it learns in one step; steps begin when a batch is held.
 
     Args:
-        optimizer: sgd, adam or adamw; one for all networks, goes on from the data into the environment.
-        lr: learning rate of the critics, > 0.
-        actor_lr: of the actor, > 0; null takes `lr`.
-        temperature_lr: of the temperature, > 0; null takes `lr`.
         gamma: discount, in [0, 1).
         polyak: share of the critics in their slow copy at each step, in [0, 1].
         batch: B, transitions of an online mini-batch, ≥ 1 (offline it is loop.batch_size).
-        memory: transitions kept of the environment, ≥ 1; empty at the start of each experience.
-        keep_memory: keep those of earlier environments: experience replay over a sequence of them.
+        memory: transitions kept of the environment, ≥ 1; empty at the start of each experience but for `keep_memory`.
         retain: share of each online mini-batch that comes from the offline data, in [0, 1); 0 lets go of the data.
         reward_scale: > 0.
         reward_bias: added to each scaled reward.
     """
 
     kinds = frozenset({Kind.INTERACT})
-    carries_optimizer = True
-    model: Agent
 
     def __init__(
-        self, *, model: Agent, optimizer: Literal["sgd", "adam", "adamw"] = "adam", lr: float = 3e-4,
-        actor_lr: float | None = None, temperature_lr: float | None = None, gamma: float = 0.99,
-        polyak: float = 0.005, batch: int = 256, memory: int = 1_000_000, keep_memory: bool = False,
+        self, *, gamma: float = 0.99, polyak: float = 0.005, batch: int = 256, memory: int = 1_000_000,
         retain: float = 0.0, reward_scale: float = 1.0, reward_bias: float = 0.0, **base,
     ):  # fmt: skip
-        super().__init__(model=model, optimizer=optimizer, lr=lr, **base)
-        if not hasattr(model, "groups"):
-            raise UserError("strategy: an agent needs an actor and critics (valid: backbone actor_critic)")
-        self.rates = {"critic": lr, "actor": actor_lr or lr, "temperature": temperature_lr or lr}
-        for name, rate in self.rates.items():
-            require(f"{name}_lr", rate, rate > 0, "> 0")
+        super().__init__(**base)
         require("gamma", gamma, 0 <= gamma < 1, "in [0, 1)")
         require("polyak", polyak, 0 <= polyak <= 1, "in [0, 1]")
         require("batch", batch, batch >= 1, "≥ 1")
         require("retain", retain, 0 <= retain < 1, "in [0, 1)")
         require("reward_scale", reward_scale, reward_scale > 0, "> 0")
-        self.gamma, self.polyak, self.batch, self.keep_memory, self.retain = gamma, polyak, batch, keep_memory, retain
+        self.gamma, self.polyak, self.batch, self.retain = gamma, polyak, batch, retain
         self.reward_scale, self.reward_bias = reward_scale, reward_bias
-        self.memory = TransitionMemory(memory, model.actions)
-        self.offline_data = TransitionMemory(2**62, model.actions)  # as large as the data; empty unless `retain`
+        self.memory = TransitionMemory(memory, self.model.actions)
+        self.offline_data = TransitionMemory(2**62, self.model.actions)  # as large as the data; empty unless `retain`
         self.observed = 0  # steps in the environment of this experience
         self._critics_moved = False
 
+    def grow(self, experience: Experience) -> None:
+        super().grow(experience)
+        if self.restart:
+            self.offline_data.clear()
+
     def begin(self, experience: Experience) -> None:
+        super().begin(experience)
         self.observed = 0
         if not self.keep_memory:
             self.memory.clear()
         if self.retain and experience.train is not None:
             self.offline_data.clear()
             self.offline_data.add(OffPolicy.training_data(self, experience).inputs)
+
+    def _visited(self, experience: Experience, n: int) -> Tensor | None:
+        if self.observed:
+            rows = self.memory.sample(n, newest=self.observed)
+        elif experience.train is not None and len(experience.train):
+            rows = experience.train.all()[0][torch.randint(len(experience.train), (n,))]
+        else:
+            return None
+        return unpack(rows.to(self.device), self.model.actions).observation
 
     def training_data(self, experience: Experience) -> Data:
         """The offline data, with returns of their episodes in this strategy's units."""
@@ -133,20 +134,6 @@ class OffPolicy(Strategy):
             return rows
         kept = self.offline_data.sample(batches * old).unflatten(0, (batches, old))
         return torch.cat([kept, rows.unflatten(0, (batches, -1))], 1).flatten(0, 1)
-
-    def _more_parameters(self) -> list[torch.nn.Parameter]:
-        """What a subclass trains beside the model, at rate `lr`."""
-        return []
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One optimizer of several groups; parameters that a step gives no gradient are left as they are."""
-        parts = [(ps, self.rates[name]) for name, ps in self.model.groups().items()]
-        parts += [([p], self.lr) for p in self._more_parameters()]
-        groups = [{"params": [p for p in ps if p.requires_grad], "lr": lr} for ps, lr in parts]
-        if self.optimizer_name == "sgd":
-            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
-        cls = torch.optim.Adam if self.optimizer_name == "adam" else torch.optim.AdamW
-        return cls(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"observed": self.observed}

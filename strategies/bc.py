@@ -21,7 +21,7 @@ class BC(OffPolicy):
     paper = "doi:10.5555/89851.89891"
 
     def _loss(self, t: Transitions) -> Tensor:
-        return -self.model.log_prob(self.model.encode(t.observation).detach(), t.action).mean()
+        return self._held(-self.model.log_prob(self.model.encode(t.observation).detach(), t.action).mean())
 
     def observe(self, transition: Any) -> int:
         """Nothing is stored and nothing is learned."""

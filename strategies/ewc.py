@@ -20,16 +20,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clplat import Experience, Kind, Strategy, require
+from clplat.components.consolidation import add_quadratic, quadratic
 from clplat.components.fisher import mean_squared_gradient
 from clplat.components.losses import Losses
 from clplat.components.per_parameter import PerParameter, trainable
-
-
-def quadratic(parameters: list[Tensor], importance: list[Tensor], centre: list[Tensor]) -> Tensor:
-    """Σ_i F_i (θ_i − c_i)² over all parameters; a scalar."""
-    return torch.stack(
-        [(f * (p - c).square()).sum() for p, f, c in zip(parameters, importance, centre, strict=True)]
-    ).sum()
 
 
 def fisher(model: nn.Module, inputs: Tensor, labels: Tensor, group: int, task: int = 0) -> dict[str, Tensor]:
@@ -99,12 +93,10 @@ class EWC(Strategy):
         found = fisher(self.model, self.prepare(inputs), labels, self.fisher_batch, experience.task)
         self.train()
         with torch.no_grad():
+            if self.mode == "separate":
+                add_quadratic(trainable(self.model), found, self.importance, self.centre)
+                return
             for name, parameter in trainable(self.model).items():
-                (importance,), (centre,), new = self.importance.of([name]), self.centre.of([name]), found[name]
-                if self.mode == "online":
-                    importance.mul_(self.online_decay).add_(new)
-                    centre.copy_(parameter)
-                else:
-                    importance.add_(new)
-                    share = torch.where(importance > 0, new / importance, 0.0)
-                    centre.lerp_(parameter, share)
+                (importance,), (centre,) = self.importance.of([name]), self.centre.of([name])
+                importance.mul_(self.online_decay).add_(found[name])
+                centre.copy_(parameter)

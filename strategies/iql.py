@@ -58,7 +58,7 @@ class IQL(OffPolicy):
         loss = expectile_loss(held - value, self.expectile)
         loss = loss + critic_loss(self.model.q(encoded, t.action), target)
         log_prob = self.model.log_prob(known, t.action)
-        return loss + advantage_weighted_loss(log_prob, held - value, self.inverse_temperature)
+        return loss + self._held(advantage_weighted_loss(log_prob, held - value, self.inverse_temperature))
 
     @torch.no_grad()
     def probe(self, transitions: Transitions) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ Checked  against stable-baselines3 2.9.2 sac.py (MIT): one update from equal wei
     actor          E[α log π(ã|s) − min_i Q_i(s, ã)]                           ã ~ π(·|s)
     temperature    α (−E log π(ã|s) − H̄),  α = softplus(ρ)
 Differs  α is a softplus of its parameter, not an exponential. Over several environments the networks and the optimizer
-         go on, and the memory starts empty: fine-tuning; `keep_memory` makes it experience replay. A data set before
+         go on, and the memory starts empty: fine-tuning (naive); `keep_memory` makes it experience replay (er), and
+         `ewc_penalty` elastic weight consolidation of the policy (ewc; see `_environments.py`). A data set before
          the environment is learned from by the same losses, all networks at once.
 """
 
@@ -115,7 +116,7 @@ class SAC(OffPolicy):
         action, log_prob = self.model.sample(encoded)
         temperature = self.model.temperature
         loss = actor_loss(log_prob, self._pool(self.model.q(encoded, action, frozen=True)), temperature)
-        return loss + temperature_loss(temperature, log_prob, self.target_entropy)
+        return self._held(loss) + temperature_loss(temperature, log_prob, self.target_entropy)
 
     @torch.no_grad()
     def probe(self, transitions: Transitions) -> dict[str, Tensor]:

@@ -47,15 +47,18 @@ class TransitionMemory(Stored):
                 grown[:room] = self.stored["rows"]
             self.stored["rows"] = grown
 
-    def sample(self, n: int) -> Tensor:
-        """n rows (n, w) drawn uniformly, with replacement, by torch's generator.
+    def sample(self, n: int, newest: int | None = None) -> Tensor:
+        """n rows (n, w) drawn uniformly, with replacement, by torch's generator; of the `newest` alone, if so many are
+        held.
 
         Raises:
             ValueError: nothing is held.
         """
         if self.held == 0:
             raise ValueError("the memory is empty")
-        drawn = torch.randint(self.held, (n,))
+        drawn = torch.randint(self.held if newest is None else min(newest, self.held), (n,))
+        if newest is not None:
+            drawn = (self.at - 1 - drawn) % self.size
         return self.stored["rows"].index_select(0, drawn.to(self.stored["rows"].device))
 
     def clear(self) -> None:

@@ -192,7 +192,8 @@ class Config:
         output: folder for runs.
         data_root: folder of data sets; null is $CLPLAT_DATA.
         reference: run directory or summary.json whose learning accuracies relative plasticity and intransigence
-            compare with (a joint or naive run on the same stream).
+            compare with (a joint or naive run on the same stream), or whose returns the forward transfer over
+            environments does (an agent's run with `strategy.restart`).
     """
 
     strategy: Part

@@ -40,6 +40,7 @@ _MER = "Riemer et al., ICLR 2019, arXiv:1810.11910"
 _GAP = "De Lange, van de Ven and Tuytelaars, ICLR 2023, arXiv:2205.13452"
 _GSLORA = "Zhao et al., CVPR 2024, arXiv:2403.11530"
 _WSRL = "Zhou et al., ICLR 2025, arXiv:2412.07762"
+_CW = "Wołczyk et al., NeurIPS 2021, arXiv:2105.10919"
 _ZSCL = "Zheng et al., ICCV 2023, arXiv:2303.06628"
 _ICARL = "Rebuffi et al. (iCaRL), CVPR 2017, arXiv:1611.07725"
 _OWN = "this platform"
@@ -173,6 +174,15 @@ METRICS: dict[str, MetricInfo] = {
     "probe_return_error": MetricInfo(
         "metrics", "mean distance of the values from the recorded episodes' returns, at the end, in the agent's units",
         "mean |Q(s, a) − G|, G the discounted sum of rewards to the episode's end", _WSRL, 0, None, False, _INTERACT),
+    "final_return": MetricInfo(
+        "metrics", "normalised return in all environments at the end, of a stream that has several",
+        "mean over j of G[n, j]", _CW, None, None, True, _INTERACT),
+    "return_forgetting": MetricInfo(
+        "metrics", "normalised return lost between the end of an environment and the end; the last one counts with 0",
+        "mean over j of G[j, j] − G[n, j]", _CW, None, None, False, _INTERACT),
+    "return_forward_transfer": MetricInfo(
+        "metrics", "normalised area under the returns beyond that of learning each environment alone (key `reference`)",
+        "mean over j of (A_j − A*_j) / (1 − A*_j)", _CW, None, 1, True, _INTERACT),
     "dormant_fraction": MetricInfo(
         "representation", "share of units whose mean activity is at most 0.025 of their layer's mean",
         "unit dormant if E|h_u| / (mean over the layer of E|h|) ≤ τ, τ = 0.025",
@@ -222,7 +232,9 @@ the test sets of learn experiences met by row i and not erased as a whole; of on
 "Past" test sets have an experience after their own; those erased, even in part, are left out wherever two rows are
 compared. R* is the matrix of the reference run (key `reference`). v is an evaluation inside an experience k_v
 (`loop.eval_every`), a_v[j] its accuracy on test set j. b_f is the row before the first of the unbroken sequence of
-requests that f belongs to. S are normalised returns, T the last environment step evaluated.
+requests that f belongs to. S are normalised returns, T the last environment step evaluated. G[i, j] is the normalised
+return in environment j after acting in i of n environments, A_j the mean of S over the steps in j, A*_j that of the
+reference run (one of an agent with `restart`, which begins anew in each).
 
 Rows of every kind count: accuracy that an adaptation or a request costs on what was learned is forgetting.
 """

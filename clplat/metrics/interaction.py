@@ -12,7 +12,8 @@ def table(record: RunRecord) -> list[dict[str, Any]] | None:
     """What `summary.json` holds under `interaction`, an entry for each experience that has ended; None without any.
 
     Each is {"experience": its name, "return_bounds": (random, expert) or None, "before": return on entry or None,
-    "evaluations": [[env_step, return], ...], "probe": [{"env_step", "q", "td_error", ...}, ...], "dip": see `dip`}.
+    "evaluations": [[env_step, return], ...], "probe": [{"env_step", "q", "td_error", ...}, ...], "dip": see `dip`};
+    of several environments also "after": {name of an experience: mean return in its environment when this one ended}.
     """
     found = []
     for entry in record.returns:
@@ -20,7 +21,9 @@ def table(record: RunRecord) -> list[dict[str, Any]] | None:
         curve = {k: entry[k] for k in ("before", "evaluations")} | {"probe": entry.get("probe", [])}
         bounds = None if e.return_bounds is None else list(e.return_bounds)
         measured = dip(e.return_bounds, entry["before"], entry["evaluations"])
-        found.append({"experience": e.name, "return_bounds": bounds, **curve, "dip": measured})
+        after = {record.experiences[int(j)].name: g for j, g in entry.get("after", {}).items()}
+        found.append({"experience": e.name, "return_bounds": bounds, **curve, "dip": measured}
+                     | ({"after": after} if after else {}))  # fmt: skip
     return found or None
 
 

@@ -47,11 +47,13 @@ class RunRecord:
         online: for each adapt experience run: {"experience", "correct", "seen"}, predictions before adaptation; where
             it mixes several parts also {"correct/<part>", "seen/<part>"} of each.
         returns: for each interact experience run: {"experience", "before": return at entry or None,
-            "evaluations": [[env_step, mean return], ...]}.
+            "evaluations": [[env_step, mean return], ...]}, and where the stream has several environments "after":
+            {index of an experience as text: mean return in its environment when this one has ended}.
         representation: for each experience run: {"dormant_fraction", "effective_rank", "weight_norm",
             "gradient_norm"}, None where not measured.
         cost: totals: see clplat.metrics.cost.
         reference: matrix of the reference run, or None.
+        reference_returns: `interaction` of the reference run's summary, or None; see clplat.metrics.interaction.
         ledger: an event for each experience begun: see clplat.erasure.ledger.
     """
 
@@ -63,6 +65,7 @@ class RunRecord:
     representation: list[dict[str, float | None]] = field(default_factory=list)
     cost: dict[str, float | int | None] = field(default_factory=dict)
     reference: list[list[float | None]] | None = None
+    reference_returns: list[dict[str, Any]] | None = None
     ledger: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clplat.metrics import adaptation, anytime, matrix, online, unlearning
+from clplat.metrics import adaptation, anytime, matrix, online, returns, unlearning
 from clplat.metrics.adaptation import ReturnCurve
 from clplat.metrics.anytime import Evaluation
 from clplat.metrics.catalogue import METRICS
@@ -31,7 +32,7 @@ def summarize(record: RunRecord) -> tuple[dict[str, float | None], dict[str, str
     """
     run = _Run(record)
     table: dict[str, Callable[[], float | str]] = {}
-    for part in (_learning, _references, _anytime, _erasure, _online, _adaptation):
+    for part in (_learning, _references, _anytime, _erasure, _online, _adaptation, _sequences):
         table |= part(run)
     values: dict[str, float | None] = {}
     why: dict[str, str] = {}
@@ -48,7 +49,8 @@ def per_experience(record: RunRecord) -> dict[str, float]:
     """What to log after an experience: every metric that has a value by now, under the summary's names.
 
     Besides: `accuracy/<experience name>` for each test set measured in the last row, and the last experience's
-    `representation/<name>` values and `online_error/<domain>` of what was adapted to in it.
+    `representation/<name>` values, `online_error/<domain>` of what was adapted to in it, and `return/<name>` in each of
+    several environments after acting in one.
     """
     values, _ = summarize(record)
     logged = {name: value for name, value in values.items() if value is not None}
@@ -57,6 +59,9 @@ def per_experience(record: RunRecord) -> dict[str, float]:
     latest = record.representation[-1] if record.representation else {}
     newest = [s for s in online.segments_of(record) if s.experience == record.online[-1]["experience"]]
     logged |= {f"online_error/{s.domain}": s.error for s in newest if s.experience == len(record.matrix) - 2}
+    after = record.returns[-1] if record.returns else {}
+    if after.get("experience") == len(record.matrix) - 2:
+        logged |= {f"return/{record.experiences[int(j)].name}": g for j, g in after.get("after", {}).items()}
     return logged | {f"representation/{k}": float(v) for k, v in latest.items() if v is not None}
 
 
@@ -269,37 +274,74 @@ def _online(run: _Run) -> dict[str, Callable[[], float | str]]:
     }
 
 
+def _curves(run: _Run, entries: list[dict[str, Any]]) -> list[ReturnCurve] | str:
+    """A curve for each interact experience that has finished, or why one is missing."""
+    curves: list[ReturnCurve] = []
+    for entry in entries:
+        facts = run.record.experiences[entry["experience"]]
+        if facts.return_bounds is None:
+            return f"{facts.name}: no return_bounds to normalise by"
+        if not entry["evaluations"]:
+            return f"{facts.name}: no return was measured"
+        steps, returns = zip(*entry["evaluations"], strict=True)
+        curves.append(ReturnCurve(*facts.return_bounds, entry["before"], steps, returns))
+    return curves or run.lacking(Kind.INTERACT)
+
+
 def _adaptation(run: _Run) -> dict[str, Callable[[], float | str]]:
     """Metrics of interact experiences."""
-    record = run.record
-    curves: list[ReturnCurve] = []
-    fault = run.lacking(Kind.INTERACT)
-    for entry in record.returns:
-        bounds = record.experiences[entry["experience"]].return_bounds
-        if bounds is None or not entry["evaluations"]:
-            name = record.experiences[entry["experience"]].name
-            fault = f"{name}: " + ("no return_bounds to normalise by" if bounds is None else "no return was measured")
-            curves = []
-            break
-        steps, returns = zip(*entry["evaluations"], strict=True)
-        curves.append(ReturnCurve(bounds[0], bounds[1], entry["before"], steps, returns))
-    entry_fault = None if all(c.before is not None for c in curves) else "the return on entry was not measured"
+    found = _curves(run, run.record.returns)
+    curves, fault = ([], found) if isinstance(found, str) else (found, None)
+    entry = None if all(c.before is not None for c in curves) else "the return on entry was not measured"
     unmet = "a normalised return of 0.9 was never measured"
+    met = adaptation.steps_to_score(curves) if curves else math.nan
     return {
-        "dip_area": lambda: entry_fault or adaptation.dip_area(curves) if curves else fault,
-        "steps_to_90": lambda: (
-            fault
-            if not curves
-            else unmet
-            if math.isnan(adaptation.steps_to_score(curves))
-            else adaptation.steps_to_score(curves)
-        ),
+        "dip_area": lambda: fault or entry or adaptation.dip_area(curves),
+        "steps_to_90": lambda: fault or (unmet if math.isnan(met) else met),
         "probe_td_error": lambda: _probed(run, "td_error", max),
         "probe_return_error": lambda: _probed(run, "return_error", lambda values: values[-1]),
-        "normalized_return": lambda: adaptation.normalized_return(curves) if curves else fault,
-        "initial_dip": lambda: entry_fault or adaptation.initial_dip(curves) if curves else fault,
-        "recovery_fraction": lambda: entry_fault or adaptation.recovery_fraction(curves) if curves else fault,
+        "normalized_return": lambda: fault or adaptation.normalized_return(curves),
+        "initial_dip": lambda: fault or entry or adaptation.initial_dip(curves),
+        "recovery_fraction": lambda: fault or entry or adaptation.recovery_fraction(curves),
     }
+
+
+def _sequences(run: _Run) -> dict[str, Callable[[], float | str]]:
+    """Metrics of several environments, one after the other."""
+    entries = run.record.returns
+    found = _curves(run, entries)
+    curves, fault = ([], found) if isinstance(found, str) else (found, None)
+    if fault is None and len(curves) < 2:
+        fault = "no second environment has finished"
+    rows = [[(entry.get("after") or {}).get(str(e["experience"])) for e in entries] for entry in entries]
+    low, high = (np.array([getattr(c, bound) for c in curves]) for bound in ("random", "expert"))
+    scores = (_array(rows, len(entries)) - low) / (high - low) if fault is None else np.array([])
+    alone = fault or _reference_curves(run, curves)
+    return {
+        "final_return": lambda: fault or returns.final_return(scores),
+        "return_forgetting": lambda: fault or returns.return_forgetting(scores),
+        "return_forward_transfer": lambda: (
+            alone if isinstance(alone, str) else returns.return_forward_transfer(curves, alone)
+        ),
+    }
+
+
+def _reference_curves(run: _Run, curves: list[ReturnCurve]) -> list[ReturnCurve] | str:
+    """Those of the reference run in the same environments, or why they can't be compared with."""
+    entries = run.record.reference_returns
+    if entries is None:
+        return "no reference run is set (key `reference`)"
+    own = [e["experience"] for e in run.record.returns]
+    if [e["experience"] for e in entries[: len(own)]] != [run.record.experiences[i].name for i in own]:
+        return "the reference run has other environments, or stopped before this one"
+    found = _curves(run, [e | {"experience": i} for e, i in zip(entries, own, strict=False)])
+    if isinstance(found, str):
+        return found
+    if [c.steps[-1] for c in found] != [c.steps[-1] for c in curves]:
+        return "the reference run took another number of steps in an environment"
+    if any(returns.area(c) >= 1 for c in found):
+        return "the reference run is at the expert's return throughout: nothing is left to gain"
+    return found
 
 
 def _probed(run: _Run, name: str, of: Callable[[list[float]], float]) -> float | str:

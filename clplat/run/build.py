@@ -221,10 +221,12 @@ def _taskwise_faults(cls: type[Strategy], stream: Stream) -> list[str]:
     ]
 
 
-def new_record(
-    stream: Stream, reference: list[list[float | None]] | None = None, evaluate_on: str = "test"
-) -> RunRecord:
-    """An empty record of a run over `stream`, whose `evaluate_on` part ("test" or "valid") is scored."""
+def new_record(stream: Stream, reference: dict[str, Any] | None = None, evaluate_on: str = "test") -> RunRecord:
+    """An empty record of a run over `stream`, whose `evaluate_on` part ("test" or "valid") is scored.
+
+    Args:
+        reference: summary of the reference run.
+    """
     held_out = [getattr(e, evaluate_on) for e in stream]
     facts = [
         ExperienceRecord(
@@ -242,7 +244,8 @@ def new_record(
         )
         for e, data in zip(stream, held_out, strict=True)
     ]
-    return RunRecord(facts, reference=reference)
+    known = reference or {}
+    return RunRecord(facts, reference=known.get("accuracy_matrix"), reference_returns=known.get("interaction"))
 
 
 def seed_everything(seed: int) -> None:
@@ -253,7 +256,7 @@ def seed_everything(seed: int) -> None:
 
 
 def read_reference(path: str | None) -> Any:
-    """Accuracy matrix of a reference run, or None.
+    """Summary of a reference run, or None.
 
     Raises:
         UserError: `path` is neither a run directory with a summary nor a summary.json.
@@ -265,6 +268,8 @@ def read_reference(path: str | None) -> Any:
         return None
     file = Path(path) / "summary.json" if Path(path).is_dir() else Path(path)
     try:
-        return json.loads(file.read_text())["accuracy_matrix"]
-    except (OSError, ValueError, KeyError) as error:
+        found = json.loads(file.read_text())
+        found["accuracy_matrix"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"reference: {path} is no run directory or summary.json ({error})") from error
+    return found

@@ -212,6 +212,16 @@ def evaluate_return(strategy: Strategy, experience: Experience, episodes: int, s
     return total / episodes
 
 
+def everywhere(run: RunState) -> dict[str, Any]:
+    """`after` of an entry of the record's `returns`: the mean return in each environment, where there are several."""
+    started, acted = time.perf_counter(), [e for e in run.stream if e.environment is not None]
+    if len(acted) < 2:
+        return {}
+    found = {str(e.index): evaluate_return(run.strategy, e, run.loop.eval_episodes, run.seed) for e in acted}
+    run.spent["eval_seconds"] += time.perf_counter() - started
+    return {"after": found}
+
+
 def _seed(seed: int, experience: int, episode: int) -> int:
     """Distinct for every (seed, experience, episode); evaluation episodes count down from -1."""
     return (seed * 1_000_003 + experience * 7_919 + episode) % 2**31

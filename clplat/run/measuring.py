@@ -14,6 +14,7 @@ from clplat.metrics import per_experience
 from clplat.metrics.representation import measure
 from clplat.run import online, predictions
 from clplat.run.evaluation import Evaluator
+from clplat.run.interaction import everywhere
 from clplat.run.state import RunState
 from clplat.strategy import Strategy
 from clplat.stream import Actions, Experience, Kind, Stream
@@ -109,7 +110,7 @@ def measure_experience(run: RunState, experience: Experience) -> dict[str, float
         predictions.write(run, experience)
         record.online.append({"experience": experience.index, **run.all_processes(run.online)})
     if experience.kind is Kind.INTERACT:
-        record.returns.append(run.returns)
+        record.returns.append(run.returns | everywhere(run))
     found = health(run.strategy, run.stream, experience) if run.loop.representation else {}
     record.representation.append(found | {"gradient_norm": sum(norms) / len(norms) if norms else None})
     record.cost |= cost(run.strategy, run.fabric.device, run.spent, run.world_size)

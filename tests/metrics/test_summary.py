@@ -57,7 +57,8 @@ def test_every_name_has_a_value_in_range_or_a_reason(kinds, data):
             e.erases = tuple((j, data.draw(st.integers(1, 100))) for j in data.draw(st.permutations(learned))[:1])
         if e.kind is I and i < rows - 1:
             e.return_bounds = data.draw(st.one_of(st.none(), st.just((0.0, 2.0))))
-            run.returns.append({"experience": i, "before": data.draw(cells), "evaluations": [[5, 1.0], [10, 2.0]]})
+            run.returns.append({"experience": i, "before": data.draw(cells), "evaluations": [[5, 1.0], [10, 2.0]],
+                                "after": {str(j): data.draw(cells) for j in range(n)}})  # fmt: skip
         if e.kind is A and i < rows - 1:
             run.online.append({"experience": i, "correct": data.draw(st.integers(0, 9)), "seen": 9})
         if data.draw(st.booleans()) and i < rows:
@@ -240,3 +241,47 @@ def test_a_class_taught_again_has_not_relapsed():
     values, why = summarize(run)
     assert values["relapse"] is None
     assert why["relapse"] == "no experience has finished after a request"
+
+
+def acted(after, **more):
+    """A record of two environments whose returns lie between 0 and 200."""
+    run = record([I, I], [[None, None]] * 3, **more)
+    for e in run.experiences:
+        e.return_bounds = (0.0, 200.0)
+    run.returns = [{"experience": 0, "before": 0.0, "evaluations": [[10, 100.0], [20, 200.0]], "after": after[0]},
+                   {"experience": 1, "before": 100.0, "evaluations": [[20, 200.0]], "after": after[1]}]  # fmt: skip
+    return run
+
+
+def test_several_environments_by_hand():
+    run = acted([{"0": 200.0, "1": 50.0}, {"0": 50.0, "1": 200.0}])
+    run.reference_returns = [{"experience": "e0", "before": 0.0, "evaluations": [[10, 100.0], [20, 200.0]]},
+                             {"experience": "e1", "before": 0.0, "evaluations": [[20, 100.0]]}]  # fmt: skip
+    values, why = summarize(run)
+    assert values["final_return"] == pytest.approx((0.25 + 1) / 2)
+    assert values["return_forgetting"] == pytest.approx((0.75 + 0) / 2)  # the last environment counts with 0
+    assert values["return_forward_transfer"] == pytest.approx((0 + (0.75 - 0.25) / (1 - 0.25)) / 2)
+    assert {"return/e0": 50.0, "return/e1": 200.0}.items() <= per_experience(run).items()
+    run.reference_returns[1]["evaluations"] = [[10, 100.0]]
+    assert "another number of steps" in summarize(run)[1]["return_forward_transfer"]
+    run.reference_returns[1] |= {"before": 200.0, "evaluations": [[20, 200.0]]}
+    assert "nothing is left to gain" in summarize(run)[1]["return_forward_transfer"]
+    del run.reference_returns[1]
+    assert "other environments" in summarize(run)[1]["return_forward_transfer"]
+    run.reference_returns = None
+    assert "key `reference`" in summarize(run)[1]["return_forward_transfer"]
+    assert why.keys().isdisjoint(["final_return", "return_forgetting", "return_forward_transfer"])
+
+
+def test_one_environment_is_no_sequence():
+    run = record([I], [[None]] * 2)
+    run.experiences[0].return_bounds = (0.0, 1.0)
+    run.returns = [{"experience": 0, "before": 0.0, "evaluations": [[10, 1.0]]}]
+    for name in ("final_return", "return_forgetting", "return_forward_transfer"):
+        assert summarize(run)[1][name] == "no second environment has finished"
+    assert summarize(LEARN)[1]["final_return"] == "the stream has no interact experience"
+
+
+def test_returns_that_were_not_measured_elsewhere_are_said():
+    run = acted([None, None])
+    assert summarize(run)[1]["final_return"] == "a score it needs was not measured"
