@@ -35,6 +35,8 @@ class LoopSettings:
         keep_predictions: keep the predictions of adapt experiences, with labels and rows, in the run's folder (and, of
             the current one, in checkpoints): n · C numbers each.
         eval_episodes: episodes per evaluation of an interact experience, ≥ 1.
+        eval_frames: frames kept of an evaluation episode at the hand-over and of one at the end of an interact
+            experience, for the report, ≥ 0; needs an environment that renders without a screen (MuJoCo: MUJOCO_GL=egl).
         stop_after: stop after so many experiences; null runs all.
     """
 
@@ -53,13 +55,14 @@ class LoopSettings:
     representation: bool = True
     keep_predictions: bool = False
     eval_episodes: int = 5
+    eval_frames: int = 0
     stop_after: int | None = None
 
     def faults(self) -> list[str]:
         """One line for each value out of range."""
         counts = ("forget_epochs", "max_steps", "batch_size", "eval_batch_size", "accumulate", "eval_every",
                   "eval_samples", "checkpoint_every", "eval_episodes", "stop_after")  # fmt: skip
-        found = _below(self, "loop", ("max_epochs",), 0) + _below(self, "loop", counts, 1)
+        found = _below(self, "loop", ("max_epochs", "eval_frames"), 0) + _below(self, "loop", counts, 1)
         return found + _below(self, "loop", ("clip_norm", "checkpoint_seconds"), 0, strict=True)
 
     def epochs(self, kind: str) -> int:

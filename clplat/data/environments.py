@@ -6,8 +6,9 @@ MuJoCo's and classic control's can be saved within an episode: what is restored 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,16 @@ class Maker:
 
     def __call__(self) -> Gym:
         return Gym(self)
+
+    def rendered(self) -> Gym:
+        """One that also draws pictures, without a screen: see `Gym.render`.
+
+        Raises:
+            UserError: the environment draws none.
+        """
+        if "rgb_array" not in self().env.metadata.get("render_modes", []):
+            raise UserError(f"loop.eval_frames: {self.name} draws no pictures (valid: 0)")
+        return Gym(replace(self, options={**self.options, "render_mode": "rgb_array"}))
 
 
 class Gym:
@@ -97,6 +108,27 @@ class Gym:
             return {"shape": list(space.shape)}
         plain = isinstance(space, spaces.Dict) and all(isinstance(s, spaces.Box) for s in space.values())
         return {"keys": list(space)} if plain else {}
+
+    def render(self) -> np.ndarray:
+        """A picture (H, W, 3) of bytes.
+
+        Raises:
+            MissingError: what draws it is not installed, or finds no graphics library.
+        """
+        name = self.env.spec.id if self.env.spec is not None else type(self.env.unwrapped).__name__
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of libraries that were tried before the one that draws
+                picture = self.env.render()
+        except Exception as error:  # graphics libraries raise errors of all kinds
+            raise MissingError(
+                f"loop.eval_frames: {name} can't be rendered here ({_line(error)[:160]}): install what it names; "
+                "MuJoCo renders without a screen where MUJOCO_GL is egl or osmesa"
+            ) from error
+        return np.asarray(picture)
+
+    def close(self) -> None:
+        """Let go of what draws."""
+        self.env.close()
 
     def state(self) -> dict[str, Any]:
         """All that the rest of an episode follows from, in tensors and plain values."""

@@ -6,8 +6,10 @@ over several runs: `clplat.metrics.aggregate`.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,6 +178,36 @@ def _improvement(groups: list[Group], found: dict[int, np.ndarray]) -> Heat:
                      for j, y in found.items()])  # fmt: skip
     columns = [str(k) for k in range(1, len(names) + 1)]  # labels often begin alike, and are cut
     return Heat("Probability of improvement", None, names, columns, rows, accuracy=False)
+
+
+def frames(groups: Sequence[Group]) -> str:
+    """Strips of evaluation episodes, of the first counted run of each group that has kept some (`loop.eval_frames`)."""
+    cards = []
+    for group in groups:
+        run = next((r for r in group.counted if _strips(r)), None)
+        if run is None:
+            continue
+        names = [escape(str(e.get("name"))) for e in run.get("experiences") or []]
+        rows = []
+        for file in _strips(run):
+            index, _, when = file.stem.partition("-")
+            name = names[int(index)] if index.isdigit() and int(index) < len(names) else index
+            told = f"{name}, {'at the hand-over' if when == 'before' else 'at the end'}"
+            content = base64.b64encode(file.read_bytes()).decode()
+            picture = f'<img alt="Frames of an episode of {told}" src="data:image/png;base64,{content}">'
+            frame = f'<div class="scroll" tabindex="0" role="region" aria-label="{told}">{picture}</div>'
+            rows.append(f'<p class="under">{told}</p>{frame}')
+        cards.append(f"<h4>{escape(group.label)}, seed {escape(str(run.get('seed')))}</h4>{''.join(rows)}")
+    if not cards:
+        return ""
+    return f'<section class="card"><h3>Evaluation episodes, from left to right</h3>{"".join(cards)}</section>'
+
+
+def _strips(run: dict[str, Any]) -> list[Path]:
+    """Files of a run by experience, those of the hand-over first."""
+    folder = Path(run["run_dir"]) / "frames" if run.get("run_dir") else None
+    found = sorted(folder.glob("*-*.png")) if folder is not None else []
+    return sorted(found, key=lambda f: (int(i) if (i := f.stem.partition("-")[0]).isdigit() else -1, "after" in f.stem))
 
 
 def dip_table(groups: Sequence[Group]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from clplat.package import __version__
 from clplat.report.compare import Group
 from clplat.report.data import longest_experiences
-from clplat.report.interaction import dip_table
+from clplat.report.interaction import dip_table, frames
 from clplat.report.numbers import show_estimate, unit_of
 from clplat.report.parts import (
     all_metrics,
@@ -57,8 +57,9 @@ def document(eyebrow: str, title: str, top: str, main: str, beside: str) -> str:
     """A self-contained page around `main`; `top`, `main` and `beside` (for the footer) are HTML already."""
     style = Path(__file__).with_name("style.css").read_text()
     script = Path(__file__).with_name("page.js").read_text()
-    policy = (f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
-              "form-action 'none'")  # fmt: skip
+    pictures = "img-src data:; " if 'src="data:image/png' in main else ""
+    policy = (f"default-src 'none'; {pictures}style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+              "base-uri 'none'; form-action 'none'")  # fmt: skip
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -134,6 +135,7 @@ def _section(index: int, groups: Sequence[Group], figures: Sequence[Figure], sev
 {dip_table(groups)}
 {_legend(groups)}
 <div class="figures">{"".join(_figure(f, len(groups)) for f in figures)}</div>
+{frames(groups)}
 {all_metrics(groups)}
 {missing_table(groups)}
 <section class="card"><h3>What was run</h3>

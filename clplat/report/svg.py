@@ -161,7 +161,7 @@ def _lines(panel: Lines, width: float, height: float) -> list[str]:
     body += [f'<path class="mark" d="M{x(m):.1f} {TOP}V{frame.bottom}"/>'
              for m in panel.marks if frame.x_ticks[0] <= m <= frame.x_ticks[-1]]  # fmt: skip
     if panel.mark_label and panel.marks:
-        body.append(_text(x(panel.marks[0]) + 5, frame.bottom - 7, panel.mark_label, "start"))
+        body.append(_text(x(panel.marks[0]) - 3, TOP - 3, panel.mark_label, "start"))  # above all lines
     for level, label in panel.levels:
         body.append(f'<path class="mark" d="M{frame.left:.1f} {inside(level):.1f}H{frame.right:.1f}"/>')
         body.append(_text(frame.right, inside(level) - 5, label, "end"))

@@ -19,6 +19,7 @@ from clplat.erasure.ledger import stream_faults
 from clplat.errors import MissingError, UserError
 from clplat.metrics.erasure import erased_samples
 from clplat.metrics.record import ExperienceRecord, RunRecord
+from clplat.run import filming
 from clplat.run.preprocessing import agree
 from clplat.run.start import start_from
 from clplat.strategy import Strategy, check_hooks, check_kinds
@@ -200,7 +201,7 @@ def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[st
             faults.append(f"stream: experience {e.index} ({e.name}) has no data")
         if e.kind is Kind.INTERACT and e.environment is None:
             faults.append(f"stream: experience {e.index} ({e.name}) has no environment")
-    return faults + stream_faults(stream)
+    return faults + filming.faults(stream, config.loop.eval_frames) + stream_faults(stream)
 
 
 def _taskwise_faults(cls: type[Strategy], stream: Stream) -> list[str]:

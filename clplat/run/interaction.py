@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from clplat.data.transitions import unpack
+from clplat.run.filming import film
 from clplat.run.seats import seats
 from clplat.run.state import RunState
 from clplat.strategy import Strategy, evaluating
@@ -142,12 +143,14 @@ def play(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
     done = run.returns["evaluations"]
     if not done or done[-1][0] != p.env_step:
         _log_return(run, experience)
+    film(run, experience, _evaluated(run.seed, experience, 0), "after")
 
 
 def _hand_over(run: RunState, experience: Experience) -> None:
     """Measure what comes to the environment, and tell the strategy."""
     strategy, bounds = run.strategy, experience.return_bounds
     before = evaluate_return(strategy, experience, run.loop.eval_episodes, run.seed)
+    film(run, experience, _evaluated(run.seed, experience, 0), "before")
     run.returns = {
         "experience": experience.index, "before": before, "evaluations": [],
         "offline_steps": run.progress.gradient_steps, "gradient_steps": run.progress.gradient_steps,
@@ -204,7 +207,7 @@ def evaluate_return(strategy: Strategy, experience: Experience, episodes: int, s
     environment, total = experience.environment(), 0.0
     with evaluating(strategy), torch.no_grad(), torch.random.fork_rng():
         for episode in range(episodes):
-            observation, _ = environment.reset(seed=_seed(seed + 1, experience.index, -1 - episode))
+            observation, _ = environment.reset(seed=_evaluated(seed, experience, episode))
             done = False
             while not done:
                 observation, reward, terminated, truncated, _ = environment.step(strategy.act(observation, False))
@@ -220,6 +223,11 @@ def everywhere(run: RunState) -> dict[str, Any]:
     found = {str(e.index): evaluate_return(run.strategy, e, run.loop.eval_episodes, run.seed) for e in acted}
     run.spent["eval_seconds"] += time.perf_counter() - started
     return {"after": found}
+
+
+def _evaluated(seed: int, experience: Experience, episode: int) -> int:
+    """Seed of an evaluation episode."""
+    return _seed(seed + 1, experience.index, -1 - episode)
 
 
 def _seed(seed: int, experience: int, episode: int) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clplat.backbones.actor_critic import EPSILON, Critics, actor_critic, log_density
+from clplat.backbones.actor_critic import Critics, actor_critic, log_density
 from clplat.errors import UserError
 from clplat.stream import Actions
 
@@ -31,7 +31,9 @@ def test_the_ensemble_is_its_members_one_by_one(layer_norm):
             h = h @ critics.weights[layer][i] + critics.biases[layer][i]
             if layer_norm:
                 centred = h - h.mean(1, keepdim=True)
-                h = centred / (centred.square().mean(1, keepdim=True) + EPSILON).sqrt()
+                h = (
+                    centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+                )  # Flax's, as published; torch's is 1e-5
                 h = h * critics.gains[layer][i] + critics.shifts[layer][i]
             h = h.clamp(min=0)
         alone = (h @ critics.weights[2][i] + critics.biases[2][i])[:, 0]

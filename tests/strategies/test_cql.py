@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from agents import A, Loop, model, offline, transitions
+from agents import A, Loop, O, model, offline, transitions
 
 from clplat import UserError
 from clplat.strategies.cal_ql import CalQL
@@ -54,6 +54,19 @@ def test_the_bound_lifts_the_policys_actions_and_no_others():
     bound = torch.tensor([-9.0, 0.0, 1.0, 2.0, 3.0, 9.0])
     found = gap(agent, t._replace(mc_return=bound))
     assert found.item() == pytest.approx(by_hand(agent, t, bound), abs=1e-4)
+
+
+def test_an_episode_without_success_has_the_return_of_one_that_goes_on_for_ever():
+    """Rewards of -1, scaled: of a sparse task that is failure; where a task is not sparse it is a sum like others."""
+    experience = offline(10)
+    experience.train.inputs[:5, O + A] = -1.0  # the first episode
+    found = {}
+    for failure in (None, -2.0):
+        agent = cql(CalQL, gamma=0.5, reward_scale=2.0, failure_reward=failure)
+        found[failure] = agent.training_data(experience).all()[0][:, -1]
+    assert found[-2.0][:5].tolist() == [-4.0] * 5
+    assert found[None][:5].tolist() == [-3.875, -3.75, -3.5, -3.0, -2.0]
+    assert torch.equal(found[None][5:], found[-2.0][5:])
 
 
 def test_without_returns_cal_ql_is_cql():

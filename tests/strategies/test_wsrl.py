@@ -199,6 +199,7 @@ def test_it_goes_on_where_it_was_saved(steps):
         each.act(10)
     assert same(bits(agent, loop.optimizer), bits(other, second.optimizer))
     assert agent.observed == other.observed
+    other.begin(online())  # that it has learned offline came along
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,22 @@ def test_another_architecture_than_the_offline_phases_is_refused(config):
         run(config, **online, **{"backbone.critics": 3})
 
 
+def test_the_loop_asks_before_the_first_step_in_the_environment(config, monkeypatch):
+    """A policy no better than random is told of while nothing has been stored yet."""
+    from clplat.strategies.wsrl import WSRL
+
+    at, inner = [], WSRL.handover
+
+    def noted(self, *args):
+        at.append((self.observed, self.learned_offline))
+        return inner(self, *args)
+
+    monkeypatch.setattr(WSRL, "handover", noted)
+    with pytest.warns(UserWarning, match=r"hardly more than random actions \(-100\)"):
+        run(config, **{"stream.env_steps": 3, "stream.returns": [-100.0, 0.0]})
+    assert at == [(0, 3)]
+
+
 def test_without_an_offline_phase_nothing_runs(config):
     with pytest.raises(UserError, match="WSRL has nothing to start from"):
         run(config, **{"stream.data": None, "stream.env_steps": 12})
