@@ -55,6 +55,7 @@ class RunRecord:
         reference: matrix of the reference run, or None.
         reference_returns: `interaction` of the reference run's summary, or None; see clplat.metrics.interaction.
         ledger: an event for each experience begun: see clplat.erasure.ledger.
+        class_names: name of each class id, where the stream has names.
     """
 
     experiences: list[ExperienceRecord]
@@ -67,6 +68,7 @@ class RunRecord:
     reference: list[list[float | None]] | None = None
     reference_returns: list[dict[str, Any]] | None = None
     ledger: list[dict[str, Any]] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

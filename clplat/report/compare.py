@@ -29,6 +29,7 @@ from scipy.special import stdtr, stdtrit
 
 from clplat.config.settings import flat
 from clplat.errors import UserError
+from clplat.report.naming import labels, own_name, short_name
 from clplat.run.seal import seal_faults
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ class Group:
     """Runs that differ only in their seed.
 
     Args:
-        label: short name, unique within a stream: the strategy and, where needed, the options that set it apart.
+        label: unique within a stream: the key under `runs:` or else the strategy and, where needed, the options that
+            set it apart.
+        stream: label of the stream, unique within a report; says so where figures are of validation data.
         runs: summaries of all its runs, as given.
         counted: those that enter means: one per seed, complete ones only if there is any complete one.
     """
@@ -176,15 +179,28 @@ def split_streams(summaries: Sequence[dict[str, Any]]) -> list[list[Group]]:
     What makes a stream: its name, its options apart from the seed, the split evaluated on, its kinds in order.
     """
     streams: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    facts: dict[str, tuple[str, dict[str, Any]]] = {}
     for run in summaries:
         config = _comparable(run)
         kinds = [e.get("kind") for e in run.get("experiences") or []]
         # A run without its experiences (killed early) belongs with the others of the same configuration.
-        parts = [run.get("stream"), config.get("stream"), (config.get("loop") or {}).get("evaluate_on")]
-        stream = json.dumps(parts if config else [*parts, kinds], sort_keys=True, default=str)
+        own = {"stream": run.get("stream"), **(config.get("stream") or {})} if config else {"kinds": kinds}
+        parts = [run.get("stream"), config.get("stream"), evaluated_on(run), None if config else kinds]
+        stream = json.dumps(parts, sort_keys=True, default=str)
+        name = short_name(run.get("stream")) + (" on validation data" if evaluated_on(run) == "valid" else "")
+        facts[stream] = name, flat(own)
         group = json.dumps([run.get("strategy"), run.get("backbone"), config], sort_keys=True, default=str)
         streams.setdefault(stream, {}).setdefault(group, []).append(run)
-    return [_labelled(list(groups.values())) for groups in streams.values()]
+    named = labels([name for name, _ in facts.values()], [own for _, own in facts.values()])
+    return [
+        _labelled([part for runs in groups.values() for part in _by_own_name(runs)], label)
+        for label, groups in zip(named, streams.values(), strict=True)
+    ]
+
+
+def evaluated_on(run: dict[str, Any]) -> str | None:
+    """test, or valid for a run whose figures are of validation data; None where its configuration does not say."""
+    return ((run.get("config") or {}).get("loop") or {}).get("evaluate_on")
 
 
 def aggregate(summaries: Sequence[dict[str, Any]]) -> dict[Group, dict[str, Estimate]]:
@@ -209,48 +225,35 @@ def _comparable(run: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _labelled(members: list[list[dict[str, Any]]]) -> list[Group]:
+def _labelled(members: list[list[dict[str, Any]]], stream: str) -> list[Group]:
+    configs = [_comparable(runs[0]) for runs in members]
     strategies = [short_name(runs[0].get("strategy")) for runs in members]
-    own_keys = [flat({**_comparable(runs[0]), "backbone.name": runs[0].get("backbone")}) for runs in members]
-    groups, taken = [], set()
-    for runs, strategy, own in zip(members, strategies, own_keys, strict=True):
-        rivals = [other for other, name in zip(own_keys, strategies, strict=True) if name == strategy]
-        apart = [k for k in own if any(other.get(k, ...) != own[k] for other in rivals)]
-        shown = ", ".join(f"{_short(key)} {own[key]}" for key in apart[:3])
-        label = f"{strategy} ({shown})" if shown else strategy
-        if label in taken:
-            label = next(f"{label} #{i}" for i in range(2, len(members) + 2) if f"{label} #{i}" not in taken)
-        taken.add(label)
-        first = runs[0]
-        groups.append(
-            Group(
-                label,
-                strategy,
-                short_name(first.get("stream")),
-                short_name(first.get("backbone")),
-                tuple(runs),
-                _counted(runs),
-            )
-        )
-    return groups
+    names = [_own_name(runs) or strategy for runs, strategy in zip(members, strategies, strict=True)]
+    facts = [flat({**c, "backbone.name": runs[0].get("backbone")}) for c, runs in zip(configs, members, strict=True)]
+    return [
+        Group(label, strategy, stream, short_name(runs[0].get("backbone")), tuple(runs), _counted(runs))
+        for label, strategy, runs in zip(labels(names, facts), strategies, members, strict=True)
+    ]
 
 
-def short_name(part: Any) -> str:
-    """A part's name; of one from a file, `file.py:Class` without the folders."""
-    name = str(part)
-    return name.replace("\\", "/").rsplit("/", 1)[-1] if ".py:" in name else name
+def _own_name(runs: Sequence[dict[str, Any]]) -> str | None:
+    """The key under `runs:` of the first of these that has one."""
+    return next((name for run in runs if (name := own_name(run.get("config") or {}))), None)
+
+
+def _by_own_name(runs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Runs of equal configuration apart by their keys under `runs:`; those without go with the first."""
+    named: dict[str | None, list[dict[str, Any]]] = {}
+    first = _own_name(runs)
+    for run in runs:
+        named.setdefault(own_name(run.get("config") or {}) or first, []).append(run)
+    return list(named.values())
 
 
 def _counted(runs: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
     complete = [run for run in runs if run.get("status") == "complete"]
     last = {run.get("seed", id(run)): run for run in (complete or runs)}
     return tuple(last[seed] for seed in sorted(last, key=lambda s: (not isinstance(s, int), str(s).zfill(20))))
-
-
-def _short(key: str) -> str:
-    """strategy.memory → memory; backbone.name → backbone."""
-    parts = key.split(".")
-    return parts[-2] if parts[-1] == "name" and len(parts) > 1 else parts[-1]
 
 
 def estimate(values: Iterable[float | None], confidence: float = 0.95) -> Estimate:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from clplat.files import to_json, write_atomic
-from clplat.report.compare import short_name
 from clplat.report.erasure_parts import (
     evidence_tables,
     findings,
@@ -22,6 +21,7 @@ from clplat.report.erasure_parts import (
     traces_table,
 )
 from clplat.report.evidence import evidence
+from clplat.report.naming import short_name
 from clplat.report.numbers import show
 from clplat.report.page import document
 from clplat.report.parts import chip
@@ -75,15 +75,16 @@ def write_erasure(run_dir: Path | str, oracle_dir: Path | str | None = None) -> 
 def build_erasure_page(found: Mapping[str, Any]) -> str:
     """The document, from what `evidence` gives."""
     run, entries = found["run"], found["requests"]
+    names = run["class_names"]
     figures = [f for f in (_over_run(entries), _relearning(entries), _attacks(entries)) if f is not None]
     main = "\n".join([
         findings(found),
         _guarantee(found),
-        requests_table(entries, found["oracle"] is not None),
-        refused_table(found["rejected"]),
+        requests_table(entries, found["oracle"] is not None, names),
+        refused_table(found["rejected"], names),
         f'<div class="figures">{"".join(map(_figure, figures))}</div>',
-        evidence_tables(entries),
-        ledger_table(found["ledger"]),
+        evidence_tables(entries, names),
+        ledger_table(found["ledger"], names),
         traces_table(found["traces"]),
         f'<section class="card notes"><h2>How to read this</h2>{_NOTES}</section>',
     ])  # fmt: skip

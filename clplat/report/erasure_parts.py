@@ -127,10 +127,19 @@ def _steps(time: Mapping[str, Any] | None) -> str:
     return f"&gt; {time['steps']}" if time["censored"] else str(time["steps"])
 
 
-def ids(request: Sequence[str]) -> str:
-    """Ids of a request, the first of many."""
+def ids(request: Sequence[str], names: Sequence[str]) -> str:
+    """Ids of a request, the first of many; a class with its name."""
     more = f" and {len(request) - _MOST_IDS} more" if len(request) > _MOST_IDS else ""
-    return " ".join(f"<code>{escape(i)}</code>" for i in request[:_MOST_IDS]) + more if request else NONE
+    return (
+        " ".join(f"<code>{escape(i)}</code>{_name(i, names)}" for i in request[:_MOST_IDS]) + more if request else NONE
+    )
+
+
+def _name(asked: str, names: Sequence[str]) -> str:
+    """In brackets the name of the class that an id of a request means, where it says more than the number."""
+    kind, _, number = asked.partition(":")
+    index = int(number) if kind == "class" and number.isdecimal() else len(names)
+    return f" ({escape(names[index])})" if index < len(names) and names[index] != number else ""
 
 
 def _time(stamp: str | None) -> str:
@@ -143,7 +152,7 @@ def _arrow(entry: Entry, key: str) -> str:
     return f"{show(before)} → {show(after)}"
 
 
-def requests_table(entries: Sequence[Entry], reference: bool) -> str:
+def requests_table(entries: Sequence[Entry], reference: bool, names: Sequence[str]) -> str:
     """What was asked and done, a row a request."""
     head = ["Request", "What was asked to be erased", "samples", "answered (UTC)", "took", "accuracy on it",
             "told from unseen", "accuracy kept"]  # fmt: skip
@@ -154,7 +163,7 @@ def requests_table(entries: Sequence[Entry], reference: bool) -> str:
         key = "accuracy_erased" if (e["models"]["unlearned"] or {}).get("accuracy_erased_test") is None else (
             "accuracy_erased_test")  # fmt: skip
         when = " (made after the run)" if e["late"] else ""
-        row = [escape(e["name"]) + when, ids(e["request"]), f"{e['training_samples']:,}".replace(",", " "),
+        row = [escape(e["name"]) + when, ids(e["request"], names), f"{e['training_samples']:,}".replace(",", " "),
                _time(e["finished"]).replace(" ", "<br>"), show(e["seconds"], "seconds")]  # fmt: skip
         row += [show(e["oracle_seconds"], "seconds")] if reference else []
         rows.append([*row, _arrow(e, key), _arrow(e, "loss_auc"), _arrow(e, "accuracy_retained_test")])
@@ -164,11 +173,11 @@ def requests_table(entries: Sequence[Entry], reference: bool) -> str:
     )
 
 
-def refused_table(events: Sequence[Entry]) -> str:
+def refused_table(events: Sequence[Entry], names: Sequence[str]) -> str:
     """Requests that were refused, and why."""
     if not events:
         return '<section class="card"><h2>Refused requests</h2><p class="empty">None in this run.</p></section>'
-    rows = [[escape(str(e.get("name"))), ids(e.get("request") or []), _time(e.get("started")),
+    rows = [[escape(str(e.get("name"))), ids(e.get("request") or [], names), _time(e.get("started")),
              escape(str(e["outcome"]).partition(":")[2].strip())] for e in events]  # fmt: skip
     head = ["Request", "What was asked", "When (UTC)", "Why it was refused"]
     body = table("Nothing was changed by these", head, rows, words=4)
@@ -186,11 +195,11 @@ def traces_table(entries: Sequence[Entry]) -> str:
     return f'<section class="card asked">{title}{table(caption, ["File", "Holds"], rows, words=2)}</section>'
 
 
-def evidence_tables(entries: Sequence[Entry]) -> str:
+def evidence_tables(entries: Sequence[Entry], names: Sequence[str]) -> str:
     """For each request all that was measured; the last one is open."""
     blocks = []
     for e in entries:
-        is_open, head = " open" if e is entries[-1] else "", f"{escape(e['name'])}: {ids(e['request'])}"
+        is_open, head = " open" if e is entries[-1] else "", f"{escape(e['name'])}: {ids(e['request'], names)}"
         blocks.append(f"<details{is_open}><summary>{head}</summary>{_evidence(e)}</details>")
     return f'<section class="card"><h2>Evidence, request by request</h2>{"".join(blocks)}</section>'
 
@@ -250,14 +259,15 @@ def _distance_table(found: Entry) -> str:
     return body + table("From the retrained model, in accuracy", ["Measure", "value"], rows)
 
 
-def ledger_table(events: Sequence[Entry]) -> str:
+def ledger_table(events: Sequence[Entry], names: Sequence[str]) -> str:
     """Everything that was learned and erased, as it was written down while it happened."""
     if not events:
         return ""
     rows = []
     for e in events:
         digest = f"<code>{escape(str(e['rows_sha256'])[:12])}</code>" if e.get("rows_sha256") else NONE
-        asked = ids(e.get("request") or []) if e.get("request") else escape(_classes(e.get("classes") or []))
+        request, classes = e.get("request") or [], e.get("classes") or []
+        asked = ids(request, names) if request else escape(_classes(classes, names))
         rows.append([escape(str(e["name"])), escape(str(e["kind"])), asked, _time(e.get("started")),
                      _time(e.get("finished")), digest, escape(str(e["outcome"]).partition(":")[0]),
                      f"{e['samples']:,}".replace(",", " "), show(e.get("seconds"), "seconds")])  # fmt: skip
@@ -267,6 +277,6 @@ def ledger_table(events: Sequence[Entry]) -> str:
     return f'<section class="card asked"><h2>Ledger</h2>{body}</section>'
 
 
-def _classes(classes: Sequence[int]) -> str:
-    shown = ", ".join(map(str, classes[:_MOST_IDS]))
+def _classes(classes: Sequence[int], names: Sequence[str]) -> str:
+    shown = ", ".join(names[c] if c < len(names) else str(c) for c in classes[:_MOST_IDS])
     return shown + (f" and {len(classes) - _MOST_IDS} more" if len(classes) > _MOST_IDS else "") if classes else NONE

@@ -106,6 +106,7 @@ class _Run:
                  "config_sha256")  # fmt: skip
         return {k: self.summary.get(k) for k in known} | {
             "run_dir": self.folder.name,
+            "class_names": self.summary.get("class_names") or [],
             "guarantee": guarantee(str(self.summary.get("strategy"))),
             "trained_before": self._trained_before(),
             "checkpoint_sha256": _checkpoint_sha256(self.folder),

@@ -39,7 +39,8 @@ only complete runs count; of several runs with one seed, the last given.</p>
 <p><b>Tests.</b> Two-sided paired t-tests over the seeds that both strategies share, with Holm's correction over the
 comparisons of one metric. The sign-flip permutation test assumes less, but with n seeds it cannot go below
 2 / 2<sup>n</sup>. The best strategy is chosen by the same data: read the p-values as a guard against noise.</p>
-<p><b>Streams.</b> Numbers of different streams, or of one stream with different options, never share a table.</p>
+<p><b>Streams.</b> Numbers of different streams, of one stream with different options, or of test and validation data
+never share a table; a stream whose figures are of validation data says so in its name.</p>
 """
 
 
@@ -91,12 +92,15 @@ def _digest(content: str) -> str:
 
 
 def _title(streams: Sequence[Sequence[Group]]) -> str:
-    if len(streams) > 1:
-        return f"{sum(map(len, streams))} strategies on {len(streams)} streams"
-    groups = streams[0]
-    if len(groups) > 1:
-        return f"{len(groups)} strategies on {groups[0].stream}"
-    return f"{groups[0].label} on {groups[0].stream}"
+    """Options make settings of a strategy, not strategies."""
+    groups = [g for s in streams for g in s]
+    strategies, settings = ({getattr(g, part) for g in groups} for part in ("strategy", "label"))
+    what = f"{len(strategies)} strategies" if len(strategies) > 1 else groups[0].strategy
+    if len(settings) > len(strategies):
+        what = f"{len(settings)} settings of {what}"
+    elif len(settings) == 1:
+        what = groups[0].label
+    return f"{what} on {f'{len(streams)} streams' if len(streams) > 1 else groups[0].stream}"
 
 
 def _facts(streams: Sequence[Sequence[Group]]) -> str:
@@ -108,7 +112,7 @@ def _facts(streams: Sequence[Sequence[Group]]) -> str:
         return ", ".join(kept[:most]) + (f" and {len(kept) - most} more" if len(kept) > most else "")
 
     facts = {
-        "Strategy": distinct(g.label for g in groups),
+        "Strategy": distinct(g.strategy for g in groups),
         "Stream": distinct(g.stream for g in groups),
         "Backbone": distinct(g.backbone for g in groups),
         "Seeds": distinct((r.get("seed") for r in sorted(runs, key=lambda r: str(r.get("seed")).zfill(20))), 12),
@@ -167,13 +171,19 @@ def _results(groups: Sequence[Group]) -> str:
     rows = []
     for i, group in enumerate(groups):
         cells = "".join(f'<td class="num{" best" if best[n] is group else ""}">{_spread(group, n)}</td>' for n in names)
-        rows.append(f'<tr><th scope="row" class="named">{_swatch(i)}{escape(group.label)}</th>'
+        rows.append(f'<tr><th scope="row" class="named">{_swatch(i)}{_named(group)}</th>'
                     f'<td class="num">{seeds_text(group)}</td>{cells}</tr>')  # fmt: skip
     return f"""<section class="card"><h3>Results</h3>
 <div class="scroll" tabindex="0" role="region" aria-label="Results"><table>
 <caption><span>Mean ± half the 95 % interval over seeds. Bold: the best mean. Arrows point to better.</span></caption>
 <thead><tr><th scope="col">Strategy</th><th scope="col" class="num">seeds</th>{head}</tr></thead>
 <tbody>{"".join(rows)}</tbody></table></div></section>"""
+
+
+def _named(group: Group) -> str:
+    """Its label, and its strategy where the label does not begin with it."""
+    own = "" if group.label.startswith(group.strategy) else f' <span class="why">{escape(group.strategy)}</span>'
+    return escape(group.label) + own
 
 
 def _spread(group: Group, metric: str) -> str:

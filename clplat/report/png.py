@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from clplat.report.compare import Estimate
+from clplat.report.naming import cut_apart
 from clplat.report.spec import Bars, Figure, Heat, Lines, Panel, Scatter
-from clplat.report.svg import bar_text, cut, y_axis
+from clplat.report.svg import bar_text, y_axis
 
 # The page's colours of the light theme.
 COLOURS = ("#0b62b8", "#c2501b", "#00795c", "#a4468f", "#8a6d00", "#1687a7", "#5b5bd6", "#5a6370")
@@ -29,8 +30,9 @@ def draw(figure: Figure) -> bytes:
     canvas = Canvas(figsize=(4.4 * columns, max(tall) * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.subplots(rows, columns, squeeze=False).ravel()
-    for axis, panel in zip(axes, figure.panels, strict=False):
-        _panel(axis, panel)
+    titles = cut_apart([p.title for p in figure.panels], 48)
+    for axis, panel, title in zip(axes, figure.panels, titles, strict=False):
+        _panel(axis, panel, title)
     for axis in axes[len(figure.panels) :]:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
@@ -50,8 +52,8 @@ def _height(panel: Panel) -> float:
     return max(1.6, 0.34 * len(panel.bars) + 0.9) if isinstance(panel, Bars) else 3.1
 
 
-def _panel(axis: Any, panel: Panel) -> None:
-    axis.set_title(_plain(cut(panel.title, 48)), fontsize=10, color=_INK, loc="left")
+def _panel(axis: Any, panel: Panel, title: str) -> None:
+    axis.set_title(_plain(title), fontsize=10, color=_INK, loc="left")
     axis.tick_params(labelsize=8, colors=_MUTED, length=3)
     axis.set_axisbelow(True)
     for side in ("top", "right"):
@@ -138,7 +140,8 @@ def _heat(axis: Any, panel: Heat) -> None:
 
 def _thinned(labels: Sequence[str]) -> tuple[list[int], list[str]]:
     kept = range(0, len(labels), math.ceil(len(labels) / 20))
-    return list(kept), [_plain(cut(labels[i], 14)) for i in kept]
+    names = cut_apart([labels[i] for i in kept], 21)
+    return list(kept), [_plain(name) for name in names]
 
 
 def _bars(axis: Any, panel: Bars) -> None:
@@ -149,7 +152,7 @@ def _bars(axis: Any, panel: Bars) -> None:
         end = max(0.0, mean, bar.value.high or 0.0)
         axis.annotate(bar_text(bar, panel), (end, i), xytext=(4, 0), textcoords="offset points",
                       va="center", fontsize=7, color=_INK)  # fmt: skip
-    axis.set_yticks(range(len(panel.bars)), [_plain(cut(b.label, 21)) for b in panel.bars])
+    axis.set_yticks(range(len(panel.bars)), [_plain(n) for n in cut_apart([b.label for b in panel.bars], 21)])
     axis.invert_yaxis()
     high = max(max(b.value.high or 0.0, b.value.mean or 0.0) for b in panel.bars)
     low = min(b.value.mean or 0.0 for b in panel.bars)

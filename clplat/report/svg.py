@@ -13,6 +13,7 @@ from html import escape
 from itertools import pairwise
 
 from clplat.report.compare import Estimate
+from clplat.report.naming import cut_apart
 from clplat.report.numbers import show, show_estimate, tick_labels, ticks
 from clplat.report.spec import Bar, Bars, Heat, Lines, Panel, Scatter
 
@@ -88,11 +89,6 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
 def _text(x: float, y: float, content: str, anchor: str = "middle", css: str = "t", turn: float = 0) -> str:
     turned = f' transform="rotate({turn:.0f} {x:.1f} {y:.1f})"' if turn else ""
     return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}>{escape(content)}</text>'
-
-
-def cut(content: str, length: int) -> str:
-    """`content` in at most `length` characters."""
-    return content if len(content) <= length else content[: max(1, length - 1)] + "…"
 
 
 def _linear(low: float, high: float, start: float, stop: float) -> Scale:
@@ -238,24 +234,25 @@ def _scatter(panel: Scatter, width: float, height: float) -> list[str]:
 def _heat(panel: Heat, whole: float) -> tuple[list[str], float]:
     """The grid in a panel `whole` wide, and its height."""
     rows, columns = len(panel.rows), len(panel.columns)
-    left = max(len(cut(r, 16)) for r in panel.rows) * _CHARACTER + 10
+    row_names, names = cut_apart(panel.rows, 16), cut_apart(panel.columns, 14)
+    left = max(map(len, row_names)) * _CHARACTER + 10
     width = min(72.0, (whole - left - 6) / columns)
     height = min(34.0, max(width * 0.62, 330 / rows))
-    level = max(len(cut(c, 14)) for c in panel.columns) * _CHARACTER < width
+    level = max(map(len, names)) * _CHARACTER < width
     every_column, every_row = math.ceil(15 / width), math.ceil(13 / height)
-    bottom = 24.0 if level else min(14, max(map(len, panel.columns))) * _CHARACTER * 0.72 + 16
+    bottom = 24.0 if level else max(map(len, names)) * _CHARACTER * 0.72 + 16
     body = []
     for i, row in enumerate(panel.values):
         top = 4 + i * height
         if i % every_row == 0:
-            body.append(_text(left - 8, top + height / 2 + 4, cut(panel.rows[i], 16), "end"))
+            body.append(_text(left - 8, top + height / 2 + 4, row_names[i], "end"))
         for j, cell in enumerate(row):
             body.append(_cell(panel, i, j, cell, left + j * width, top, width, height))
     below = 4 + rows * height + 16
     for j in range(0, columns, every_column):
         middle = left + (j + 0.5) * width
-        label = cut(panel.columns[j], 14)
-        body.append(_text(middle, below, label) if level else _text(middle + 4, below - 4, label, "end", turn=-45))
+        turned = _text(middle + 4, below - 4, names[j], "end", turn=-45)
+        body.append(_text(middle, below, names[j]) if level else turned)
     return body, 4 + rows * height + bottom
 
 
@@ -284,7 +281,8 @@ def bar_text(bar: Bar, panel: Bars) -> str:
 
 
 def _bars(panel: Bars, width: float) -> list[str]:
-    label_width = min(150.0, max(len(cut(b.label, 21)) for b in panel.bars) * _CHARACTER + 10)
+    names = cut_apart([b.label for b in panel.bars], 21)
+    label_width = min(150.0, max(map(len, names)) * _CHARACTER + 10)
     value_width = max(len(bar_text(b, panel)) for b in panel.bars) * _CHARACTER + 10
     reached = [v for b in panel.bars for v in (b.value.mean, b.value.low, b.value.high) if v is not None]
     # A quantity without values below zero has bars from the left, though an interval may reach below.
@@ -297,7 +295,7 @@ def _bars(panel: Bars, width: float) -> list[str]:
         start, end = sorted((x(0.0), x(value.mean or 0.0)))
         text = bar_text(bar, panel)
         body.append(f'<g class="s {group_class(bar.group)}" data-g="{bar.group}">')
-        body.append(_text(label_width - 8, top + 16, cut(bar.label, 21), "end"))
+        body.append(_text(label_width - 8, top + 16, names[i], "end"))
         body.append(f'<rect class="bar" x="{start:.1f}" y="{top + 3}" width="{max(end - start, 1):.1f}" '
                     f'height="18" rx="3"/>')  # fmt: skip
         if value.low is not None and value.high is not None:

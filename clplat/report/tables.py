@@ -12,6 +12,7 @@ from clplat.report.compare import (
     Comparison,
     Group,
     against_best,
+    evaluated_on,
     higher_is_better,
     metric_names,
     split_streams,
@@ -121,7 +122,7 @@ def rich_comparison(streams: Sequence[Sequence[Group]]) -> Table:
     names = list(dict.fromkeys(name for groups in streams for name in headline_metrics(groups)))
     notes = ["Mean ± half the 95 % interval over seeds (Student's t)."]
     table = Table(
-        title="Comparison",
+        title="Comparison" if len(streams) != 1 else f"Comparison on {escape(streams[0][0].stream)}",
         box=SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
@@ -173,15 +174,26 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def metrics_csv(streams: Sequence[Sequence[Group]]) -> str:
     """One line per group and metric or cost, unrounded."""
-    header = ["stream", "group", "strategy", "backbone", "metric", "n", "mean", "sd", "low_95", "high_95"]
+    header = [
+        "stream",
+        "evaluated_on",
+        "group",
+        "strategy",
+        "backbone",
+        "metric",
+        "n",
+        "mean",
+        "sd",
+        "low_95",
+        "high_95",
+    ]
     rows = []
     for groups in streams:
         for group in groups:
             for name in metric_names(group.runs) + metric_names(group.runs, "cost"):
-                e = group.estimate(name)
-                rows.append(
-                    [group.stream, group.label, group.strategy, group.backbone, name, e.n, e.mean, e.sd, e.low, e.high]
-                )
+                e, on = group.estimate(name), evaluated_on(group.runs[0])
+                rows.append([group.stream, on, group.label, group.strategy, group.backbone, name,
+                             e.n, e.mean, e.sd, e.low, e.high])  # fmt: skip
     return _csv(header, rows)
 
 
@@ -189,9 +201,12 @@ def runs_csv(streams: Sequence[Sequence[Group]]) -> str:
     """One line per run, all metrics and costs as columns, unrounded."""
     runs = [(g, run) for groups in streams for g in groups for run in g.runs]
     names = metric_names([r for _, r in runs]) + metric_names([r for _, r in runs], "cost")
-    header = ["stream", "group", "backbone", "seed", "status", "counted", "run_dir", *names]
-    rows = [[g.stream, g.label, g.backbone, r.get("seed"), r.get("status"), any(r is c for c in g.counted),
-             r.get("run_dir"), *(value_of(r, n) for n in names)] for g, r in runs]  # fmt: skip
+    header = ["stream", "evaluated_on", "group", "strategy", "backbone", "seed", "status", "counted", "run_dir", *names]
+    rows = []
+    for g, r in runs:
+        counted = any(r is c for c in g.counted)
+        facts = [g.stream, evaluated_on(r), g.label, g.strategy, g.backbone, r.get("seed"), r.get("status"), counted]
+        rows.append([*facts, r.get("run_dir"), *(value_of(r, n) for n in names)])
     return _csv(header, rows)
 
 
@@ -246,7 +261,8 @@ def markdown(groups: Sequence[Group]) -> str:
 
     rows = [["strategy", "seeds", *map(title_of, names)], ["---", *["---:"] * (len(names) + 1)]]
     rows += [[_escaped(g.label), seeds_text(g), *(cell(g, n) for n in names)] for g in groups]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    note = "Figures of validation data.\n\n" if evaluated_on(groups[0].runs[0]) == "valid" else ""
+    return note + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 def _escaped(text: str) -> str:

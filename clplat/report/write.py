@@ -95,5 +95,10 @@ def _write_figures(drawn: list[list[Figure]], streams: list[list[Group]], folder
 
 def _slugs(streams: list[list[Group]]) -> list[str]:
     """File names of streams: safe characters, no two the same."""
-    names = [re.sub(r"[^a-z0-9]+", "-", groups[0].stream.lower()).strip("-") or "stream" for groups in streams]
-    return [n if names.count(n) == 1 else f"{n}-{names[:i].count(n) + 1}" for i, n in enumerate(names)]
+    found: list[str] = []
+    for groups in streams:
+        name = re.sub(r"[^a-z0-9]+", "-", groups[0].stream.lower()).strip("-")[:60] or "stream"
+        found.append(
+            next(n for i in range(1, len(streams) + 1) if (n := name if i == 1 else f"{name}-{i}") not in found)
+        )
+    return found

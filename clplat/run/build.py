@@ -246,7 +246,10 @@ def new_record(stream: Stream, reference: dict[str, Any] | None = None, evaluate
         for e, data in zip(stream, held_out, strict=True)
     ]
     known = reference or {}
-    return RunRecord(facts, reference=known.get("accuracy_matrix"), reference_returns=known.get("interaction"))
+    return RunRecord(
+        facts, reference=known.get("accuracy_matrix"), reference_returns=known.get("interaction"),
+        class_names=list(stream.class_names),
+    )  # fmt: skip
 
 
 def seed_everything(seed: int) -> None:

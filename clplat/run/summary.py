@@ -53,6 +53,7 @@ def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
             | ({"late": True} if e.late else {})
             for e in record.experiences
         ],
+        "class_names": record.class_names,
         "accuracy_matrix": record.matrix,
         "metrics": metrics,
         "adaptation": adaptation,

@@ -231,6 +231,15 @@ def test_refused_requests_are_shown_with_their_reason(copies):
     assert "<again>" not in page
 
 
+def test_classes_are_called_by_their_names(copies):
+    own, _ = copies
+    change(own / "summary.json", class_names=["ankle <boot>", "1", "bag", "coat"])
+    page = build_erasure_page(evidence(own))
+    assert "<code>class:0</code> (ankle &lt;boot&gt;)" in page
+    assert "ankle &lt;boot&gt;, 1</td>" in page  # the first experience, in the ledger
+    assert "<boot>" not in page
+
+
 def test_weights_that_came_trained_are_named(copies):
     own, _ = copies
     config = (own / "config.yaml").read_text()

@@ -8,9 +8,13 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 
 from clplat.errors import UserError
 from clplat.report import report_command, write_report
+from clplat.report.compare import load_summaries
+from clplat.report.naming import cut_apart
+from clplat.report.tables import console_comparison, plain
 
 VOID = {"meta", "br", "link", "img", "input"}
 
@@ -181,10 +185,74 @@ def test_streams_have_sections_of_their_own(fabricate, report, tmp_path):
         fabricate(stream=s, strategy=m, seed=k) for s in ("digits", "text") for m in ("er", "naive") for k in (0, 1)
     ]
     page = report(runs)
-    assert "4 strategies on 2 streams" in page.text
+    assert "2 strategies on 2 streams" in page.text
     assert page.text.count("Is the difference real?") == 2
     assert {"#stream-0", "#stream-1"} <= set(page.links)
     assert {p.name for p in (tmp_path / "out" / "tables").glob("*.tex")} == {"digits.tex", "text.tex"}
+
+
+def name_runs(folder, **changes):
+    """Change config.yaml: dotted keys to values."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for key, value in changes.items():
+        *parts, last = key.split("__")
+        node = config
+        for part in parts:
+            node = node[part]
+        node[last] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_streams_of_one_name_are_told_apart_everywhere(fabricate, report, tmp_path):
+    runs = [name_runs(fabricate(), stream__scenario="class"), name_runs(fabricate(), stream__scenario="domain"),
+            name_runs(fabricate(), stream__scenario="class", loop__evaluate_on="valid")]  # fmt: skip
+    page = report(runs)
+    labels = {"digits (scenario class)", "digits (scenario domain)", "digits on validation data"}
+    assert {words.strip() for words in page.words} >= labels
+    assert "er on 3 streams" in page.text
+    tables = tmp_path / "out" / "tables"
+    rows, metrics = read_csv(tables / "runs.csv"), read_csv(tables / "metrics.csv")
+    assert {r["stream"] for r in rows} == {m["stream"] for m in metrics} == labels
+    assert [r["evaluated_on"] for r in rows] == ["test", "test", "valid"]
+    assert len({tuple(m[k] for k in ("stream", "group", "metric")) for m in metrics}) == len(metrics)
+    assert len(list(tables.glob("*.md"))) == 3
+    assert [p.name for p in tables.glob("*.md") if "validation data" in p.read_text()] == [
+        "digits-on-validation-data.md"
+    ]
+    assert "digits on validation data" in (tables / "digits-on-validation-data.tex").read_text()
+
+
+def test_a_single_run_on_validation_data_says_so(fabricate, report):
+    run = name_runs(fabricate(), loop__evaluate_on="valid")
+    assert "er on digits on validation data" in report([run]).text
+    assert "Comparison on digits on validation data" in plain(console_comparison(load_summaries([run])))
+
+
+def test_settings_are_not_counted_as_strategies(fabricate, report):
+    runs = [fabricate(options={"memory": m}) for m in (50, 100)]
+    assert "2 settings of er on digits" in report(runs).text
+    assert "3 settings of 2 strategies on digits" in report([*runs, fabricate(strategy="naive")]).text
+
+
+def test_runs_have_the_names_that_the_user_gave_them(fabricate, report, tmp_path):
+    runs = [name_runs(fabricate(options={"memory": m}), name=f"mine/{key}") for key, m in (("few", 50), ("many", 500))]
+    runs.append(name_runs(fabricate(options={"memory": 500}), name="mine/again"))  # as `many`, under another key
+    page = report(runs)
+    assert [r["group"] for r in read_csv(tmp_path / "out" / "tables" / "runs.csv")] == ["few", "many", "again"]
+    assert "er (memory" not in page.text
+    assert "3 settings of er on digits" in page.text
+
+
+def test_long_labels_stay_different_where_they_are_cut():
+    rows = [f"prototype_replay (memory {m}, lr 0.1)" for m in (50, 100, 200)]
+    for length in (14, 16, 21):
+        found = cut_apart(rows, length)
+        assert len(set(found)) == 3
+        assert max(map(len, found)) <= length
+    ends = [f"a{'x' * 20}{k}{'y' * 20}" for k in range(3)]
+    assert len(set(cut_apart(ends, 14))) == 3
+    assert cut_apart(["short", "short", "a longer name"], 8) == ["short", "short", "a longe…"]
 
 
 def test_long_streams_and_many_groups(fabricate, report):
