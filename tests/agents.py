@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from clplat.data.transitions import Transitions, pack
 from clplat.stream import Actions, Transition
 
 O, A = 3, 2
+PIXELS = (3, 16, 16)
 
 
 def model(seed: int = 0, **options: Any) -> Any:
@@ -32,6 +34,25 @@ def transitions(n: int, seed: int = 0, episode: int = 5) -> Transitions:
         torch.randn(n, O, generator=g), 2 * torch.rand(n, A, generator=g) - 1, torch.randn(n, generator=g),
         torch.randn(n, O, generator=g), ended, (at % episode == 0).float() * (1 - ended), torch.zeros(n),
     )  # fmt: skip
+
+
+def pixels(**options: Any) -> Any:
+    """An agent of images `PIXELS` and A actions."""
+    torch.manual_seed(0)
+    options = {"actor_hidden": [8], "critic_hidden": [8], "encoder": "cnn", "encoder_width": 4, "features": 6} | options
+    return actor_critic(PIXELS, **options).assemble(None, Actions(A))
+
+
+def pixel_transitions(n: int) -> Transitions:
+    """`transitions` between random images, flattened."""
+    g = torch.Generator().manual_seed(0)
+    seen, following = (torch.rand(n, math.prod(PIXELS), generator=g) for _ in range(2))
+    return transitions(n)._replace(observation=seen, next_observation=following)
+
+
+def encoder_gradients(strategy: Any) -> list[Tensor]:
+    """Gradients that the encoder of pixels has got."""
+    return [p.grad.clone() for p in strategy.model.backbone.valued.encoder.parameters() if p.grad is not None]
 
 
 def offline(n: int = 40, seed: int = 0) -> Experience:

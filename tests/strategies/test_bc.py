@@ -1,6 +1,6 @@
 import pytest
 import torch
-from agents import Loop, bits, model, offline, same, transitions
+from agents import Loop, bits, encoder_gradients, model, offline, pixel_transitions, pixels, same, transitions
 
 from clplat.strategies.bc import BC
 
@@ -34,3 +34,9 @@ def test_in_the_environment_it_only_acts():
     assert same(before, bits(agent))
     assert len(agent.memory) == 0
     assert torch.equal(torch.tensor(agent.observed), torch.tensor(0))
+
+
+def test_it_leaves_an_encoder_of_pixels_alone():
+    agent = BC(model=pixels())
+    agent._loss(pixel_transitions(4)).backward()
+    assert encoder_gradients(agent) == []

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from agents import Loop, model, offline, transitions
+from agents import Loop, encoder_gradients, model, offline, pixel_transitions, pixels, transitions
 
 from clplat import UserError
 from clplat.strategies.iql import IQL
@@ -37,6 +37,17 @@ def test_each_network_learns_from_its_own_loss_and_no_other_action_is_asked_for(
     assert all(p.grad is not None for p in [*critic, *actor, *agent.value.parameters()])
     assert temperature[0].grad is None
     assert all(p.grad is None for p in agent.model.backbone.target.parameters())
+
+
+def test_an_encoder_of_pixels_learns_from_the_critics_alone():
+    """Its gradient is that of the critics' loss: nothing comes from the value net or the policy."""
+    agent, t = iql(model=pixels(), gamma=0.0), pixel_transitions(5)
+    agent._loss(t).backward()
+    found = encoder_gradients(agent)
+    agent.zero_grad()
+    (agent.model.q(agent.model.encode(t.observation), t.action) - t.reward).square().mean().backward()
+    for a, b in zip(found, encoder_gradients(agent), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_weight_zero_of_advantages_is_behaviour_cloning():

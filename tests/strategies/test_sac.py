@@ -1,16 +1,28 @@
 import numpy as np
 import pytest
 import torch
-from agents import A, Loop, O, bits, model, offline, online, same, transitions
+from agents import (
+    PIXELS,
+    A,
+    Loop,
+    O,
+    bits,
+    encoder_gradients,
+    model,
+    offline,
+    online,
+    pixel_transitions,
+    pixels,
+    same,
+    transitions,
+)
 
 from clplat import UserError
-from clplat.backbones.actor_critic import actor_critic
 from clplat.backbones.base import Classifier
 from clplat.backbones.heads import Linear
 from clplat.backbones.mlp import mlp
 from clplat.data.transitions import pack
 from clplat.strategies.sac import SAC
-from clplat.stream import Actions
 
 
 def sac(**options):
@@ -79,20 +91,13 @@ def test_pixels_of_a_target_go_through_the_slow_copy_of_the_encoder():
     assert torch.allclose(y, t.reward + 0.99 * (1 - t.terminated) * value, atol=1e-5)
 
 
-PIXELS = (3, 16, 16)
-
-
-def pixels(**options):
-    """An agent that encodes images."""
-    options = {"actor_hidden": [8], "critic_hidden": [8], "encoder": "cnn", "encoder_width": 4, "features": 6} | options
-    torch.manual_seed(0)
-    return actor_critic(PIXELS, **options).assemble(None, Actions(A))
-
-
-def pixel_transitions(n):
-    t, g = transitions(n), torch.Generator().manual_seed(0)
-    seen, following = (torch.rand(n, 3 * 16 * 16, generator=g) for _ in range(2))
-    return t._replace(observation=seen, next_observation=following)
+def test_the_actors_loss_leaves_the_encoder_of_pixels_alone():
+    agent = SAC(model=pixels(), batch=4, memory=50)
+    agent._actor_loss(pixel_transitions(4)).backward()
+    assert encoder_gradients(agent) == []
+    assert all(p.grad is not None for p in agent.model.groups()["actor"])
+    agent._critic_loss(pixel_transitions(4)).backward()
+    assert encoder_gradients(agent)
 
 
 def test_entropy_counts_in_the_target_where_it_is_asked_for():
@@ -291,6 +296,9 @@ def test_one_update_is_that_of_stable_baselines3():
     options = {"net_arch": [8, 8]}
     theirs = sb3.SAC("MlpPolicy", env, ent_coef=0.2, learning_rate=1e-3, policy_kwargs=options, device="cpu", seed=0)
     theirs.set_logger(Logger(None, []))
+    from clplat.backbones.actor_critic import actor_critic
+    from clplat.stream import Actions
+
     backbone = actor_critic((3,), [8, 8], [8, 8], critics=2, layer_norm=False, temperature=0.2)
     mine = SAC(model=backbone.assemble(None, Actions(1)), lr=1e-3, batch=16)
     _copy(theirs, mine.model.backbone)
