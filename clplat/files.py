@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | str | Iterable[bytes | memoryview]) -> None:
     """Write `content` to `path` so that a crash leaves the old file or the new one, never a part.
+
+    Args:
+        content: whole, or piece by piece.
 
     Raises:
         OSError: as the system gives it (a full disk, say); the old file is untouched.
     """
-    data = content.encode() if isinstance(content, str) else content
+    text = content.encode() if isinstance(content, str) else content
+    pieces: Iterable[bytes | memoryview] = [text] if isinstance(text, bytes) else text
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as handle:
-            handle.write(data)
+            handle.writelines(pieces)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(part, path)

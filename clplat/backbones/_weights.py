@@ -188,7 +188,16 @@ def origin(parameter: nn.Parameter) -> tuple[str, str] | None:
     return getattr(parameter, "_origin", None)
 
 
+def files_read(module: nn.Module) -> list[Path]:
+    """The .safetensors files, in order, that any of its parameters was read from, whatever was loaded into it since."""
+    named = dict.fromkeys(s for p in module.parameters() for s in getattr(p, "_sources", ()))
+    places = [place for source in named for place in (Path(source), find(source))]
+    inside = [f for place in places for f in (sorted(place.glob("*.safetensors")) if place.is_dir() else [place])]
+    return list(dict.fromkeys(f for f in inside if f.suffix == ".safetensors" and f.is_file()))
+
+
 def note(module: nn.Module, key: str, source: str) -> None:
     """Let the parameters know what they were read from."""
     for parameter in module.parameters():
         parameter._origin = key, source  # type: ignore[attr-defined]
+        parameter._sources = (*getattr(parameter, "_sources", ()), source)  # type: ignore[attr-defined]

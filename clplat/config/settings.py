@@ -28,9 +28,13 @@ class LoopSettings:
             each experience. The return of an interact experience: every so many steps in its environment.
         eval_samples: test samples per experience in those extra evaluations; null takes all.
         evaluate_on: test, or valid for choosing hyper-parameters.
-        checkpoint_every: save after so many steps; null only at experience boundaries and by time. While acting, a
-            step in the environment after which nothing is trained counts as one too.
-        checkpoint_seconds: save after so many seconds; null only at experience boundaries and by steps.
+        checkpoint_every: save after so many steps, and wait until that is on the disk; null only at experience
+            boundaries and by time, written while the run goes on. While acting, a step in the environment after which
+            nothing is trained counts as one too.
+        checkpoint_seconds: save after so many seconds, or later where that would take more than 2 % of the time; null
+            only at experience boundaries and by steps.
+        checkpoint_whole: write weights, too, that are as they were read from a .safetensors file; false names the file
+            and its SHA-256, and needs it to read the checkpoint.
         representation: measure dormant units, effective rank and norms after each experience.
         keep_predictions: keep the predictions of adapt experiences, with labels and rows, in the run's folder (and, of
             the current one, in checkpoints): n · C numbers each.
@@ -52,6 +56,7 @@ class LoopSettings:
     evaluate_on: Literal["test", "valid"] = "test"
     checkpoint_every: int | None = None
     checkpoint_seconds: float | None = 60.0
+    checkpoint_whole: bool = False
     representation: bool = True
     keep_predictions: bool = False
     eval_episodes: int = 5

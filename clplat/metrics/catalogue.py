@@ -199,6 +199,7 @@ METRICS: dict[str, MetricInfo] = {
     "train_seconds": MetricInfo(
         "cost", "seconds in training, evaluation and checkpoints excluded", "Σ", _OWN, 0, None, False),
     "eval_seconds": MetricInfo("cost", "seconds in evaluation", "Σ", _OWN, 0, None, False),
+    "save_seconds": MetricInfo("cost", "seconds that checkpoints held up the loop", "Σ", _OWN, 0, None, False),
     "samples_per_second": MetricInfo(
         "cost", "training samples per second of training, over all processes", "samples / train_seconds",
         _OWN, 0, None, True),

@@ -50,7 +50,7 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     if backbone is None or backbone.needs_head:
         make_head = discovery.load("heads", config.head.name)
         head = trial.part("head", lambda options: make_head(width, classes, **options), whole=stream is not None)
-        if stream is not None and stream.answers is not None and len(shape) == 2:
+        if stream is not None and backbone is not None and stream.answers is not None and len(shape) == 2:
             trial.faults.append(f"backbone: {config.backbone.name} takes no token ids (valid: language_model)")
     else:
         trial.faults += _idle_head(config)

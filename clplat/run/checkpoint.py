@@ -1,6 +1,8 @@
 """Checkpoints: a folder with `tensors.safetensors` and `state.json`, whole or absent, and checked when read.
 
 Nothing is pickled and nothing in a checkpoint is run: a state is nested dicts and lists of tensors and plain values.
+Tensors that are as they were read from a file (`sources.py`) are not in it: under `elsewhere`, the metadata of
+`tensors.safetensors` name them, and tensors that share their memory with another.
 """
 
 from __future__ import annotations
@@ -10,54 +12,141 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clplat.components.state import flatten, unflatten
 from clplat.errors import UserError
 from clplat.files import sync_folder, write_atomic
+from clplat.run import sources
+from clplat.run.seal import digest
 
 # What reading a file can raise that is cut, garbled or forged.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, SafetensorError)
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write `state` as checkpoint number `step` under `folder`, then drop all but the newest `KEEP`.
+_PIECE = 2**24  # bytes written and digested at once
+_TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.complex64: "C64", torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+
+
+@dataclass
+class Taken:
+    """A state as it was at one moment, whatever is done to the learner since.
+
+    Args:
+        plain: the state, with references in the place of tensors.
+        tensors: copies on the CPU, contiguous, by path.
+        places: where tensors stand that are not copied.
+        same: path → path of the tensor that it shares its memory with.
+        known: what gives the files of `places`.
+    """
+
+    plain: Any
+    tensors: dict[str, Tensor]
+    places: dict[str, sources.Place]
+    same: dict[str, str]
+    known: sources.Sources | None
+
+
+def take(state: dict[str, Any], known: sources.Sources | None = None) -> Taken:
+    """Copy a state, but for tensors that are as they were read from the files that `known` knows.
 
     Raises:
-        UserError: the disk is full; earlier checkpoints are untouched.
         TypeError: the state holds something that can't be saved.
     """
-    tensors: dict[str, Tensor] = {}
-    plain = flatten(state, tensors)
-    # Copies: tied weights may be stored twice, but what shares memory is refused by the format.
-    blob = save_tensors({k: v.to("cpu", copy=True).contiguous() for k, v in tensors.items()})
-    body = json.dumps(plain)
-    text = json.dumps({"state_sha256": _sha(body.encode()), "tensors_sha256": _sha(blob), "state": body})
+    every: dict[str, Tensor] = {}
+    taken = Taken(flatten(state, every), {}, {}, {}, known)
+    first: dict[Any, str] = {}
+    for path, tensor in every.items():
+        if tensor.dtype not in _TYPES:
+            raise TypeError(f"checkpoint: {path} holds numbers of the type {tensor.dtype}, which can't be saved")
+        memory = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
+        if tensor.numel() and (other := first.setdefault(memory, path)) != path:
+            taken.same[path] = other
+        elif known is not None and (place := known.place(tensor)) is not None:
+            taken.places[path] = place
+        else:
+            taken.tensors[path] = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return taken
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write all of `state` as `write` does."""
+    return write(folder, step, take(state))
+
+
+def write(folder: Path, step: int, taken: Taken) -> Path:
+    """Write checkpoint number `step` under `folder`, then drop all but the newest `KEEP`; `taken` is used up.
+
+    Raises:
+        UserError: the disk is full, or a file that weights were read from has changed; earlier checkpoints are
+            untouched.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     final, part = folder / f"{step:010d}", folder / f".{step:010d}.{os.getpid()}.part"
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        write_atomic(part / "tensors.safetensors", blob)
+        body, found = json.dumps(taken.plain), hashlib.sha256()
+        write_atomic(part / "tensors.safetensors", _pieces(taken, found))
+        text = json.dumps({"state_sha256": _sha(body.encode()), "tensors_sha256": found.hexdigest(), "state": body})
         write_atomic(part / "state.json", text)
         if final.exists():  # written by an earlier attempt at this very step: the new one is as good
             shutil.rmtree(final)
         part.rename(final)
         sync_folder(folder)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise UserError(f"output: could not write {final}: {error.strerror}; the run can be resumed") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     for old in _numbered(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _pieces(taken: Taken, found: Any) -> Iterator[bytes | memoryview]:
+    """The file of tensors in the format of safetensors, piece by piece; each tensor is let go once it is written.
+
+    Args:
+        found: takes the digest.
+    """
+    entries: dict[str, Any] = {}
+    if taken.places or taken.same:
+        entries["__metadata__"] = {"elsewhere": json.dumps(_elsewhere(taken))}
+    order, end = sorted(taken.tensors, key=lambda path: (-taken.tensors[path].element_size(), path)), 0
+    for path in order:  # the widest first, so that all are aligned
+        tensor = taken.tensors[path]
+        start, end = end, end + tensor.nbytes
+        entries[path] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    head = json.dumps(entries).encode()
+    head += b" " * (-len(head) % 8)
+    found.update(head := len(head).to_bytes(8, "little") + head)
+    yield head
+    for path in order:
+        raw: Any = taken.tensors.pop(path).view(-1).view(torch.uint8).numpy()
+        content = memoryview(raw)
+        for start in range(0, len(content), _PIECE):
+            found.update(piece := content[start : start + _PIECE])
+            yield piece
+
+
+def _elsewhere(taken: Taken) -> dict[str, Any]:
+    files = list(dict.fromkeys(place.file for place in taken.places.values()))
+    facts = [taken.known.facts(file) for file in files] if taken.known is not None else []
+    named = {p: [files.index(at.file), at.name, at.transposed, at.dtype] for p, at in taken.places.items()}
+    return {"files": facts, "tensors": named, "same": taken.same}
 
 
 def load_newest(
@@ -69,7 +158,9 @@ def load_newest(
         fault: why a state that is whole can't be gone on with, or None.
 
     Raises:
-        UserError: a checkpoint, or the folder, is a link: it may lead to what is not this run's.
+        UserError: a checkpoint, or the folder, is a link: it may lead to what is not this run's. Or a file that weights
+            were read from is another by now.
+        MissingError: such a file is not there.
     """
     notes: list[str] = []
     for path in reversed(_numbered(folder)):
@@ -92,12 +183,19 @@ def _short(error: BaseException) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    blob, outer = (path / "tensors.safetensors").read_bytes(), json.loads((path / "state.json").read_text())
-    if _sha(blob) != outer["tensors_sha256"]:
+    file, outer = path / "tensors.safetensors", json.loads((path / "state.json").read_text())
+    if digest(file) != outer["tensors_sha256"]:
         raise ValueError("tensors.safetensors does not match its checksum")
     if _sha(outer["state"].encode()) != outer["state_sha256"]:
         raise ValueError("state.json does not match its checksum")
-    state = unflatten(json.loads(outer["state"]), load_tensors(blob))
+    plain = json.loads(outer["state"])
+    with safe_open(file, "pt") as held:
+        tensors = {name: held.get_tensor(name).clone() for name in held.keys()}  # noqa: SIM118 - it is no dict
+        elsewhere = json.loads((held.metadata() or {}).get("elsewhere", "null"))
+    if elsewhere is not None:
+        tensors |= sources.read(elsewhere, unflatten(plain["items"].get("config"), {}))
+        tensors |= {name: tensors[other] for name, other in elsewhere["same"].items()}
+    state = unflatten(plain, tensors)
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__} where a run's state should be")
     return state

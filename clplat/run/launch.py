@@ -34,7 +34,7 @@ from clplat.run.loop import Runner
 from clplat.run.result import Result
 from clplat.run.rundir import make_run_dir
 from clplat.run.runlog import RunLog
-from clplat.run.saving import restore
+from clplat.run.saving import known_sources, restore
 from clplat.run.seal import MADE_ANEW, break_seal, close_seal, digest, seal_faults
 from clplat.run.start import carried_optimizer, start_run
 from clplat.run.step import total_steps
@@ -168,9 +168,12 @@ def _go(
     log = RunLog(run_dir if first else None, started, None, tracker, state["metrics_offset"] if state else 0)
     runner = Runner(strategy, stream, config.loop, fabric, config.seed, log, record)
     runner.audit, runner.config = config.audit, json.loads(to_json(config.to_dict()))
+    if first and not config.loop.checkpoint_whole:
+        runner.sources = known_sources(strategy)
     try:
         if state is not None:
             restore(runner, state)
+            state = None  # which would be held to the end beside the learner
         elif start is not None:
             runner.resumed = carried_optimizer(start, strategy)
     except UserError:

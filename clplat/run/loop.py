@@ -53,10 +53,12 @@ class Runner(RunState):
         Raises:
             Interrupted: `stop_requested` was set; a checkpoint has been written.
             DivergedError: a loss or a prediction was not finite; the last good checkpoint stands.
+            UserError: a checkpoint could not be written; the one before stands.
             OutOfMemory: there was none left; the last checkpoint stands.
         """
         try:
             self._run()
+            self.writer.wait()
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -66,6 +68,8 @@ class Runner(RunState):
                 f"out of memory in {where}: lower loop.batch_size (loop.accumulate keeps the step's size) or "
                 f"loop.eval_batch_size, or take a smaller backbone; the run can be resumed ({text})"
             ) from error
+        finally:
+            self.writer.finish()
 
     def _run(self) -> None:
         if not self.progress.measured_first_row:
@@ -151,6 +155,7 @@ class Runner(RunState):
     def _between_steps(self, experience: Experience) -> None:
         """All that happens after a step and is not the step."""
         p, loop = self.progress, self.loop
+        self.writer.check()
         self.log.advance(p)
         if p.total_steps == 1:
             self.record.cost.setdefault("first_step_seconds", self.log.age())
@@ -164,24 +169,16 @@ class Runner(RunState):
         if loop.eval_every and p.steps % loop.eval_every == 0 and evaluated != p.total_steps:
             measuring.evaluate_inside(self, experience)
         stopping = self.fabric.broadcast(self.stop_requested) if self.world_size > 1 else self.stop_requested
-        if self.may_save and (stopping or self._due()):
+        if self.may_save and (stopping or saving.due(self)):
             measuring.check(self)  # no checkpoint of what is not finite; what is to be logged waits, as without one
             self.save()
         if stopping and (self.may_save or self.acting is None or not self.acting.savable):
+            self.writer.wait()
             raise Interrupted(f"stopped in experience {p.experience} ({experience.name}) after step {p.steps}")
-
-    def _due(self) -> bool:
-        loop, p = self.loop, self.progress
-        every = loop.checkpoint_every
-        due = bool(
-            every and p.steps // every > self.saved_step // every
-        )  # what was due and could not be is made up for
-        due |= bool(loop.checkpoint_seconds and time.monotonic() - self.saved_at >= loop.checkpoint_seconds)
-        return bool(self.fabric.broadcast(due)) if self.world_size > 1 and loop.checkpoint_seconds else due
 
     def _update(self, loss: Tensor | None) -> None:
         update(self, loss)
 
     def save(self) -> None:
-        """Write a checkpoint; a collective call under DDP."""
+        """Take a checkpoint, written while the run goes on; a collective call under DDP."""
         saving.save(self)

@@ -137,12 +137,13 @@ def cost(
     """Cost of the run so far, under the names of the summary.
 
     Args:
-        spent: train_seconds, eval_seconds, train_flops of one process, samples of all.
+        spent: train_seconds, eval_seconds, save_seconds, train_flops of one process, samples of all.
     """
     seconds = spent["train_seconds"]
     return {
         "train_seconds": seconds,
         "eval_seconds": spent["eval_seconds"],
+        "save_seconds": spent["save_seconds"],
         "samples_per_second": spent["samples"] / seconds if seconds else None,
         "peak_rss_bytes": costs.peak_rss_bytes(),
         "peak_device_bytes": costs.peak_device_bytes(device),

@@ -5,21 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clplat.components.state import rng_state, set_rng_state
+from clplat.backbones._weights import files_read
+from clplat.components.state import flatten, rng_state, set_rng_state
 from clplat.errors import UserError
 from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.run import checkpoint
 from clplat.run.measuring import evaluate
 from clplat.run.predictions import held
+from clplat.run.sources import Sources
 from clplat.run.state import RunState
 from clplat.run.step import carried
+from clplat.strategy import Strategy
 from clplat.stream import Actions, Stream
 
+SHARE = 0.02  # of the time at most, that checkpoints written by time may cost
 # Plain attributes of a run that a resumed run needs as they were.
 _PLAIN = ("spent", "returns", "gradient_norms", "flops_per_step", "saves")
 
@@ -83,8 +88,10 @@ def _restore(run: RunState, state: dict[str, Any]) -> None:
         parameter.requires_grad_(name not in frozen)
     known = run.record.experiences
     run.record.__dict__.update(RunRecord.from_dict(state["record"]).__dict__)
+    spent = run.spent
     for name in _PLAIN:
         setattr(run, name, state[name])
+    run.spent, run.saves = spent | run.spent, run.saves + 1  # the checkpoint read stays until the next is whole
     run.resumed, run.acted, run.saved_step = state["resumed"], state.get("acting"), progress.steps
     _add_late_columns(run, known)
     own = state["processes"][run.rank]
@@ -95,11 +102,47 @@ def _restore(run: RunState, state: dict[str, Any]) -> None:
 
 
 def save(run: RunState) -> None:
-    """Write a checkpoint from process 0; a collective call under DDP."""
+    """Take a checkpoint, which process 0 writes while the run goes on; a collective call under DDP.
+
+    An interval in steps is kept to the step: where there is one, checkpoints are waited for.
+
+    Raises:
+        UserError: it, or the one before, could not be written.
+    """
+    started = time.perf_counter()
+    run.writer.wait()  # before anything is copied: two of them are never held at once
     state = snapshot(run)
     if run.rank == 0 and run.log.run_dir is not None:
-        checkpoint.save(run.log.run_dir / "checkpoints", run.saves, state)
+        taken = checkpoint.take(state, run.sources)
+        run.writer.start(partial(checkpoint.write, run.log.run_dir / "checkpoints", run.saves, taken))
+        if run.loop.checkpoint_every:
+            run.writer.wait()
     run.saves, run.saved_at, run.saved_step = run.saves + 1, time.monotonic(), run.progress.steps
+    run.save_seconds = time.perf_counter() - started
+    run.spent["save_seconds"] += run.save_seconds
+
+
+def known_sources(strategy: Strategy) -> Sources:
+    """What checkpoints need not hold of a learner that has just been built: what it was read from says it."""
+    tensors: dict[str, Tensor] = {}
+    flatten(dict(strategy.state_dict()), tensors)
+    return Sources(files_read(strategy), tensors.values())
+
+
+def due(run: RunState) -> bool:
+    """Whether a checkpoint is to be written after this step; a collective call under DDP.
+
+    By time, one is due early enough to be whole after `loop.checkpoint_seconds`, and not before it costs at most
+    `SHARE` of the time since the one before: what the last one held up the loop, and took of a processor beside it.
+    """
+    loop, p = run.loop, run.progress
+    every, seconds = loop.checkpoint_every, loop.checkpoint_seconds
+    found = bool(every and p.steps // every > run.saved_step // every)  # what was due and could not be is made up for
+    if seconds:
+        last = run.writer
+        wait = max(seconds - last.seconds, (run.save_seconds + last.processor) / SHARE)
+        found |= not last.busy and time.monotonic() - run.saved_at >= wait
+    return bool(run.fabric.broadcast(found)) if run.world_size > 1 and seconds else found
 
 
 def _add_late_columns(run: RunState, facts: Sequence[ExperienceRecord]) -> None:

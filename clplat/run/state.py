@@ -18,6 +18,8 @@ from clplat.metrics.record import RunRecord
 from clplat.run.evaluation import Evaluator
 from clplat.run.progress import Progress
 from clplat.run.runlog import RunLog
+from clplat.run.sources import Sources
+from clplat.run.writer import Writer
 from clplat.strategy import Strategy
 from clplat.stream import Data, Stream
 
@@ -70,8 +72,11 @@ class RunState:
         self.acting: Any = None  # `interaction.Acting`, while an environment is acted in
         self.acted: dict[str, Any] | None = None  # its state in the checkpoint that the run goes on from
         self.saves, self.saved_at, self.saved_step = 0, time.monotonic(), 0
+        self.save_seconds = 0.0  # that the last checkpoint held up the loop
+        self.writer = Writer()
+        self.sources: Sources | None = None  # of weights that checkpoints name instead of holding them
         self.flops_per_step = 0.0
-        self.spent = {"train_seconds": 0.0, "eval_seconds": 0.0, "train_flops": 0.0, "samples": 0.0}
+        self.spent = dict.fromkeys(("train_seconds", "eval_seconds", "save_seconds", "train_flops", "samples"), 0.0)
         self.window, self.boundary = 1, True  # batches of the current optimizer step, and whether this is its last
         self.share = 1.0  # of the samples of that step, what this batch has: its loss weighs so much
 

@@ -14,7 +14,7 @@ from clplat.metrics import interaction, online, summarize
 from clplat.metrics.record import RunRecord
 from clplat.package import __version__
 
-_COST = ("train_seconds", "eval_seconds", "samples_per_second", "first_step_seconds", "peak_rss_bytes",
+_COST = ("train_seconds", "eval_seconds", "save_seconds", "samples_per_second", "first_step_seconds", "peak_rss_bytes",
          "peak_device_bytes", "trainable_parameters", "stored_bytes", "train_flops")  # fmt: skip
 _REPRESENTATION = ("dormant_fraction", "effective_rank", "weight_norm", "gradient_norm")
 
@@ -74,6 +74,7 @@ def config_sha256(config: Config) -> str:
     """Digest of everything that can change a result: the resolved configuration without names and places."""
     aside = ("name", "output", "data_root", "tracking", "audit", "reference")
     plain = {k: v for k, v in config.to_dict().items() if k not in aside}
+    del plain["loop"]["checkpoint_whole"]
     return hashlib.sha256(to_json(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -82,6 +83,7 @@ def changes(before: Any, config: Config) -> str:
     if not isinstance(before, dict):
         return ""
     old, new = flat(before), flat(json.loads(to_json(config.to_dict())))
+    old.setdefault("loop.checkpoint_whole", False)  # of a run begun before there was this key
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     shown = ", ".join(f"{k}: {old.get(k)!r} → {new.get(k)!r}" for k in keys[:3])
     return shown + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -20,7 +20,8 @@ from mixed import mixed_config
 from clplat.run import checkpoint
 
 # The command line in a fresh process, with a signal sent to itself at a chosen event. Events are counted over the
-# whole run: an index into data, a backward pass, an evaluation batch, a file flushed within a checkpoint, a rename.
+# whole run: an index into data, a backward pass, an evaluation batch, a file flushed within a checkpoint, a rename; a
+# flush of the thread that writes while the loop goes on, which is slow then, and writes as often as it can.
 KILLER = """
 import os, sys
 import torch
@@ -53,6 +54,18 @@ elif event == "flush":
     counted(os, "fsync")
 elif event == "rename":
     counted(os, "replace")
+elif event == "writing":
+    import threading, time
+    from clplat.run import saving
+    saving.SHARE, fsync = 1e9, os.fsync
+    counted(os, "fsync")
+    beside = os.fsync
+    def flush(handle):
+        if threading.current_thread() is threading.main_thread():
+            return fsync(handle)
+        time.sleep(0.002)
+        return beside(handle)
+    os.fsync = flush
 from clplat.cli import main
 sys.exit(main(sys.argv[4:]))
 """
@@ -121,6 +134,24 @@ def test_killed_run_resumes_exactly(event: str, count: int, tmp_path: Path, unin
     run_dir = only_run(tmp_path)
     assert again.returncode == 0, again.stderr
     assert result(run_dir) == uninterrupted
+    assert not list(run_dir.rglob("*.part"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, 6, 8, 22, 25, 34, 41])
+def test_killed_while_a_checkpoint_is_written_beside_the_loop_resumes_exactly(
+    count: int, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """Whatever the loop has done meanwhile: steps, lines of the log, the ledger."""
+    config = str(write_config(tmp_path, checkpoint_every=None, checkpoint_seconds=0.001))
+    killed = command("writing", count, signal.SIGKILL, "run", config, "--quiet")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run_dir = only_run(tmp_path)
+    again = command("none", 0, 0, "run", "--resume", str(run_dir), "--quiet")
+    assert again.returncode == 0, again.stderr
+    finished, expected = result(run_dir), dict(uninterrupted)
+    finished.pop("config_sha256"), expected.pop("config_sha256")  # the checkpoint interval differs on purpose
+    assert finished == expected
     assert not list(run_dir.rglob("*.part"))
 
 
