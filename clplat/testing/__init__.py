@@ -20,6 +20,7 @@ import torch
 
 from clplat.components.state import rng_state, set_rng_state
 from clplat.errors import UserError
+from clplat.testing import checks_of_actions as actions
 from clplat.testing import checks_of_runs as runs
 from clplat.testing import checks_of_state as states
 from clplat.testing.checks_of_processes import processes
@@ -43,6 +44,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         runs.task_free,
         runs.test_data,
         runs.unlabelled,
+        actions.acting,
         states.memory,
         runs.seed,
         runs.leaks,

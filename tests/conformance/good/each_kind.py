@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Kind, Strategy
 from clplat.components.memory import Reservoir
+from clplat.components.transitions import TransitionMemory
+from clplat.data.transitions import pack_step, unpack
 
 
 class Ascent(Strategy):
@@ -64,6 +67,42 @@ class Actor(Strategy):
             return None
         x, y = self.transitions.sample(8) if batch is None else batch
         return self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+
+
+class Leaner(Strategy):
+    """Leans the way that brought it nearer to the middle; actions are vectors.
+
+    Args:
+        memory: transitions kept.
+        noise: deviation of what is added to actions in training, ≥ 0.
+    """
+
+    kinds = frozenset({Kind.INTERACT})
+    paper = "none: an example"
+
+    def __init__(self, *, memory: int = 30, noise: float = 0.3, **base: Any) -> None:
+        super().__init__(**base)
+        self.transitions, self.noise = TransitionMemory(memory, 1), noise
+
+    def act(self, observation: Any, explore: bool) -> np.ndarray:
+        seen = torch.as_tensor(observation)
+        with torch.no_grad():
+            action = self._leaning(seen if seen.ndim == 2 else seen[None])
+        if explore:
+            action = (action + self.noise * torch.randn(action.shape)).clamp(-1, 1)
+        return (action if seen.ndim == 2 else action[0]).numpy()
+
+    def observe(self, transition: Any) -> int:
+        self.transitions.add(pack_step(transition))
+        return 1
+
+    def training_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> Tensor:
+        t = unpack(self.transitions.sample(8) if batch is None else batch[0], 1)
+        nearer = t.next_observation[:, :1].abs() < t.observation[:, :1].abs()
+        return (self._leaning(t.observation) - torch.where(nearer, t.action, -t.action)).square().mean()
+
+    def _leaning(self, observation: Tensor) -> Tensor:
+        return self.model(observation)[:, :1].tanh()
 
 
 class Everything(Ascent, Entropy, Actor):
