@@ -26,6 +26,9 @@ class RL(Stream):
         env: gymnasium's id, of an environment whose actions are a vector of bounded numbers.
         env_options: arguments of the environment, such as {g: 14} of Pendulum-v1.
         physics: factors on gravity, mass and friction of a MuJoCo model, such as {mass: 1.5}.
+        pixels: side of the pictures that are observed instead of what the environment gives, the last three at once, ≥
+            0; 0 takes what it gives, a vector or images of bytes. Images need an encoder (backbone.encoder), and 4
+            bytes a number in a memory. MuJoCo draws without a screen where MUJOCO_GL is egl.
         data: recorded transitions: .npz or .hdf5 in D4RL's layout, or a Minari folder, in the environment's units;
             looked for as named, in offline_rl/ of the data root and among Minari's. {seed} in it is the seed. null:
             none.
@@ -56,6 +59,7 @@ class RL(Stream):
         env: str = "Pendulum-v1",
         env_options: dict[str, Any] = {},  # noqa: B006
         physics: dict[str, float] = {},  # noqa: B006
+        pixels: int = 0,
         data: str | None = None,
         timeouts: Timeouts = "file",
         env_steps: int = 10_000,
@@ -68,9 +72,9 @@ class RL(Stream):
         data_root: str | None = None,
     ) -> None:
         shared = {
-            "env": env, "env_options": env_options, "physics": physics, "data": data, "timeouts": timeouts,
-            "env_steps": env_steps, "envs": envs, "probe": probe, "learn_from_data": learn_from_data,
-            "returns": returns,
+            "env": env, "env_options": env_options, "physics": physics, "pixels": pixels, "data": data,
+            "timeouts": timeouts, "env_steps": env_steps, "envs": envs, "probe": probe,
+            "learn_from_data": learn_from_data, "returns": returns,
         }  # fmt: skip
         experiences, sizes, gyms = [], [], []
         for index, entry in enumerate(sequence or [{}]):
@@ -79,13 +83,13 @@ class RL(Stream):
                 raise UserError(f"stream.sequence: entry {index} has {unknown} (valid: name, {', '.join(shared)})")
             one = _One(index, {**shared, **entry}, seed or 0, data_root)
             experiences.append(one.experience)
-            sizes.append((one.gym.observations, one.gym.actions))
+            sizes.append((one.gym.shape, one.gym.actions))
             gyms.append(one.gym)
         names = [e.name for e in experiences]
         experiences = [replace(e, name=f"{e.name}_{e.index}") if names.count(e.name) > 1 else e for e in experiences]
         if len(set(sizes)) > 1:
             raise UserError(f"stream.sequence: sizes of observations and actions {sizes} differ (valid: the same)")
-        super().__init__(experiences, num_classes=0, input_shape=sizes[0][:1])
+        super().__init__(experiences, num_classes=0, input_shape=sizes[0][0])
         self.answers = Actions(sizes[0][1])
         bounds = {key: [getattr(g, key).tolist() for g in gyms] for key in ("low", "high")}
         self.origin = {"acting": {**gyms[0].raw(), **bounds, "dtype": str(gyms[0].low.dtype)}}
@@ -95,15 +99,17 @@ class _One:
     """One experience, from its options."""
 
     def __init__(self, index: int, given: dict[str, Any], seed: int, data_root: str | None) -> None:
-        for key, least in (("env_steps", 0), ("envs", 1), ("probe", 0)):
+        for key, least in (("env_steps", 0), ("envs", 1), ("probe", 0), ("pixels", 0)):
             value = given[key]
             _require(key, value, isinstance(value, int) and value >= least, f"≥ {least}")
         bounds = given["returns"]
         _require("returns", bounds, len(bounds) in (0, 2) and (not bounds or bounds[0] < bounds[1]),
                  "[random, expert], the second above the first, or empty")  # fmt: skip
         _require("timeouts", given["timeouts"], given["timeouts"] in ("file", "limit"), "file, limit")
-        maker = Maker(given["env"], given["env_options"], given["physics"])
+        maker = Maker(given["env"], given["env_options"], given["physics"], given["pixels"])
         self.gym = maker()
+        if given["pixels"]:
+            self.gym.reset(seed=0)  # draws, or says why it can't
         train, probe, returns = None, None, tuple(bounds) or None
         if given["data"] is not None:
             recording = read_recording(
@@ -123,8 +129,10 @@ class _One:
 
 def _fitted(recording: Recording, gym: Gym, name: str) -> Data:
     """The recording as data for this environment."""
+    if len(gym.shape) > 1:
+        raise UserError(f"stream.data: {name} is observed as images, and recorded images are not read (valid: null)")
     found = [recording.arrays[k].shape[1] for k in ("observations", "next_observations", "actions")]
-    valid = [gym.observations, gym.observations, gym.actions]
+    valid = [*gym.shape, *gym.shape, gym.actions]
     if found != valid:
         raise UserError(
             f"stream.data: {recording.path} has {found[0]} numbers in observations and {found[2]} in actions, {name} "

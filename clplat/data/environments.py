@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clplat.data.pixels import STACK, Pictures, layout_of, scaled
 from clplat.errors import MissingError, UserError
 
 PHYSICS = ("gravity", "mass", "friction")  # of a MuJoCo model
@@ -29,14 +30,16 @@ class Maker:
         name: gymnasium's id.
         options: arguments of `gymnasium.make`.
         physics: factors, > 0, on what a MuJoCo model has of `PHYSICS`.
+        pixels: side of the pictures that are observed, ≥ 0; 0 observes what the environment gives.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     physics: Mapping[str, float] = field(default_factory=dict)
+    pixels: int = 0
 
     def __call__(self) -> Gym:
-        return Gym(self)
+        return self.rendered() if self.pixels else Gym(self)
 
     def rendered(self) -> Gym:
         """One that also draws pictures, without a screen: see `Gym.render`.
@@ -44,8 +47,9 @@ class Maker:
         Raises:
             UserError: the environment draws none.
         """
-        if "rgb_array" not in self().env.metadata.get("render_modes", []):
-            raise UserError(f"loop.eval_frames: {self.name} draws no pictures (valid: 0)")
+        if "rgb_array" not in Gym(replace(self, pixels=0)).env.metadata.get("render_modes", []):
+            key = "stream.pixels" if self.pixels else "loop.eval_frames"
+            raise UserError(f"{key}: {self.name} draws no pictures (valid: 0)")
         return Gym(replace(self, options={**self.options, "render_mode": "rgb_array"}))
 
 
@@ -64,14 +68,18 @@ class Gym:
         base: Any = self.env.unwrapped
         spaces = gymnasium.spaces
         space, actions = self.env.observation_space, self.env.action_space
-        self._flatten = None if isinstance(space, spaces.Box) and len(space.shape) == 1 else spaces.flatten
+        box, self._layout = isinstance(space, spaces.Box), None
+        self._pictures = Pictures(maker.pixels) if maker.pixels else None
+        if box and len(space.shape) == 3 and not maker.pixels:
+            self._layout = layout_of(maker.name, space)
+        self._flatten = None if (box and len(space.shape) == 1) or self._layout else spaces.flatten
         flat = spaces.flatten_space(space)
         if not isinstance(flat, spaces.Box) or not isinstance(actions, spaces.Box) or len(actions.shape) != 1:
             raise UserError(f"stream.env: {maker.name} has observations {space} and actions {actions} (valid: numbers "
                             "for observations, a vector of bounded numbers for actions)")  # fmt: skip
         if not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
             raise UserError(f"stream.env: {maker.name} has actions without bounds, {actions} (valid: bounded ones)")
-        self.observations, self.actions = flat.shape[0], actions.shape[0]
+        self.shape, self.actions = self._shape(flat), actions.shape[0]
         self.limit = None if self.env.spec is None else self.env.spec.max_episode_steps
         self.low, self.high = actions.low, actions.high
         self._mujoco = hasattr(base, "model") and hasattr(base, "data") and type(base.data).__name__ == "MjData"
@@ -79,22 +87,35 @@ class Gym:
         control = type(base).__module__.startswith("gymnasium.envs.classic_control")
         self.savable = control or (self._mujoco and type(base).__module__.startswith("gymnasium.envs.mujoco"))
 
+    def _shape(self, flat: Any) -> tuple[int, ...]:
+        """Of an observation: (o,), or (C, H, W) of an image."""
+        if self._pictures is not None:
+            return (3 * STACK, self._pictures.side, self._pictures.side)
+        own = self.env.observation_space.shape
+        return flat.shape if self._layout is None else own if self._layout == "first" else (own[2], own[0], own[1])
+
     def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """The first observation (o,) float32 of an episode."""
+        """The first observation of an episode, float32: (o,), or an image (C, H, W) in [0, 1]."""
         observation, info = self.env.reset(seed=seed)
-        return self._flat(observation), info
+        return self._seen(observation, first=True), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """`action` (a,) in [-1, 1]; what lies beyond is cut."""
         observation, reward, terminated, truncated, info = self.env.step(self.real(action))
-        return self._flat(observation), float(reward), bool(terminated), bool(truncated), info
+        return self._seen(observation), float(reward), bool(terminated), bool(truncated), info
 
     def real(self, actions: Any) -> np.ndarray:
         """Actions (..., a) in [-1, 1] in the environment's own units."""
         return in_units(np.asarray(actions), self.low, self.high)
 
     def flattened(self) -> Any:
-        """The environment for others, whose observations are vectors as here."""
+        """The environment for others, whose observations are vectors as here.
+
+        Raises:
+            UserError: they are images.
+        """
+        if len(self.shape) > 1:
+            raise UserError(f"env: {self.env.spec.id} is observed as images (valid: an environment of vectors)")
         from gymnasium.wrappers import FlattenObservation
 
         return self.env if self._flatten is None else FlattenObservation(self.env)
@@ -104,6 +125,8 @@ class Gym:
         import gymnasium
 
         space, spaces = self.env.observation_space, gymnasium.spaces
+        if len(self.shape) == 3:
+            return {"shape": list(space.shape if self._layout else self.shape), "channels": self._layout or "first"}
         if isinstance(space, spaces.Box):
             return {"shape": list(space.shape)}
         plain = isinstance(space, spaces.Dict) and all(isinstance(s, spaces.Box) for s in space.values())
@@ -116,12 +139,13 @@ class Gym:
             MissingError: what draws it is not installed, or finds no graphics library.
         """
         name = self.env.spec.id if self.env.spec is not None else type(self.env.unwrapped).__name__
+        key = "loop.eval_frames" if self._pictures is None else "stream.pixels"
         try:
             with warnings.catch_warnings(action="ignore"):  # of libraries that were tried before the one that draws
                 picture = self.env.render()
         except Exception as error:  # graphics libraries raise errors of all kinds
             raise MissingError(
-                f"loop.eval_frames: {name} can't be rendered here ({_line(error)[:160]}): install what it names; "
+                f"{key}: {name} can't be rendered here ({_line(error)[:160]}): install what it names; "
                 "MuJoCo renders without a screen where MUJOCO_GL is egl or osmesa"
             ) from error
         return np.asarray(picture)
@@ -136,6 +160,8 @@ class Gym:
         found: dict[str, Any] = {"layers": layers, "rng": _rng(self.env.unwrapped)}
         if self._mujoco:
             found["mujoco"] = _simulator(self.env.unwrapped)
+        if self._pictures is not None:
+            found["pictures"] = torch.from_numpy(self._pictures.seen.copy())
         return found
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -146,8 +172,14 @@ class Gym:
         base.np_random.bit_generator.state = json.loads(state["rng"])
         if self._mujoco:
             _set_simulator(base, state["mujoco"])
+        if self._pictures is not None:
+            self._pictures.seen = state["pictures"].numpy().copy()
 
-    def _flat(self, observation: Any) -> np.ndarray:
+    def _seen(self, observation: Any, first: bool = False) -> np.ndarray:
+        if self._pictures is not None:
+            return self._pictures.add(self.render(), first)
+        if self._layout is not None:
+            return scaled(np.asarray(observation), self._layout)
         if self._flatten is not None:
             observation = self._flatten(self.env.observation_space, observation)
         return np.asarray(observation, dtype=np.float32)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clplat.data.arrays import CHANNELS, channel_axis
 from clplat.data.pictures import FITS, channels_first, pixels, stacked, stretched
+from clplat.data.pixels import scaled
 from clplat.data.prompts import Prompts
 from clplat.data.tokens import Tokenizer, load_tokenizer, padded
 from clplat.errors import UserError
@@ -197,7 +198,12 @@ class Raw:
                 raise UserError(f"inputs: an observation of {sorted(inputs)} (valid: {acting.get('keys') or 'flat'})")
             return np.concatenate([np.ravel(inputs[key]) for key in acting["keys"]]).astype(np.float32)[None], True
         array, flat = _array(inputs), self.known.shape
-        for form in (flat, tuple(acting.get("shape", flat))):
+        if "channels" in acting and array.dtype.kind in "ui":  # images of bytes, as the environment gives them
+            own = tuple(acting["shape"])
+            if array.shape[-3:] != own or array.ndim > 4:
+                raise UserError(f"inputs: images {array.shape} (valid: ({'x'.join(map(str, own))}), one or several)")
+            return scaled(array, acting["channels"]).reshape(-1, *flat), array.ndim == 3
+        for form in (flat,) if "channels" in acting else (flat, tuple(acting.get("shape", flat))):
             if array.ndim in (len(form), len(form) + 1) and array.shape[array.ndim - len(form) :] == form:
                 return array.astype(np.float32).reshape(-1, *flat), array.ndim == len(form)
         raise UserError(f"inputs: observations {array.shape} (valid: ({'x'.join(map(str, flat))}), one or several)")

@@ -39,7 +39,8 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     """
     trial = _Trial(config)
     stream = trial.part("stream", lambda options: build_stream(config, options))
-    shape, classes = (stream.input_shape, stream.num_classes) if stream is not None else ((1, 28, 28), 10)
+    cls = discovery.load("strategies", config.strategy.name)
+    shape, classes = (stream.input_shape, stream.num_classes) if stream is not None else _guess(cls)
     seed_everything(config.seed)
     make_backbone = discovery.load("backbones", config.backbone.name)
     backbone = trial.part("backbone", lambda options: make_backbone(shape, **options), whole=stream is not None)
@@ -47,19 +48,18 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
         trial.faults += agree(stream, backbone)
     width = 1 if backbone is None else backbone.embed_dim
     head = None
-    if backbone is None or backbone.needs_head:
+    if classes > 0 if backbone is None else backbone.needs_head:  # a stream of environments has no use for one
         make_head = discovery.load("heads", config.head.name)
         head = trial.part("head", lambda options: make_head(width, classes, **options), whole=stream is not None)
         if stream is not None and backbone is not None and stream.answers is not None and len(shape) == 2:
             trial.faults.append(f"backbone: {config.backbone.name} takes no token ids (valid: language_model)")
     else:
         trial.faults += _idle_head(config)
-    cls = discovery.load("strategies", config.strategy.name)
     trial.faults += [f"strategy: {f}" for f in check_hooks(cls)]
     model: Any = torch.nn.Linear(1, 1)
     if backbone is not None and (head is not None or not backbone.needs_head):
         answers = None if stream is None else stream.answers
-        model = trial.part("backbone", lambda _: backbone.assemble(head, answers)) or model
+        model = trial.part("backbone", lambda _: backbone.assemble(head, answers), whole=stream is not None) or model
     untrained: dict[str, torch.Tensor] | None = None
     if start is not None and isinstance(model, Classifier):
         untrained = {name: t.clone() for name, t in model.state_dict().items()}
@@ -76,6 +76,11 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     assert stream is not None
     assert strategy is not None
     return stream, strategy
+
+
+def _guess(cls: type[Strategy]) -> tuple[tuple[int, ...], int]:
+    """Shape of inputs and number of classes that the other parts are tried on where there is no stream."""
+    return ((3,), 0) if cls.kinds == {Kind.INTERACT} else ((1, 28, 28), 10)
 
 
 class _Trial:

@@ -188,3 +188,18 @@ def test_what_is_kept_for_measurement_no_strategy_sees(tmp_path: Path) -> None:
     assert experience.train is None
     assert len(experience.probe) == 50
     assert experience.seen().probe is None
+
+
+def test_a_run_on_bad_data_says_one_line_and_exits_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not a second one, of what else could not be built without the stream."""
+    from clplat.cli import main
+
+    path = saved(tmp_path, spoilt(rewards=put(7, np.nan)))
+    options = ["--stream", "rl", "--stream.data", path, "--backbone", "actor_critic", "--strategy", "wsrl"]
+    assert main(["run", *options, "--output", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "rewards of" in said[0]
+    assert main(["run", *options[:2], "--stream.data", str(tmp_path / "none.npz"), *options[4:]]) == 3
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "none.npz is missing" in said
