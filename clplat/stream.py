@@ -109,7 +109,7 @@ class Answers:
 
     Args:
         classes: (C, A) int64 token ids of the answer that each class stands for, or of the prompt that describes it,
-            its end token included, padded with -1; (0, 0) where answers are free text.
+            its end token included, padded with -1; (0, 0) where answers are free text, or class ids alone are asked.
         end: id of the token that ends an answer.
         vocabulary: token ids lie below this.
         new_tokens: tokens to generate at most in evaluation; 0 scores the answers of the classes instead.

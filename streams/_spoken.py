@@ -22,16 +22,20 @@ class Spoken:
         max_length: tokens of a prompt.
         max_answer: tokens of an answer with its end.
         notes: takes a line for what is cut.
+        cue: whether the end of a prompt asks for the answer, and so stays where the prompt is cut.
     """
 
-    def __init__(self, tokenizer: Tokenizer, chat: bool, max_length: int, max_answer: int, notes: list[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, chat: bool, max_length: int, max_answer: int, notes: list[str], cue: bool = True
+    ) -> None:
         self.tokenizer, self.notes, self.max_answer = tokenizer, notes, max_answer
-        self._prompts = Prompts(tokenizer, chat, max_length)
+        self._prompts = Prompts(tokenizer, chat, max_length, cue)
 
     def facts(self, name: str | None) -> dict[str, Any]:
         """How texts become ids, as data; `name` is the tokenizer's."""
         own = {"tokenizer": name or "bytes", "fingerprint": self.tokenizer.fingerprint}
-        return own | {"chat": self._prompts.chat, "max_length": self._prompts.max_length}
+        how = self._prompts
+        return own | {"chat": how.chat, "max_length": how.max_length, "cue": how.cue}
 
     def prompts(self, texts: Sequence[str], which: np.ndarray, what: str) -> list[np.ndarray]:
         """Ids of `texts` at places `which` in the tokenizer's template, cut where too long (see `Prompts`)."""
@@ -39,8 +43,8 @@ class Spoken:
         found, cut = self._prompts.framed(encoded[i] for i in which.tolist())
         if cut:
             self.notes.append(
-                f"stream.max_length: {len(cut)} of {len(which)} {what} lose tokens before their end ({max(cut)} at "
-                f"most, of which {self._prompts.max_length} stay)"
+                f"stream.max_length: {len(cut)} of {len(which)} {what} lose {self._prompts.lost} ({max(cut)} at most, "
+                f"of which {self._prompts.max_length} stay)"
             )
         return found
 

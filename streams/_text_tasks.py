@@ -202,7 +202,7 @@ def instruction_lines(file: Path | None) -> dict[str, str]:
     return {group: line.rstrip("\n") for group, line in found.items()}
 
 
-def olora_task(root: Path, name: str, instructions: dict[str, str], preamble: bool = True) -> Task:
+def olora_task(root: Path, name: str, instructions: dict[str, str], cue: bool = True, preamble: bool = True) -> Task:
     """One task of the O-LoRA benchmarks from `root`/olora_text, or from the repository's own CL_Benchmark folder.
 
     Where only training rows are there, the last fifth is held out; where only test rows are, every fifth of them is,
@@ -235,7 +235,7 @@ def olora_task(root: Path, name: str, instructions: dict[str, str], preamble: bo
             raise UserError(f"stream.tasks: {where}: label {known['label']!r} is unknown (valid: {', '.join(labels)})")
         asked = "" if group == "COPA" else f"{instructions[group]}\nOption: {', '.join(labels)} \n"
         before = f"Task:{group}\nDataset:{dataset}\n{asked}" if preamble else ""
-        return Row(f"{before}{known['sentence']}\nAnswer:", (known["label"],))
+        return Row(f"{before}{known['sentence']}" + "\nAnswer:" * cue, (known["label"],))
 
     golden, notes = dict[str, list[Row]](), list[str]()
     for part, rows in (("train", train), ("test", test)):
@@ -272,8 +272,8 @@ def superni_names(root: Path) -> list[str]:
     return sorted(p.name for p in (root / "superni_text").glob("task*") if p.is_dir())
 
 
-def superni_task(root: Path, name: str, limit: int) -> Task:
-    """One task of SuperNI: its definition, then the input.
+def superni_task(root: Path, name: str, limit: int, asked_for: bool = True) -> Task:
+    """One task of SuperNI: its definition, then the input; or the input alone where no answer in words is asked for.
 
     Raises:
         MissingError: it is not there.
@@ -287,8 +287,8 @@ def superni_task(root: Path, name: str, limit: int) -> Task:
 
     def row(content: dict[str, Any], where: str) -> Row:
         known = fields(content, where, ("input", "output"))
-        prompt = f"{asked}\nInput: {_text(known, 'input', where).strip()}\nOutput:"
-        return Row(prompt, _texts(known, "output", where))
+        given = _text(known, "input", where).strip()
+        return Row(f"{asked}\nInput: {given}\nOutput:" if asked_for else given, _texts(known, "output", where))
 
     return folder_task(folder, name, limit, row, metric)
 

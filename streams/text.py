@@ -1,4 +1,4 @@
-"""Text: instructions and their answers, for language models.
+"""Text: instructions and their answers for language models, labelled texts for encoders.
 
 Source   the standard benchmark (orders 1 to 3: Zhang et al., NeurIPS 2015, arXiv:1509.01626) and the 15 tasks (orders 4
          to 6: Razdaibiedina et al., "Progressive Prompts", ICLR 2023, arXiv:2301.12314), as the files and prompts of
@@ -11,6 +11,9 @@ Differs  a prompt that is too long loses tokens before its last 16, not its end,
 Inputs are (N, 2, L) int32 filled with -1: row 0 the prompt's token ids, row 1 the classes to choose from, none for all.
 Labels are (N,) class ids, a class being an answer, the same words in two tasks one class; or, where a task's answers
 are free text, (N, A + 1): token ids filled with -1, and behind them −2 − n, n the row of the right texts.
+
+Tasks with other answers each are class-incremental, those with the same ones (reviews of other shops) domain-
+incremental; with `tell_task` either is task-incremental.
 """
 
 from __future__ import annotations
@@ -33,11 +36,12 @@ from clplat.metrics.text import TEXT_METRICS
 from clplat.stream import Answers, Data, Experience, Kind, Stream
 from clplat.streams import _text_tasks
 from clplat.streams._spoken import Spoken
+from clplat.streams._text_options import check, check_answer, check_uses
 from clplat.streams._text_tasks import OLORA, ORDERS, Row, Task
 
 
 class Text(Stream):
-    """Instruction tasks one after the other; a language model learns to write the answer.
+    """Text tasks one after the other; a language model learns to write the answer, an encoder with a head its class.
 
     Args:
         seed: of everything drawn; null takes the run's seed.
@@ -55,8 +59,10 @@ class Text(Stream):
         path: of trace and jsonl; a relative one that is not in the working directory is looked for in the data root.
         instructions: file of instruction lines in the benchmark's format (its configs/instruction_config.json), found
             like `path`; null takes our own wording.
+        answer: words: of a language model or CLIP. class: an id, for a backbone with a head: the text alone, without
+            preamble and cue (olora, superni), which loses its end where it is too long. Null: what the backbone needs.
         preamble: begin prompts of olora with group, data set, instruction and options; false leaves the text and its
-            cue for the answer, for models that know no instructions and have little room.
+            cue for the answer, for models that know no instructions and have little room; null: true with words.
         chat: give each prompt as what a user says, in the tokenizer's chat template, which then stands for its plain
             one.
         tokenizer: folder, name below $CLPLAT_DATA/weights or hub name; null takes that of the backbone's weights, and
@@ -71,6 +77,7 @@ class Text(Stream):
         candidates: what scores compare: all answers of the stream, or those named in the prompt, which are the task's.
         choices: a task of superni, trace or jsonl with at most so many different answers, each row with one and at
             least two training rows for each, is a choice among them, ≥ 1.
+        tell_task: tell the task at test time: a prediction is one among its classes.
         classes_per_task: cut a task with more classes to choose from into several, of so many each in the order of its
             labels, ≥ 1; its prompts stay as they are. Null cuts none.
         train_per_class: keep so many training samples of each class of a task, drawn, ≥ 1; null keeps all.
@@ -95,7 +102,8 @@ class Text(Stream):
         absent: Literal["error", "skip"] = "error",
         path: str | None = None,
         instructions: str | None = None,
-        preamble: bool = True,
+        answer: Literal["words", "class"] | None = None,
+        preamble: bool | None = None,
         chat: bool = False,
         tokenizer: str | None = None,
         max_length: int = 512,
@@ -104,32 +112,28 @@ class Text(Stream):
         evaluate: Literal["score", "generate"] = "score",
         candidates: Literal["all", "prompt"] = "all",
         choices: int = 20,
+        tell_task: bool = False,
         classes_per_task: int | None = None,
         train_per_class: int | None = None,
         test_per_class: int | None = None,
         validation: float = 0.0,
     ) -> None:
-        _check(
-            order=(order, order in ORDERS, "1 to 6"),
-            max_length=(max_length, max_length >= 32, "≥ 32"),
-            max_answer=(max_answer, max_answer >= 2, "≥ 2"),
-            buckets=(buckets, buckets >= 1, "≥ 1"),
-            choices=(choices, choices >= 1, "≥ 1"),
-            classes_per_task=(classes_per_task, classes_per_task is None or classes_per_task >= 1, "≥ 1, or null"),
-            train_per_class=(train_per_class, train_per_class is None or train_per_class >= 1, "≥ 1, or null"),
-            test_per_class=(test_per_class, test_per_class is None or test_per_class >= 1, "≥ 1, or null"),
-            validation=(validation, 0 <= validation < 1, "in [0, 1)"),
-        )
-        _check_uses(benchmark, order=order, tasks=tasks, instructions=instructions, preamble=preamble, choices=choices)
-        notes: list[str] = []
+        check(answer=answer, order=order, max_length=max_length, max_answer=max_answer, buckets=buckets,
+              choices=choices, classes_per_task=classes_per_task, train_per_class=train_per_class,
+              test_per_class=test_per_class, validation=validation)  # fmt: skip
+        words, notes = answer != "class", list[str]()
+        check_uses(benchmark, order=order, tasks=tasks, instructions=instructions, preamble=preamble, choices=choices)
+        check_answer(words, chat=chat, max_answer=max_answer, evaluate=evaluate, candidates=candidates,
+                      tell_task=tell_task)  # fmt: skip
         names = list(ORDERS[order]) if tasks is None and benchmark == "olora" else tasks
-        found = _read(benchmark, names, absent, path, instructions, preamble, choices, find_root(data_root), notes)
+        said = words, words if preamble is None else preamble
+        found = _read(benchmark, names, absent, path, instructions, said, choices, find_root(data_root), notes)
         found = [part for task in found for part in _text_tasks.cut(task, classes_per_task)]
-        self.buckets, self.free, self.tokenizer = buckets, _any_free(found, evaluate), load_tokenizer(tokenizer)
+        self.buckets, self.free, self.tokenizer = buckets, _any_free(found, evaluate, words), load_tokenizer(tokenizer)
         names = list(dict.fromkeys(label for t in found for label in t.labels))
-        self.spoken = Spoken(self.tokenizer, chat, max_length, max_answer, notes)
+        self.spoken = Spoken(self.tokenizer, chat, max_length, max_answer, notes, cue=words)
         notes += dict.fromkeys(note for task in found for note in task.notes)
-        classes = self.spoken.classes([] if self.free else names, evaluate == "generate")
+        classes = self.spoken.classes(names if words and not self.free else [], evaluate == "generate")
         self._references: list[list[tuple[str, str]]] = []  # (metric, text) of the right answers to each free sample
         drawn = [_draw(t, seed or 0, i, train_per_class, test_per_class, validation) for i, t in enumerate(found)]
         experiences = self._experiences(found, drawn, names, candidates == "prompt")
@@ -139,6 +143,7 @@ class Text(Stream):
             experiences,
             num_classes=0 if self.free else len(names),
             input_shape=tuple(experiences[0].train.inputs.shape[1:]),
+            task_known=tell_task,
             class_names=() if self.free else names,
         )
         named = tuple(tuple(map(names.index, t.labels)) for t in found) if candidates == "prompt" else ()
@@ -264,10 +269,14 @@ def _some(classes: np.ndarray, count: int | None, rng: np.random.Generator) -> n
 
 
 def _read(
-    benchmark: str, names: list[str] | None, absent: str, path: str | None, instructions: str | None, preamble: bool,
-    choices: int, root: Path | None, notes: list[str],
+    benchmark: str, names: list[str] | None, absent: str, path: str | None, instructions: str | None,
+    said: tuple[bool, bool], choices: int, root: Path | None, notes: list[str],
 ) -> list[Task]:  # fmt: skip
-    """The tasks of a benchmark, in order; `notes` takes a line for each that is left out."""
+    """The tasks of a benchmark, in order; `notes` takes a line for each that is left out.
+
+    Args:
+        said: around a text: whether a cue for its answer, and a preamble.
+    """
     if benchmark in ("olora", "superni"):
         if path is not None:
             raise UserError(f"stream.path: {path!r} has no meaning here (valid: null; used with trace and jsonl)")
@@ -302,9 +311,9 @@ def _read(
     for name in names:
         try:
             if benchmark == "olora":
-                found.append(_text_tasks.olora_task(place, name, lines, preamble))
+                found.append(_text_tasks.olora_task(place, name, lines, *said))
             elif benchmark == "superni":
-                found.append(_text_tasks.superni_task(place, name, choices))
+                found.append(_text_tasks.superni_task(place, name, choices, said[0]))
             elif place.is_file():
                 found.append(_text_tasks.file_task(place, choices, "rouge_l"))
             else:
@@ -319,9 +328,14 @@ def _read(
     return found
 
 
-def _any_free(tasks: Sequence[Task], evaluate: str) -> bool:
+def _any_free(tasks: Sequence[Task], evaluate: str, words: bool) -> bool:
     """Whether a task's answers are free text, which can't be scored."""
     free = next((t for t in tasks if not t.labels), None)
+    if free is not None and not words:
+        raise UserError(
+            f"stream.answer: class, but those of {free.name} are free text (valid: words; or rows with one answer "
+            "each, of which at most stream.choices differ, and half as many as there are training rows)"
+        )
     if free is not None and evaluate == "score":
         raise UserError(
             f"stream.evaluate: score needs answers to choose from, but those of {free.name} are free text (valid: "
@@ -352,27 +366,3 @@ def _find(path: str, root: Path | None, option: str = "path") -> Path:
         if place.exists():
             return place
     raise MissingError(f"stream.{option}: {path} is missing: put it there, or into the data root")
-
-
-def _check_uses(benchmark: str, **options: Any) -> None:
-    """Refuse options that a benchmark would not read."""
-    unused: dict[str, object] = {"instructions": None, "preamble": True, "order": 1}
-    if benchmark == "olora":
-        unused = {"choices": 20, **({} if options["tasks"] is None else {"order": 1})}
-    faults = [
-        f"stream.{key}: {options[key]!r} has no meaning here (valid: {plain!r}, its default)"
-        for key, plain in unused.items()
-        if options[key] != plain
-    ]
-    if options["tasks"] == []:
-        faults.append("stream.tasks: [] names no task (valid: names, or null)")
-    if faults:
-        raise UserError(*faults)
-
-
-def _check(**options: tuple[object, bool, str]) -> None:
-    faults = [
-        f"stream.{k}: {v!r} is out of range (valid: {valid})" for k, (v, holds, valid) in options.items() if not holds
-    ]
-    if faults:
-        raise UserError(*faults)

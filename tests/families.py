@@ -1,4 +1,5 @@
-"""Tiny streams for models that know their classes by words, and the models: CLIP, a decoder, an encoder-decoder.
+"""Tiny streams for models that know their classes by words, and the models: CLIP, a decoder, an encoder-decoder; and an
+encoder of texts with a head, whose stream tells ids of classes alone.
 
 Shapes: N samples of a pool, L tokens of a prompt, C = 4 classes.
 """
@@ -11,7 +12,9 @@ import torch
 
 from clplat import Data, Experience, Kind, Stream
 from clplat.backbones.clip import clip
+from clplat.backbones.heads import Growing
 from clplat.backbones.language_model import language_model
+from clplat.backbones.text_encoder import text_encoder
 from clplat.stream import Answers
 
 CLASSES, END, IDS, LENGTH, SIDE, PER_CLASS = 4, 2, 40, 9, 16, 6
@@ -80,7 +83,15 @@ def texts(forget: int | None = None, free: bool = False, named: bool = False) ->
     return Told(torch.stack([prompts, choice], 1).int(), forget, WORDS[ids] if free else None)
 
 
-STREAMS = {"clip": pictures, "llama": texts, "t5": texts}
+def labelled(forget: int | None = None) -> Told:
+    """Texts as in `texts`, whose classes have no words."""
+    stream = texts(forget)
+    stream.answers = Answers(torch.empty(0, 0, dtype=torch.int64), END, IDS)
+    return stream
+
+
+STREAMS = {"clip": pictures, "llama": texts, "t5": texts}  # of models whose classes are words
+ALL = {**STREAMS, "encoder": labelled}
 
 
 def model(family: str, stream: Stream, **options: Any) -> Any:
@@ -88,4 +99,7 @@ def model(family: str, stream: Stream, **options: Any) -> Any:
     size = {"dim": 16, "depth": 1, "heads": 2, "vocabulary": IDS, **options}
     if family == "clip":
         return clip(stream.input_shape, **size).assemble(None, stream.answers)
+    if family == "encoder":
+        backbone = text_encoder(stream.input_shape, **size)
+        return backbone.assemble(Growing(backbone.embed_dim, CLASSES), stream.answers)
     return language_model(stream.input_shape, family=family, **size).assemble(None, stream.answers)

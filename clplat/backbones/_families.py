@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,20 @@ def fixed_length(config: Any) -> float:
     known = [k.get("original_max_position_embeddings") for k in kinds]
     known += [getattr(config, "original_max_position_embeddings", None)] if kinds else []
     return min((k for k in (*known, getattr(config, "index_topk", None)) if k is not None), default=torch.inf)
+
+
+def repeated(part: nn.Module) -> list[nn.Module]:
+    """The blocks of a stack: the members of its outermost list of modules."""
+    return list(next((m for m in part.modules() if isinstance(m, nn.ModuleList)), []))
+
+
+def role(name: str, stems: Sequence[str]) -> Literal["attention", "ffn"] | None:
+    """What a layer called `name` does in the block whose name and dot is one of `stems`; None in no block."""
+    stem = next((s for s in stems if name.startswith(s)), None)
+    if stem is None:
+        return None
+    inside = name.removeprefix(stem).lower()
+    return "attention" if "attn" in inside or "attention" in inside else "ffn"
 
 
 def fused(module: nn.Module) -> bool:
@@ -91,6 +105,111 @@ def check(net: Any) -> None:
             f"backbone.weights: this {kind} reads an answer before it writes it, and so is no decoder (valid: a causal "
             "model; where its config.json has is_decoder: true)"
         )
+
+
+def check_encoder(net: Any) -> frozenset[str]:
+    """Names of the parameters of an encoder that its states do not depend on (a part for entities, say).
+
+    Refuses a model whose first state does not depend on a later token, or any state on padding; whose blocks put out
+    anything but (B, L, D) states; or that can't be run. What is asked is structure, not numbers, as in `check`.
+
+    Raises:
+        UserError: as said.
+    """
+    kind, seen, training = net.config.model_type, list[Tensor](), net.training
+
+    def watch(_: Any, __: Any, output: Tensor) -> Tensor:
+        seen.append(output.detach().requires_grad_())
+        return seen[-1].clone()
+
+    def note(_: Any, __: Any, output: Any) -> None:
+        shapes.append(getattr(output[0] if isinstance(output, tuple) else output, "shape", ())[:2])
+
+    length = -(-6 // width(net.config)) * width(net.config)
+    real, shapes = torch.arange(length)[None] < 4, list[tuple[int, ...]]()  # four tokens, padding behind them
+    handles = [block.register_forward_hook(note) for block in encoder_blocks(net)]  # some are called past their hooks
+    try:
+        ids = (torch.arange(3, length + 3)[None] % net.config.vocab_size).where(real, net.config.pad_token_id or 0)
+        with torch.enable_grad(), _watched(net, watch):
+            states = net.eval()(input_ids=ids, attention_mask=real.long()).last_hidden_state
+            if len(shapes) < len(handles) or (other := {tuple(s) for s in (*shapes, states.shape[:2])} - {(1, length)}):
+                what = f"states of shape {other.pop()}" if len(shapes) >= len(handles) else "no states"
+                raise ValueError(f"blocks put out {what} for {length} tokens")
+            # A plain sum over features is the same for any tokens where a normalisation comes last.
+            each = states[0].float() @ torch.linspace(-1, 1, states.shape[2])
+            first, of_all = (torch.autograd.grad(e, seen[-1], retain_graph=True)[0] for e in (each[0], each[:4].sum()))
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise UserError(f"backbone.weights: a {kind} can't be run as an encoder of token ids ({why})") from error
+    finally:
+        net.train(training)
+        for handle in handles:
+            handle.remove()
+    if of_all.flatten(0, -2)[4:].any():
+        raise UserError(
+            f"backbone.weights: what a {kind} makes of a text depends on the padding behind it, and so on the rest of "
+            "its batch (valid: bert, roberta, deberta, ...)"
+        )
+    if not first.flatten(0, -2)[3].any():
+        raise UserError(
+            f"backbone.weights: a token of this {kind} does not see those behind it, and so it is no encoder (valid: "
+            "bert, roberta, deberta, ...; a decoder with language_model)"
+        )
+    used = {id(p) for p in (*_leaves(each.grad_fn), *net.get_input_embeddings().parameters())}
+    return frozenset(name for name, p in net.named_parameters() if p.requires_grad and id(p) not in used)
+
+
+def _leaves(node: Any) -> Iterator[Tensor]:
+    """The tensors that a graph of automatic differentiation ends in."""
+    open_, met = [node], {node}
+    while open_:
+        node = open_.pop()
+        if hasattr(node, "variable"):
+            yield node.variable
+        new = {n for n, _ in node.next_functions if n is not None} - met
+        open_ += new
+        met |= new
+
+
+def encoder_blocks(net: Any) -> list[nn.Module]:
+    """The blocks of an encoder: its only outermost list of modules, or its only one of as many as it has layers.
+
+    Raises:
+        UserError: there is none, or several: the layers of one block then stand apart.
+    """
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in net.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
+            lists[name] = module
+    layers = getattr(net.config, "num_hidden_layers", None)
+    fit = [n for n, m in lists.items() if len(m) == layers] if len(lists) > 1 else list(lists)
+    if len(fit) != 1:
+        raise UserError(
+            f"backbone.weights: the layers of this {net.config.model_type} stand in no single list of blocks (valid: "
+            "bert, roberta, deberta, ...)"
+        )
+    return list(lists[fit[0]])
+
+
+def width(config: Any) -> int:
+    """Of whose multiples the length of a text must be, since the encoder would pad it within: windows of Longformer."""
+    windows = getattr(config, "attention_window", None) or 1
+    return windows if isinstance(windows, int) else max(windows)
+
+
+def context(net: Any) -> float:
+    """Tokens up to which an encoder has positions, and computes the same whatever else is in the batch; or infinity.
+
+    RoBERTa and its kin count positions from behind that of padding. A BigBird reads longer batches in another way.
+    """
+    config, known = net.config, [torch.inf]
+    if (most := getattr(config, "max_position_embeddings", None)) and most > 0:
+        tables = [m for n, m in net.named_modules() if n.endswith("position_embeddings")]
+        padding = [idx for m in tables if (idx := getattr(m, "padding_idx", None)) is not None]
+        known.append(most - (padding[0] + 1 if padding else 0))
+    if getattr(config, "attention_type", None) == "block_sparse":
+        known.append((5 + 2 * config.num_random_blocks) * config.block_size)
+    return min(known)
 
 
 @contextmanager

@@ -135,12 +135,31 @@ def whole_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_folder(cls: Any, folder: Path, config: Any, dtype: torch.dtype) -> Any:
+def read_config(folder: Path) -> Any:
+    """transformers' configuration of a folder.
+
+    Raises:
+        MissingError: its config.json is missing or not whole.
+        UserError: it is of no known kind.
+    """
+    from transformers import AutoConfig
+
+    read_json(folder / "config.json")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"backbone.weights: {folder / 'config.json'} is of no known kind ({error})") from error
+
+
+def read_folder(
+    cls: Any, folder: Path, config: Any, dtype: torch.dtype, spare: Callable[[str], bool] = lambda name: False
+) -> Any:
     """A model of transformers from its folder; every tensor of it must be there.
 
     Args:
         cls: transformers' class, with `from_pretrained`.
         config: transformers' configuration of the folder.
+        spare: whether a tensor of the model may be missing, since it is not used.
 
     Raises:
         MissingError: no .safetensors file.
@@ -163,7 +182,7 @@ def read_folder(cls: Any, folder: Path, config: Any, dtype: torch.dtype) -> Any:
         logging.set_verbosity(loudness)
         if bars:
             logging.enable_progress_bar()
-    if absent := sorted(report["missing_keys"]):
+    if absent := sorted(name for name in report["missing_keys"] if not spare(name)):
         raise UserError(f"backbone.weights: {folder} does not fit: lacks {absent[0]} (of {len(absent)} tensors)")
     note(net, "backbone.weights", str(folder))
     return net

@@ -33,11 +33,14 @@ _CHANNELS: dict[str, Statistics] = {
 # and value of one latent vector are fused, too.
 _PROJECTIONS: dict[str, Projection] = {
     **dict.fromkeys(("q", "q_proj", "query", "q_lin", "wq", "q_a_proj", "q_b_proj", "query_global"), "query"),
-    **dict.fromkeys(("k", "k_proj", "key", "k_lin", "wk", "key_global"), "key"),
+    **dict.fromkeys(("query_proj", "pos_query_proj", "pos_q_proj"), "query"),
+    **dict.fromkeys(("k", "k_proj", "key", "k_lin", "wk", "key_global", "key_proj", "pos_key_proj", "pos_proj"), "key"),
     **dict.fromkeys(
-        ("v", "v_proj", "value", "v_lin", "wv", "value_global", "v_proj_current", "v_proj_delayed"), "value"
+        ("v", "v_proj", "value", "v_lin", "wv", "value_global", "v_proj_current", "v_proj_delayed", "value_proj"),
+        "value",
     ),
     **dict.fromkeys(("qkv", "qkv_proj", "query_key_value", "c_attn", "wqkv", "in_proj_qkv", "in_proj_qkvz"), "qkv"),
+    "in_proj": "qkv",
     **dict.fromkeys(("kv_proj", "kv_a_proj_with_mqa", "kv_b_proj"), "qkv"),
     **dict.fromkeys(("o", "o_proj", "out_proj", "proj", "dense", "c_proj", "out_lin", "wo", "output"), "output"),
     **dict.fromkeys(("o_a_proj", "o_b_proj"), "output"),
@@ -63,6 +66,7 @@ class Backbone(nn.Module, ABC):
 
     embed_dim: int
     needs_head: ClassVar[bool] = True  # whether logits come from a head of clplat.backbones.heads
+    reads_tokens: ClassVar[bool] = False  # whether inputs are texts in token ids
     input_mean: Tensor | None
     input_std: Tensor | None
     expects: Statistics | None = None  # what its weights were trained with, where that is known

@@ -47,6 +47,7 @@ class LanguageModel(Backbone):
     """
 
     needs_head = False
+    reads_tokens = True
 
     def __init__(self, net: Any, length: int) -> None:
         super().__init__()
@@ -67,9 +68,13 @@ class LanguageModel(Backbone):
     @property
     def blocks(self) -> list[nn.Module]:
         if self.seq2seq:
-            return [block for part in (self.net.get_encoder(), self.net.get_decoder()) for block in _repeated(part)]
+            return [
+                block for part in (self.net.get_encoder(), self.net.get_decoder()) for block in _families.repeated(part)
+            ]
         whole = self.text is self.net.config
-        return _repeated(self.net.base_model if whole else self.net.get_decoder())  # else: a part that reads images
+        return _families.repeated(
+            self.net.base_model if whole else self.net.get_decoder()
+        )  # else: a part that reads images
 
     def layers(self, role: Role) -> dict[str, nn.Linear]:
         """As in `Backbone`; layers fused into one tensor, as those of the experts of a mixture, are refused.
@@ -84,11 +89,7 @@ class LanguageModel(Backbone):
         return super().layers(role)
 
     def role(self, name: str) -> Role | None:
-        stem = next((s for s in self._stems if name.startswith(s)), None)
-        if stem is None or name in self._past:
-            return None
-        inside = name.removeprefix(stem).lower()
-        return "attention" if "attn" in inside or "attention" in inside else "ffn"
+        return None if name in self._past else _families.role(name, self._stems)
 
     def positions(self) -> Sequence[Tensor | None] | None:
         return self._real
@@ -103,6 +104,8 @@ class LanguageModel(Backbone):
         return Answerer(self, answers)
 
     def _check(self, answers: Answers) -> None:
+        if not len(answers.classes) and not answers.new_tokens:
+            raise UserError("stream.answer: class, but language_model answers in words (valid: words)")
         if answers.vocabulary > self.vocabulary:
             raise UserError(
                 f"stream.tokenizer: gives {answers.vocabulary} ids, but the model knows {self.vocabulary} (valid: the "
@@ -264,7 +267,7 @@ class LanguageModel(Backbone):
         """Remember, for `positions`, which tokens are real in the encoder and the decoder, or in the decoder."""
         counts = [len(self.blocks)]
         if self.seq2seq:
-            counts = [len(_repeated(part)) for part in (self.net.get_encoder(), self.net.get_decoder())]
+            counts = [len(_families.repeated(part)) for part in (self.net.get_encoder(), self.net.get_decoder())]
         self._real = [mask for mask, count in zip(real, counts, strict=True) for _ in range(count)]
 
 
@@ -342,12 +345,7 @@ def _config(folder: Path) -> Any:
     plain = read_json(folder / "config.json")
     if llama2c.is_ours(plain):
         return llama2c.to_config(plain)
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"backbone.weights: {folder / 'config.json'} is of no known kind ({error})") from error
+    return _weights.read_config(folder)
 
 
 def _auto(config: Any) -> Any:
@@ -382,8 +380,3 @@ def _first_token(net: Any) -> int:
     if not (known := [f for f in found if f is not None]):
         raise UserError("backbone.weights: config.json lacks decoder_start_token_id (valid: the decoder's first token)")
     return known[0]
-
-
-def _repeated(part: nn.Module) -> list[nn.Module]:
-    """The blocks of a stack: the members of its outermost list of modules."""
-    return list(next((m for m in part.modules() if isinstance(m, nn.ModuleList)), []))

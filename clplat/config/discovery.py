@@ -127,6 +127,14 @@ def options(entry: Entry) -> list[Option]:
     return [o for o in found if o.name not in GIVEN[entry.group]]
 
 
+def has_head(entry: Entry) -> bool:
+    """Whether a backbone's logits come from a head: no class of its file sets `needs_head` to False."""
+    module = syntax.read(entry.file)
+    classes = [syntax.Class(module, node) for node in module.names.values() if isinstance(node, ast.ClassDef)]
+    facts = [syntax.class_value(cls, "needs_head") for cls in classes]
+    return not any(isinstance(fact, ast.Constant) and fact.value is False for fact in facts)
+
+
 def group_key(group: str) -> str:
     """Configuration key of a group: `strategies` → `strategy`."""
     return {"strategies": "strategy"}.get(group, group.removesuffix("s"))

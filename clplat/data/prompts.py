@@ -19,15 +19,16 @@ class Prompts:
         tokenizer: whose ids.
         chat: give each prompt as what a user says, in the tokenizer's chat template, which stands for its plain one.
         max_length: tokens of a prompt, its template's included.
+        cue: whether the end of a prompt asks for the answer, and so is kept; else a long one loses its end.
 
     Raises:
         UserError: the template leaves no room, or there is none for a chat.
     """
 
-    def __init__(self, tokenizer: Tokenizer, chat: bool, max_length: int) -> None:
-        self.tokenizer, self.chat, self.max_length = tokenizer, chat, max_length
+    def __init__(self, tokenizer: Tokenizer, chat: bool, max_length: int, cue: bool = True) -> None:
+        self.tokenizer, self.chat, self.max_length, self.cue = tokenizer, chat, max_length, cue
         self.before, self.behind = ((), ()) if chat else (tokenizer.before, tokenizer.behind)
-        self.kept = KEPT_AT_END
+        self.kept = KEPT_AT_END if cue else 0
         if chat:  # what the template puts behind a prompt stays, too
             (tail,) = tokenizer.encode([tokenizer.chat("|").rpartition("|")[2]])
             self.kept += len(tail)
@@ -48,6 +49,12 @@ class Prompts:
         for ids in (np.asarray(row, np.int32) for row in encoded):
             if len(ids) > room:
                 cut.append(len(ids) + self.max_length - room)
-            kept = ids if len(ids) <= room else np.concatenate([ids[: room - self.kept], ids[-self.kept :]])
+            end = len(ids) - self.kept
+            kept = ids if len(ids) <= room else np.concatenate([ids[: room - self.kept], ids[end:]])
             found.append(np.concatenate([self.before, kept, self.behind]).astype(np.int32))
         return found, cut
+
+    @property
+    def lost(self) -> str:
+        """What a long prompt loses, in words."""
+        return "tokens before their end" if self.kept else "their end"

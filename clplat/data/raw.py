@@ -173,10 +173,10 @@ class Raw:
             raise UserError(f"inputs: text, but this run does not take it (valid: {self._takes()})")
         if choices and (task is None or not 0 <= task < len(choices)):
             raise UserError(f"task: {task}, but each task has answers of its own (valid: 0 to {len(choices) - 1})")
-        prompts = Prompts(self.tokenizer, text["chat"], text["max_length"])
+        prompts = Prompts(self.tokenizer, text["chat"], text["max_length"], text.get("cue", True))
         rows, cut = prompts.framed(self.tokenizer.encode(prompts.said(items)))
         if cut:
-            what = f"{len(cut)} of {len(rows)} texts lose tokens before their end ({max(cut)} at most"
+            what = f"{len(cut)} of {len(rows)} texts lose {prompts.lost} ({max(cut)} at most"
             warnings.warn(f"stream.max_length: {what}, of which {text['max_length']} stay)", stacklevel=4)
         longest = max((len(row) for row in rows), default=0)
         if longest > self.known.shape[-1]:

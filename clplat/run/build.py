@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clplat.backbones.base import Classifier
+from clplat.backbones.base import Backbone, Classifier
 from clplat.config import discovery
 from clplat.config.resolve import DEFAULTS, PARTS
 from clplat.config.settings import Config, Part
@@ -51,10 +51,10 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     if classes > 0 if backbone is None else backbone.needs_head:  # a stream of environments has no use for one
         make_head = discovery.load("heads", config.head.name)
         head = trial.part("head", lambda options: make_head(width, classes, **options), whole=stream is not None)
-        if stream is not None and backbone is not None and stream.answers is not None and len(shape) == 2:
-            trial.faults.append(f"backbone: {config.backbone.name} takes no token ids (valid: language_model)")
     else:
         trial.faults += _idle_head(config)
+    if stream is not None and backbone is not None:
+        trial.faults += _other_inputs(config.backbone.name, backbone, stream)
     trial.faults += [f"strategy: {f}" for f in check_hooks(cls)]
     model: Any = torch.nn.Linear(1, 1)
     if backbone is not None and (head is not None or not backbone.needs_head):
@@ -135,12 +135,37 @@ def build_stream(config: Config, options: dict[str, Any] | None = None) -> Strea
     options = dict(config.stream.options if options is None else options)
     seed = options.pop("seed", None)
     root = config.data_root or os.environ.get("CLPLAT_DATA")
-    if "tokenizer" in options and options["tokenizer"] is None:  # a stream of text speaks the model's language
-        given = config.backbone.options
-        options["tokenizer"] = given.get("config") if given.get("weights") == "random" else given.get("weights")
+    _speak(options, config.backbone)
     return discovery.load("streams", config.stream.name)(
         seed=config.seed if seed is None else seed, data_root=root, **options
     )
+
+
+def _speak(options: dict[str, Any], backbone: Part) -> None:
+    """Give a stream of text, or the one that a stream is made of, what it takes from the backbone where it says null.
+
+    That is the tokenizer of the weights, and whether answers are words or the classes of a head.
+    """
+    if isinstance(options.get("base"), str) and "base_options" in options:
+        known = {o.name for o in discovery.options(discovery.find("streams", options["base"]))}
+        given = {k: None for k in ("tokenizer", "answer") if k in known} | (options["base_options"] or {})
+        options["base_options"] = given
+        _speak(given, backbone)
+    if "tokenizer" in options and options["tokenizer"] is None:
+        given = backbone.options
+        options["tokenizer"] = given.get("config") if given.get("weights") == "random" else given.get("weights")
+    if "answer" in options and options["answer"] is None:
+        options["answer"] = "class" if discovery.has_head(discovery.find("backbones", backbone.name)) else "words"
+
+
+def _other_inputs(name: str, backbone: Backbone, stream: Stream) -> list[str]:
+    """The fault of token ids for a backbone that reads none, or of other inputs for one that does."""
+    tokens = isinstance(stream.answers, Answers) and len(stream.input_shape) == 2
+    if tokens and not backbone.reads_tokens:
+        return [f"backbone: {name} takes no token ids (valid: text_encoder, language_model)"]
+    if backbone.reads_tokens and not tokens:
+        return [f"backbone: {name} reads token ids, which this stream does not hold (valid: a stream of text)"]
+    return []
 
 
 def build_strategy(
@@ -192,7 +217,7 @@ def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[st
         faults.append(
             f"head: {config.head.name} has no part in what {cls.__name__} predicts with (valid: a head of another kind)"
         )
-    if cls.needs_classes and isinstance(stream.answers, Answers) and not len(stream.answers.classes):
+    if cls.needs_classes and isinstance(stream.answers, Answers) and not stream.num_classes:
         faults.append(f"strategy: {config.strategy.name} needs classes, but the answers of this stream are free text")
     if config.loop.evaluate_on == "valid" and all(e.valid is None for e in stream):
         faults.append("loop.evaluate_on: valid, but the stream has no validation data (set stream.validation)")

@@ -217,6 +217,38 @@ def test_the_benchmark_with_its_template(tmp_path):
         Text(tasks=["agnews"], data_root=str(tmp_path), instructions="lines.json")
 
 
+def test_classes_alone_have_neither_preamble_nor_cue_and_lose_their_end(tmp_path):
+    _olora(tmp_path, "agnews", 28, 28)
+    options = {"tasks": ["agnews"], "data_root": str(tmp_path), "answer": "class"}
+    stream = Text(**options)
+    assert _read(stream, stream[0].train, 1)[0] == "agnews train 1"
+    assert stream.num_classes == 4
+    assert stream.answers.classes.shape == (0, 0)
+    begun = Text(**options, preamble=True)
+    assert _read(begun, begun[0].train, 1)[0].endswith("agnews train 1")
+    assert _read(begun, begun[0].train, 1)[0].startswith("Task:TC")
+    long = Text(**options, preamble=True, max_length=32)
+    assert _read(long, long[0].train, 1)[0] == _read(begun, begun[0].train, 1)[0][:31]  # and the token that begins it
+    assert "28 of 28 train prompts of agnews lose their end (" in long.notes[0]
+
+
+def test_equal_token_ids_matter_to_words_alone(sets, monkeypatch):
+    """A tokenizer that knows no case gives two classes the same ids; an id of a class is none the worse for it."""
+    rows = [{"prompt": f"{i}", "answer": ("a", "A")[i % 2]} for i in range(8)]
+    write(sets / "case", "train", rows)
+    write(sets / "case", "test", rows)
+    monkeypatch.setattr("clplat.data.tokens.Bytes.encode", lambda self, texts: [[*t.lower().encode()] for t in texts])
+    options = {"benchmark": "jsonl", "path": str(sets), "tasks": ["case"]}
+    with pytest.raises(UserError, match="have the same token ids"):
+        Text(**options)
+    assert Text(**options, answer="class").num_classes == 2
+
+
+def test_classes_alone_need_classes(sets):
+    with pytest.raises(UserError, match=r"stream\.answer: class, but those of free are free text"):
+        Text(benchmark="jsonl", path=str(sets), tasks=["free"], answer="class")
+
+
 def test_a_task_is_cut_into_parts_of_its_classes(tmp_path):
     for name in ("dbpedia", "agnews"):
         _olora(tmp_path, name, 28, 28)
@@ -389,6 +421,11 @@ def test_options_that_would_not_be_read_are_refused(sets):
         ({**of_sets, "tasks": []}, "tasks"),
         ({**of_sets, "tasks": ["size", "size"]}, "tasks"),
         ({**of_sets, "chat": True, "tasks": ["size"]}, "chat"),
+        ({**of_sets, "answer": "class", "chat": True}, "chat"),
+        ({**of_sets, "answer": "class", "candidates": "prompt"}, "candidates"),
+        ({**of_sets, "answer": "class", "max_answer": 9}, "max_answer"),
+        ({**of_sets, "answer": "label"}, "answer"),
+        ({**of_sets, "evaluate": "generate", "tell_task": True}, "tell_task"),
     ):
         with pytest.raises(UserError, match=rf"stream\.{key}: "):
             Text(**options)

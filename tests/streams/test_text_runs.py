@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from texts import ROOT, needs_data
+from texts import ROOT, needs_data, write
 
 import clplat
 from clplat.backbones.language_model import language_model
@@ -136,8 +136,67 @@ def test_a_head_is_refused_and_the_tokenizer_must_fit(sets, tmp_path):
         build(resolve(config=config))
     with pytest.raises(UserError, match=r"backbone: language_model takes text"):
         build(resolve(strategy="naive", backbone="language_model"))
-    with pytest.raises(UserError, match=r"backbone: mlp takes no token ids \(valid: language_model\)"):
+    with pytest.raises(UserError, match=r"backbone: mlp takes no token ids \(valid: text_encoder, language_model\)"):
         build(resolve(config=_config(sets, tmp_path, backbone="mlp")))
+
+
+def _encoder(sets, tmp_path, strategy, **stream):
+    config = _config(sets, tmp_path, backbone={"name": "text_encoder", "dim": 16, "depth": 1, "heads": 2})
+    config["strategy"] = strategy
+    config["stream"] |= {"classes_per_task": 1, **stream}
+    return config
+
+
+@pytest.mark.parametrize("head", ["linear", "growing", "masked", "cosine", "ncm"])
+def test_labelled_texts_are_learned_class_by_class_with_any_head(head, sets, tmp_path):
+    result = clplat.run(_encoder(sets, tmp_path, "er", tasks=["color"]), head=head, quiet=True)
+    assert result.summary["status"] == "complete"
+    learner = clplat.load(result.run_dir)
+    stream, _ = build(resolve(config=result.run_dir / "config.yaml"))
+    assert not len(stream.answers.classes)
+    assert learner.predict(stream[0].test.all()[0]).shape[1] == 2
+
+
+def test_a_told_task_has_its_own_rows_and_predictions_among_its_classes(sets, tmp_path):
+    config = _encoder(sets, tmp_path, "lwf", tasks=["color"], tell_task=True)
+    matrix = clplat.run(config, head="taskwise", quiet=True).accuracy_matrix
+    assert [row[i] for i, row in enumerate(matrix[1:])] == [1.0, 1.0]  # a task of one class
+    both = _encoder(sets, tmp_path, "er", tasks=["size", "color"], classes_per_task=None, tell_task=True)
+    with pytest.raises(UserError, match=r"replays by its class, but class 1 is in tasks 0, 1"):
+        clplat.run(both, head="taskwise", quiet=True)
+
+
+def test_the_same_answers_in_two_tasks_are_domains(sets, tmp_path):
+    write(sets / "paint", "train", [{"prompt": f"paint {i}", "answer": ("blue", "red")[i % 2]} for i in range(6)])
+    write(sets / "paint", "test", [{"prompt": "paint 1", "answer": "red"}])
+    stream, _ = build(resolve(config=_encoder(sets, tmp_path, "naive", tasks=["color", "paint"], classes_per_task=2)))
+    assert [e.classes for e in stream] == [(0, 1), (0, 1)]
+
+
+def test_a_request_to_forget_speaks_the_language_of_the_backbone(sets, tmp_path):
+    config = _encoder(sets, tmp_path, "finetune_retained", tasks=["color", "size"])
+    options = {k: v for k, v in config["stream"].items() if k != "name"}
+    config["stream"] = {"name": "unlearning", "base": "text", "base_options": options, "count": 1}
+    stream, strategy = build(resolve(config=config))
+    assert strategy.model.head.num_classes == stream.num_classes == 4
+    assert not len(stream.answers.classes)
+    assert clplat.run(config, quiet=True).summary["status"] == "complete"
+
+
+def test_words_and_classes_go_to_the_backbones_that_take_them(sets, tmp_path):
+    config = _encoder(sets, tmp_path, "naive", tasks=["color"])
+    assert len(build(resolve(config=_config(sets, tmp_path)))[0].answers.classes)
+    for options, fault in (
+        (
+            {"stream.answer": "class", "backbone": "language_model"},
+            r"stream\.answer: class, but language_model answers",
+        ),
+        ({"stream.evaluate": "generate"}, r"stream\.evaluate: 'generate' has no meaning with stream\.answer class"),
+        ({"stream": "digits"}, r"backbone: text_encoder takes text"),
+    ):
+        with pytest.raises(UserError, match=fault):
+            build(resolve(config=config if "stream" not in options else {**config, "stream": "digits"},
+                          **{k: v for k, v in options.items() if k != "stream"}))  # fmt: skip
 
 
 @needs_data

@@ -1,0 +1,67 @@
+"""Which options of a stream of text go together.
+
+Each function raises UserError with a line for each fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from clplat.errors import UserError
+from clplat.streams._text_tasks import ORDERS
+
+# Of each option, whether a value holds, and what is valid.
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "answer": (lambda v: v in ("words", "class", None), "words, class, or null"),
+    "order": (lambda v: v in ORDERS, "1 to 6"),
+    "max_length": (lambda v: v >= 32, "≥ 32"),
+    "max_answer": (lambda v: v >= 2, "≥ 2"),
+    **dict.fromkeys(("buckets", "choices"), (lambda v: v >= 1, "≥ 1")),
+    **dict.fromkeys(
+        ("classes_per_task", "train_per_class", "test_per_class"), (lambda v: v is None or v >= 1, "≥ 1, or null")
+    ),
+    "validation": (lambda v: 0 <= v < 1, "in [0, 1)"),
+}
+
+
+def check(**options: Any) -> None:
+    """Refuse options out of range."""
+    faults = [
+        f"stream.{key}: {value!r} is out of range (valid: {_RANGES[key][1]})"
+        for key, value in options.items()
+        if not _RANGES[key][0](value)
+    ]
+    if faults:
+        raise UserError(*faults)
+
+
+def check_uses(benchmark: str, **options: Any) -> None:
+    """Refuse options that a benchmark would not read."""
+    unused: dict[str, object] = {"instructions": None, "preamble": None, "order": 1}
+    if benchmark == "olora":
+        unused = {"choices": 20, **({} if options["tasks"] is None else {"order": 1})}
+    faults = [
+        f"stream.{key}: {options[key]!r} has no meaning here (valid: {plain!r}, its default)"
+        for key, plain in unused.items()
+        if options[key] != plain
+    ]
+    if options["tasks"] == []:
+        faults.append("stream.tasks: [] names no task (valid: names, or null)")
+    if faults:
+        raise UserError(*faults)
+
+
+def check_answer(words: bool, **options: Any) -> None:
+    """Refuse options that a model with a head, or one that writes, would not read."""
+    if words:
+        if options["tell_task"] and options["evaluate"] == "generate":
+            raise UserError("stream.tell_task: true, but what is written is not held to its classes (valid: false)")
+        return
+    unread = {"chat": False, "max_answer": 50, "evaluate": "score", "candidates": "all"}
+    if faults := [
+        f"stream.{key}: {options[key]!r} has no meaning with stream.answer class (valid: {plain!r}, its default)"
+        for key, plain in unread.items()
+        if options[key] != plain
+    ]:
+        raise UserError(*faults)
