@@ -52,7 +52,9 @@ class SplitLinear(nn.Linear):
 
     def _hold(self, part: str, value: Tensor, trained: bool = False) -> None:
         """Set a part. Parameters, not buffers, which DDP by default sends to all processes in every forward pass."""
-        setattr(self, part, nn.Parameter(value.contiguous(), requires_grad=trained))
+        # A copy, with the strides that a loaded one has: `contiguous` leaves those of a single row or column.
+        value = value.clone(memory_format=torch.contiguous_format)
+        setattr(self, part, nn.Parameter(value, requires_grad=trained))
 
     @property
     def kept(self) -> int:
