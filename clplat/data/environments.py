@@ -19,6 +19,7 @@ from clplat.data.pixels import STACK, Pictures, layout_of, scaled
 from clplat.errors import MissingError, UserError
 
 PHYSICS = ("gravity", "mass", "friction")  # of a MuJoCo model
+_ROBOTICS = "; mazes, hands and kitchens need pip install 'clplat[robotics]'"
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -196,25 +197,25 @@ def _make(maker: Maker) -> Any:
         import gymnasium
     except ImportError as error:
         raise MissingError(f"stream: 'rl' needs gymnasium ({error}): pip install 'clplat[rl]'") from error
-    if maker.name not in gymnasium.registry:
-        _register_robotics(gymnasium)
+    hint = "" if maker.name in gymnasium.registry or _register_robotics(gymnasium) else _ROBOTICS
     if "mujoco" in str(getattr(gymnasium.registry.get(maker.name), "entry_point", "")):
         _quiet_mujoco()
     try:
         return gymnasium.make(maker.name, disable_env_checker=True, **maker.options)
     except gymnasium.error.DependencyNotInstalled as error:
         raise MissingError(f"stream.env: {maker.name} needs what is not installed ({_line(error)})") from error
-    except (gymnasium.error.Error, TypeError, ValueError, ImportError) as error:
-        raise UserError(f"stream.env: {maker.name!r} can't be made ({_line(error)})") from error
+    except Exception as error:  # an environment's own code may raise anything
+        raise UserError(f"stream.env: {maker.name!r} can't be made ({_line(error)}{hint})") from error
 
 
-def _register_robotics(gymnasium: Any) -> None:
-    """Mazes, hands and kitchens, where they are installed."""
+def _register_robotics(gymnasium: Any) -> bool:
+    """Mazes, hands and kitchens, where they are installed; whether they are."""
     try:
         import gymnasium_robotics
     except ImportError:
-        return
+        return False
     gymnasium.register_envs(gymnasium_robotics)
+    return True
 
 
 def _quiet_mujoco() -> None:
@@ -229,7 +230,7 @@ def _quiet_mujoco() -> None:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _change(base: Any, maker: Maker, mujoco: bool) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from clplat.components.state import flatten, unflatten
 from clplat.data.environments import Maker
+from clplat.errors import UserError
 
 pytest.importorskip("mujoco")
 
@@ -60,3 +61,22 @@ def test_physics_are_factors_on_the_model() -> None:
     assert np.array_equal(heavy.body_mass, plain.body_mass * 1.5)
     assert heavy.opt.gravity[2] == 2 * plain.opt.gravity[2]
     assert np.array_equal(heavy.geom_friction, plain.geom_friction)
+
+
+def test_an_environment_that_can_not_be_made_is_one_line_whatever_it_raises(monkeypatch):
+    def broken(**options):
+        raise AssertionError  # without a word
+
+    import gymnasium
+
+    gymnasium.register("Broken-v0", entry_point=broken)
+    try:
+        with pytest.raises(UserError, match=r"stream\.env: 'Broken-v0' can't be made \(AssertionError"):
+            Maker("Broken-v0", {"size": 3})()
+    finally:
+        del gymnasium.registry["Broken-v0"]
+    for there, hint in ((False, True), (True, False)):
+        monkeypatch.setattr("clplat.data.environments._register_robotics", lambda _, there=there: there)
+        with pytest.raises(UserError, match="'Nowhere-v0' can't be made") as raised:
+            Maker("Nowhere-v0")()
+        assert ("need pip install 'clplat[robotics]'" in str(raised.value)) is hint
