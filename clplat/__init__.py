@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clplat.package import Moved, __version__
 
 if TYPE_CHECKING:
+    from clplat.api import export as export
     from clplat.api import forget as forget
     from clplat.api import load as load
     from clplat.api import resume as resume
@@ -57,6 +58,7 @@ _HOME = {
     "Strategy": "strategy",
     "Stream": "stream",
     "UserError": "errors",
+    "export": "api",
     "forget": "api",
     "load": "api",
     "require": "strategy",

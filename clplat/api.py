@@ -187,6 +187,27 @@ def load(run_dir: str | Path) -> Learner:
         raise UserError(f"load: the checkpoint does not fit this run ({type(error).__name__}: {text})") from error
 
 
+def export(run_dir: str | Path, *, to: str = "safetensors", dest: str | Path | None = None) -> Path:
+    """The network of a run in another format, and beside it clplat.json: its preprocessing and classes.
+
+    Args:
+        run_dir: of the run; needs no data.
+        to: "safetensors", or "hf" for language models and CLIP: the folder that transformers reads.
+        dest: a new or empty folder; None is `export/<to>` in the run's.
+
+    Raises:
+        UserError: as `load` does; a format that there is not for this network; a strategy that predicts by more than
+            its network.
+    """
+    from clplat.config.resolve import resolve
+    from clplat.run.export import export as write
+
+    run_dir = Path(run_dir)
+    learner = load(run_dir)
+    folder = run_dir / "export" / to if dest is None else Path(dest)
+    return write(learner, resolve(config=run_dir / "config.yaml"), to, folder)
+
+
 def _dry_run(config: Config) -> Result:
     import tempfile
 

@@ -68,7 +68,7 @@ ROOMS = {  # what each may import beside itself; `docs/architecture.md` shows it
     "metrics": {CONTRACT},
     "erasure": {CONTRACT, "config", "components", "metrics"},
     "tracking": {CONTRACT, "config", "metrics"},
-    "run": {CONTRACT, "config", "data", "backbones", "components", "metrics", "erasure", "tracking"},
+    "run": {CONTRACT, "config", "data", "backbones", "components", "adapters", "metrics", "erasure", "tracking"},
     "report": {CONTRACT, "config", "metrics", "erasure", "run"},
     "api": {CONTRACT, "config", "metrics", "erasure", "run", "report"},
     "sweep": {CONTRACT, "config", "metrics", "run", "api"},

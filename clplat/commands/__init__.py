@@ -13,6 +13,7 @@ COMMANDS = {
     "sweep": "search hyper-parameters; any number of workers may join",
     "record": "train SAC in an environment, and make data sets of what it does there",
     "forget": "ask the learner of a finished run to erase something",
+    "export": "the network of a run in the formats of others",
     "report": "compare runs: tables and plots in one HTML file",
     "ui": "the MLflow server on the local store",
     "completion": "print a completion script for bash or zsh",

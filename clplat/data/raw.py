@@ -78,10 +78,10 @@ class Raw:
 
     def _pictures(self, items: list[Any]) -> Tensor:
         known, sides = self.known, self._sides
-        if sides is None or known.white is None or sides[0] == 4:
-            raise UserError(f"inputs: pictures, but this run does not take them (valid: {self._takes()})")
         if reason := known.refused.get("pictures"):
             raise UserError(f"inputs: pictures: {reason} (valid: {self._takes()})")
+        if sides is None or known.white is None or sides[0] == 4:
+            raise UserError(f"inputs: pictures, but this run does not take them (valid: {self._takes()})")
         channels, height, width = sides
         fit = None if known.fit == "none" else FITS[known.fit](height)
         found = [pixels(p, f"picture {i}", grey=channels == 1, fit=fit) for i, p in enumerate(items)]

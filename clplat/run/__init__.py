@@ -1,6 +1,7 @@
 """A run: built, launched, looped over a stream, measured, saved and resumed.
 
-May import the contract, `config`, `data`, `backbones`, `components`, `metrics`, `erasure` and `tracking`.
+May import the contract, `config`, `data`, `backbones`, `components`, `adapters`, `metrics`, `erasure` and
+`tracking`.
 """
 
 import sys

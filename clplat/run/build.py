@@ -174,6 +174,15 @@ def build_strategy(
 ) -> Strategy:  # fmt: skip
     """Backbone, head and strategy without a stream, initialised from `seed`."""
     seed_everything(seed)
+    model = build_model(config, input_shape, num_classes, answers)
+    cls = discovery.load("strategies", config.strategy.name)
+    return cls(model=model, **config.strategy.options)
+
+
+def build_model(
+    config: Config, input_shape: tuple[int, ...], num_classes: int, answers: Answers | Actions | None = None
+) -> Classifier:
+    """Backbone and head without a stream."""
     backbone = discovery.load("backbones", config.backbone.name)(input_shape, **config.backbone.options)
     head = None
     if backbone.needs_head:
@@ -181,8 +190,7 @@ def build_strategy(
         head = make_head(backbone.embed_dim, num_classes, **config.head.options)
     elif answers is None and num_classes:  # their words come with the checkpoint
         answers = Answers(torch.full((num_classes, 1), -1), 0, 0)
-    cls = discovery.load("strategies", config.strategy.name)
-    return cls(model=backbone.assemble(head, answers), **config.strategy.options)
+    return backbone.assemble(head, answers)
 
 
 def _idle_head(config: Config) -> list[str]:

@@ -6,7 +6,7 @@ Shapes: N samples, C classes, a numbers of an action.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -62,6 +62,8 @@ class Learner(Strategy):
     task_known = False
     precision = "32-true"
     experiences: Sequence[ExperienceRecord] = ()
+    met: Sequence[Experience] = ()  # those that it was grown for, without data
+    facts: Mapping[str, Any] = {}  # of the stream, as the checkpoint has them
     _raw: Raw
 
     @torch.no_grad()
@@ -146,10 +148,10 @@ class Learner(Strategy):
             raise UserError(f"task: {task} (valid: 0 to {len(bounds) - 1})")
         observations, single = self._raw.observations(inputs)
         with evaluating(self), self._in_precision():
-            actions = np.asarray(self.act(observations, False))
+            chosen = np.asarray(self.act(observations, False))
         if bounds:
-            actions = in_units(actions, *(np.array(end, dtype=acting["dtype"]) for end in bounds[task or 0]))
-        return actions[0] if single else actions
+            chosen = in_units(chosen, *(np.array(end, dtype=acting["dtype"]) for end in bounds[task or 0]))
+        return chosen[0] if single else chosen
 
 
 def _told(task: int | None) -> tuple[int, ...]:
@@ -157,22 +159,34 @@ def _told(task: int | None) -> tuple[int, ...]:
     return () if task is None else (task,)
 
 
+def size(facts: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
+    """Shape of a prepared sample, and how many classes there are."""
+    return tuple(facts["input_shape"]), facts["num_classes"]
+
+
+def actions(facts: Mapping[str, Any]) -> Actions | None:
+    """What an agent is told of its actions."""
+    return None if facts.get("actions") is None else Actions(facts["actions"])
+
+
 def rebuilt(config: Config, state: dict[str, Any]) -> Learner:
     """The learner of a checkpoint's state: built, grown as it was, its weights loaded; on the CPU."""
     facts = state["stream"]
-    actions = None if facts.get("actions") is None else Actions(facts["actions"])
-    shape, classes = tuple(facts["input_shape"]), facts["num_classes"]
-    made = build_strategy(config, shape, classes, seed=config.seed, answers=actions)
+    made = build_strategy(config, *size(facts), seed=config.seed, answers=actions(facts))
     record, progress = RunRecord.from_dict(state["record"]), state["progress"]
-    for index, e in enumerate(record.experiences[: progress["experience"] + progress["begun"]]):
-        made.grow(Experience(index, e.name, e.kind, train=None, classes=e.classes, task=e.task))
+    met = [
+        Experience(index, e.name, e.kind, train=None, classes=e.classes, task=e.task)
+        for index, e in enumerate(record.experiences[: progress["experience"] + progress["begun"]])
+    ]
+    for experience in met:
+        made.grow(experience)
     made.load_state_dict(state["strategy"])
     own = type(made)
     made.__class__ = type(own.__name__, (Learner, own), {"__module__": own.__module__, "__doc__": own.__doc__})
     learner = cast(Learner, made)
-    learner.classes = tuple(facts["names"]) or tuple(map(str, range(classes)))
+    learner.classes = tuple(facts["names"]) or tuple(map(str, range(facts["num_classes"])))
     learner.task_known, learner.precision = facts.get("task_known", False), config.fabric.precision
-    learner.experiences = record.experiences
+    learner.experiences, learner.met, learner.facts = record.experiences, met, facts
     if "preprocessing" in facts:
         learner.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
     learner._raw = Raw(learner.preprocessing)

@@ -227,6 +227,41 @@ def test_scores_are_those_of_the_model_after_the_request(tmp_path):
     assert 0 <= log[-1]["audit/loss_auc"] <= 1
 
 
+BIASED = """
+import torch
+from clplat.strategies.random_labels import RandomLabels
+
+class Biased(RandomLabels):
+    def predict(self, inputs, task=None):  # the last class, which is of another task, wins
+        logits = self.model(inputs)
+        return logits + 100 * (torch.arange(logits.shape[1]) == logits.shape[1] - 1)
+"""
+
+
+def test_relearning_begins_among_the_classes_of_the_task(tmp_path):
+    """As the scores do; where all classes competed, all samples would be wrong at first."""
+    (tmp_path / "biased.py").write_text(BIASED)
+    base = {"scenario": "task", "experiences": 2, "train_per_class": 10, "test_per_class": 5}
+    result = clplat.run(
+        {
+            "strategy": {"name": f"{tmp_path / 'biased.py'}:Biased", "lr": 0.1},
+            "stream": {"name": "unlearning", "base_options": base, "requests": ["class:0"]},
+            "backbone": {"name": "mlp", "hidden": [16]},
+            "loop": {"max_steps": 20, "max_epochs": 4},
+            "audit": {"keep_scores": True, "relearn_steps": 2},
+            "tracking": {"enabled": False},
+            "output": str(tmp_path / "runs"),
+        },
+        quiet=True,
+    )
+    scores = load_file(audit_dir(result.run_dir, 2) / "unlearned.safetensors")
+    found = json.loads((audit_dir(result.run_dir, 2) / "unlearned.json").read_text())["relearn"]
+    logits, labels = (scores[f"erased.{key}"][found["positions"]] for key in ("logits", "labels"))
+    assert found["why"] is None
+    assert found["accuracies"][0] == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+    assert found["accuracies"][0] > 0
+
+
 def test_the_original_is_the_model_before_the_requests(tmp_path):
     result = clplat.run(mixed_config(tmp_path), quiet=True, loop={"stop_after": 3})
     before = clplat.run(mixed_config(tmp_path), quiet=True, loop={"stop_after": 2})
