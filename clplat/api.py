@@ -188,7 +188,7 @@ def load(run_dir: str | Path) -> Learner:
 
 
 def export(run_dir: str | Path, *, to: str = "safetensors", dest: str | Path | None = None) -> Path:
-    """The network of a run in another format, and beside it clplat.json: its preprocessing and classes.
+    """The network of a run in another format, and beside it learner.json: its preprocessing and classes.
 
     Args:
         run_dir: of the run; needs no data.

@@ -26,13 +26,13 @@ def share(found: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def test_tensors_of_a_perceptron_give_the_last_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two matrix products and what clplat.json says: no code of clplat's is asked."""
+    """Two matrix products and what learner.json says: no code of clplat's is asked."""
     result = run(tmp_path, strategy="er", stream={"name": "digits", **SMALL}, backbone={"name": "mlp", "hidden": [16]})
     assert main(["export", str(result.run_dir), "--dest", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == f"exported: {tmp_path / 'out'}\n"
     tensors, facts = (
         load_file(tmp_path / "out/model.safetensors"),
-        json.loads((tmp_path / "out/clplat.json").read_text()),
+        json.loads((tmp_path / "out/learner.json").read_text()),
     )
     assert facts["preprocessing"]["white"] == 16
     assert facts["classes"] == list(map(str, range(10)))
@@ -100,7 +100,7 @@ def test_transformers_reads_the_language_model(family: str, tmp_path: Path) -> N
     strategy = {"name": "lora", "lr": 1e-2, "projections": []}
     result = run(tmp_path, strategy=strategy, stream=stream, backbone=backbone, loop={"max_steps": 20, "batch_size": 4})
     folder = clplat.export(result.run_dir, to="hf")
-    facts = json.loads((folder / "clplat.json").read_text())
+    facts = json.loads((folder / "learner.json").read_text())
     net = (AutoModelForCausalLM if family == "llama" else AutoModelForSeq2SeqLM).from_pretrained(folder).eval()
 
     def likelihood(prompt: list[int], answer: list[int]) -> float:

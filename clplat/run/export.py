@@ -3,7 +3,7 @@
 safetensors   model.safetensors: tensors `backbone.…` and `head.…` of the network, adapters merged into its layers
 hf            what transformers saves of a language model or of CLIP, adapters merged, with the run's tokenizer
 
-Both with clplat.json: the network's parts and their options, preprocessing, classes, and the classes of each task.
+Both with learner.json: the network's parts and their options, preprocessing, classes, and the classes of each task.
 Only a network that predicts as the learner does, by itself, is written.
 """
 
@@ -44,7 +44,7 @@ def export(learner: Learner, config: Config, to: str, dest: Path) -> Path:
     write = WRITERS[to](learner, network)  # refuses before anything is written
     dest.mkdir(parents=True, exist_ok=True)
     write(dest)
-    write_atomic(dest / "clplat.json", to_json(_facts(learner, config), indent=1))
+    write_atomic(dest / "learner.json", to_json(_facts(learner, config), indent=1))
     return dest
 
 
