@@ -107,11 +107,17 @@ def test_what_was_drawn_has_no_place(file: Path) -> None:
     assert Sources([], [drawn]).place(drawn) is None
 
 
-def test_a_zero_of_the_other_sign_is_another_content(tmp_path: Path) -> None:
-    """Compared bit for bit, not as numbers: both are equal zeros."""
-    save_file({"zeros": torch.zeros(80, 80)}, tmp_path / "model.safetensors")
-    negative = -torch.zeros(80, 80)
-    assert Sources([tmp_path / "model.safetensors"], [negative]).place(negative) is None
+@pytest.mark.parametrize("change", [lambda t: t[40, 41].mul_(2), lambda t: t[40, 42].neg_()])
+def test_what_loading_has_changed_is_compared_bit_for_bit(tmp_path: Path, change: Callable[[Tensor], Any]) -> None:
+    """In elements that are not looked at first; a zero of the other sign is an equal number, but another content."""
+    stored = torch.ones(80, 80)
+    stored[40, 42] = 0.0
+    save_file({"square": stored}, tmp_path / "model.safetensors")
+    tensor = stored.clone()
+    assert Sources([tmp_path / "model.safetensors"], [tensor]).place(tensor) is not None
+    change(tensor)
+    assert sources._sample(tensor, tensor.dtype) == sources._sample(stored, stored.dtype)
+    assert Sources([tmp_path / "model.safetensors"], [tensor]).place(tensor) is None
 
 
 def test_a_file_that_changes_under_a_run_is_named(file: Path) -> None:
