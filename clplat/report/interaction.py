@@ -162,10 +162,9 @@ def _profile(groups: list[Group], found: dict[int, np.ndarray], label: str) -> L
     grid = np.linspace(least - margin, most + margin, _THRESHOLDS)
     lines = []
     for i, s in found.items():
-        share, ends = aggregate.performance_profile(s, grid), (None, None)
+        share, bands = aggregate.performance_profile(s, grid), [[None] * len(grid)] * 2
         if len(s) > 1:
-            ends = aggregate.profile_interval(s, grid)
-        bands = [[None] * len(grid) if end is None else end.tolist() for end in ends]
+            bands = [end.tolist() for end in aggregate.profile_interval(s, grid)]
         lines.append(Series(i, groups[i].label, grid.tolist(), share.tolist(), *bands))
     return Lines("Performance profile", f"{label} τ", "share of runs above τ", lines, y_range=(0, 1), whole=False)
 

@@ -31,11 +31,12 @@ def faults(stream: Stream, frames: int) -> list[str]:
         return ["loop.eval_frames: the stream has no interact experience (valid: 0)"]
     found = []
     for e in acting:
-        if not hasattr(e.environment, "rendered"):
+        maker: Any = e.environment
+        if not hasattr(maker, "rendered"):
             found.append(f"loop.eval_frames: the environment of {e.name} can't be rendered (valid: 0)")
             continue
         try:
-            environment: Any = e.environment.rendered()
+            environment = maker.rendered()
             environment.reset(seed=0)
             environment.render()
             environment.close()
