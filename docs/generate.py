@@ -184,6 +184,14 @@ def streams_part() -> str:
     return "\n".join(sections)
 
 
+def backbones_part() -> str:
+    """One section for each backbone with its options."""
+    sections = []
+    for name, entry in discovery.entries("backbones").items():
+        sections.append(f"### `{name}`\n\n{entry.summary}\n\n{option_table(discovery.options(entry), 'backbone.')}")
+    return "\n".join(sections)
+
+
 def scenario_part() -> str:
     """Options of every stream that is cut from one data set."""
     return option_table(discovery.options(discovery.find("streams", "digits")), "stream.")
@@ -212,6 +220,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks_table,
     "methods": methods,
     "streams": streams_part,
+    "backbones": backbones_part,
     "scenarios": scenario_part,
     "run": section_part(None),
     "loop": section_part("loop"),

@@ -53,7 +53,7 @@ class Preprocessing:
 class Fit:
     """Scales images to (height, width) `scaled`, and cuts `size` out of their middle.
 
-    The same numbers as timm's own transforms give on tensors; on a file's bytes theirs round each pixel to 1/255.
+    As timm's transforms do with a picture, but for the rounding to bytes after each of the two directions.
     """
 
     scaled: tuple[int, int]
@@ -62,11 +62,14 @@ class Fit:
 
     def __call__(self, images: Tensor, bounded: bool) -> Tensor:
         """Images (B, C, H, W) to (B, C, *size). `bounded`: they lie in [0, 1], which bicubic scaling would leave."""
-        if self.scaled != tuple(images.shape[2:]):
-            smooth: dict[str, Any] = {} if self.interpolation == "nearest" else {"align_corners": False}
-            smooth |= {"antialias": True} if smooth else {}
-            images = F.interpolate(images, self.scaled, mode=self.interpolation, **smooth)
-            images = images.clamp(0, 1) if bounded else images
+        smooth: dict[str, Any] = {} if self.interpolation == "nearest" else {"align_corners": False, "antialias": True}
+        for side in (
+            (images.shape[2], self.scaled[1]),
+            self.scaled,
+        ):  # as Pillow: one direction, then the other
+            if side != tuple(images.shape[2:]):
+                images = F.interpolate(images, side, mode=self.interpolation, **smooth)
+                images = images.clamp(0, 1) if bounded else images
         top, left = (round((whole - part) / 2) for whole, part in zip(self.scaled, self.size, strict=True))
         return images[:, :, top : top + self.size[0], left : left + self.size[1]]
 

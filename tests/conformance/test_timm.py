@@ -1,0 +1,57 @@
+"""Every strategy that learns, forgets or adapts goes through the suite on small networks of timm, or says why not."""
+
+import pytest
+
+from clplat.backbones.timm import timm
+from clplat.config import discovery
+from clplat.errors import UserError
+from clplat.testing import CHECKS, Subject, judge
+from clplat.testing.streams import TinyStream
+
+BACKBONES = {
+    "convolutional": lambda shape: timm(shape, "test_efficientnet"),
+    "transformer": lambda shape: timm(shape, "test_vit", image_size=16),
+}
+REFUSED = {  # strategies by kind of network, and the cause that they give
+    "convolutional": (
+        {"gs_lora", "gs_lora_pp", "ilora", "lora", "moram", "olora", "svd_orthogonal"},
+        "its layers are convolutions, and linear ones alone can be adapted",
+    ),
+    "transformer": ({"bn_adapt"}, "batch normalisation"),
+}
+NAMES = [name for name, e in discovery.entries("strategies").items() if set(e.kinds) != {"interact"}]
+
+
+class Small(Subject):
+    """With steps that networks of a dozen layers take without leaving the numbers there are."""
+
+    def options(self, processes=1):
+        known = super().options(processes)
+        return known | {"lr": 0.01} if "lr" in known else known
+
+
+def subject(name, kind):
+    found = Small(name)
+    found.backbone = BACKBONES[kind]
+    return found
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("name", NAMES)
+def test_is_built_on_timm_or_says_in_a_line_why_not(name, kind):
+    mine, (refused, cause) = subject(name, kind), REFUSED[kind]
+    if name not in refused:
+        mine.build(TinyStream(mine.cls.kinds))
+        return
+    with pytest.raises(UserError, match=cause) as raised:
+        mine.build(TinyStream(mine.cls.kinds))
+    assert len(raised.value.faults) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n in NAMES for k in BACKBONES if n not in REFUSED[k][0]])
+def test_conforms_on_timm(name, kind):
+    mine = subject(name, kind)
+    results = [judge(mine, check) for check in CHECKS if check != "processes"]
+    assert [r for r in results if r.status == "failed"] == []
