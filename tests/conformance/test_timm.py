@@ -23,11 +23,11 @@ NAMES = [name for name, e in discovery.entries("strategies").items() if set(e.ki
 
 
 class Small(Subject):
-    """With steps that networks of a dozen layers take without leaving the numbers there are."""
+    """With steps that networks of a dozen layers take without leaving the numbers there are, EWC's penalty included."""
 
     def options(self, processes=1):
         known = super().options(processes)
-        return known | {"lr": 0.002} if "lr" in known else known
+        return known | {"lr": 0.002 if self.name in ("ewc", "dp_hnet") else 0.01} if "lr" in known else known
 
 
 def subject(name, kind):
