@@ -146,7 +146,11 @@ def _record(config: Config, work: Path, root: Path, name: str, missing: list[str
     for kind, (about, find) in made.items():
         if kind in missing:
             found = find()
-            facts = {"returns": returns, "algorithm": "random" if kind == "random" else "SAC", "description": about}
+            facts: dict[str, Any] = {
+                "returns": returns,
+                "algorithm": "random" if kind == "random" else "SAC",
+                "description": about,
+            }
             facts |= {"mean_return": mean_return(found), "clplat_config": plain}
             write(root, f"{name}/{kind}-v0", gym, found, facts, scratch=work)
 

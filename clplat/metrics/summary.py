@@ -284,7 +284,8 @@ def _curves(run: _Run, entries: list[dict[str, Any]]) -> list[ReturnCurve] | str
         if not entry["evaluations"]:
             return f"{facts.name}: no return was measured"
         steps, returns = zip(*entry["evaluations"], strict=True)
-        curves.append(ReturnCurve(*facts.return_bounds, entry["before"], steps, returns))
+        low, high = facts.return_bounds
+        curves.append(ReturnCurve(low, high, entry["before"], steps, returns))
     return curves or run.lacking(Kind.INTERACT)
 
 
