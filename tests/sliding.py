@@ -30,5 +30,17 @@ class Sliding(gymnasium.Env[np.ndarray, np.ndarray]):
         return np.array([self.at, abs(self.at)], dtype=np.float64)
 
 
+class Seeing(Sliding):
+    """The same, seen as an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Box(0, 255, (24, 24, 3), np.uint8)
+
+    def _seen(self) -> np.ndarray:
+        return np.full((24, 24, 3), 128, dtype=np.uint8)
+
+
 if "Sliding-v0" not in gymnasium.registry:
     gymnasium.register("Sliding-v0", entry_point="sliding:Sliding", max_episode_steps=LENGTH)
+    gymnasium.register("Seeing-v0", entry_point="sliding:Seeing", max_episode_steps=LENGTH)

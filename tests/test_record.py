@@ -175,10 +175,11 @@ def test_no_environment_and_no_data_root_are_one_line(
 ) -> None:
     assert main(["record", "Nowhere-v0", "--data_root", str(tmp_path)]) == 2
     assert main(["record", "CartPole-v1", "--data_root", str(tmp_path)]) == 2
+    assert main(["record", "sliding:Seeing-v0", "--data_root", str(tmp_path)]) == 2
     monkeypatch.delenv("CLPLAT_DATA", raising=False)
     assert main(["record", "Pendulum-v1"]) == 3
     said = capsys.readouterr().err.splitlines()
-    assert [line.split(":")[1].strip() for line in said] == ["stream.env", "stream.env", "data_root"]
+    assert [line.split(":")[1].strip() for line in said] == ["stream.env", "stream.env", "record", "data_root"]
     assert not list(tmp_path.rglob("*.hdf5"))
 
 

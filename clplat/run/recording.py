@@ -64,9 +64,12 @@ def offline_root(data_root: str | None) -> Path:
 
 
 def checked(options: Mapping[str, Any]) -> Gym:
-    """The environment of a stream `rl`, for which data sets can be written. Raises as `Gym` does."""
+    """The environment of a stream `rl`, for which data sets can be written. Raises as `Gym` does, and of images."""
     _minari()
-    return Maker(options["env"], options["env_options"])()
+    gym = Maker(options["env"], options["env_options"])()
+    if len(gym.shape) != 1:
+        raise UserError(f"record: {options['env']} observes images {gym.shape} (valid: environments of vectors)")
+    return gym
 
 
 def trained_on(run_dir: Path) -> tuple[list[tuple[int, float]], Tensor]:
