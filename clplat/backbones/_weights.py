@@ -135,8 +135,8 @@ def whole_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_config(folder: Path) -> Any:
-    """transformers' configuration of a folder.
+def read_config(folder: Path, gguf: Path | None = None) -> Any:
+    """transformers' configuration of a folder, or of its file `gguf`.
 
     Raises:
         MissingError: its config.json is missing or not whole.
@@ -144,22 +144,27 @@ def read_config(folder: Path) -> Any:
     """
     from transformers import AutoConfig
 
-    read_json(folder / "config.json")
+    file = folder / "config.json" if gguf is None else gguf
+    if gguf is None:
+        read_json(file)
+    inside = {} if gguf is None else {"gguf_file": gguf.name}
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"backbone.weights: {folder / 'config.json'} is of no known kind ({error})") from error
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **inside)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"backbone.weights: {file} is of no known kind ({str(error).splitlines()[0]})") from error
 
 
 def read_folder(
-    cls: Any, folder: Path, config: Any, dtype: torch.dtype, spare: Callable[[str], bool] = lambda name: False
-) -> Any:
+    cls: Any, folder: Path, config: Any, dtype: torch.dtype, spare: Callable[[str], bool] = lambda name: False,
+    gguf: Path | None = None,
+) -> Any:  # fmt: skip
     """A model of transformers from its folder; every tensor of it must be there.
 
     Args:
         cls: transformers' class, with `from_pretrained`.
         config: transformers' configuration of the folder.
         spare: whether a tensor of the model may be missing, since it is not used.
+        gguf: a file of the folder to read instead; what it holds in fewer bits is spread out to `dtype`.
 
     Raises:
         MissingError: no .safetensors file.
@@ -167,24 +172,27 @@ def read_folder(
     """
     from transformers.utils import logging
 
-    if not any(f.name == "model.safetensors" for f in whole_files(folder)):
+    if gguf is None and not any(f.name == "model.safetensors" for f in whole_files(folder)):
         read_json(folder / "model.safetensors.index.json")  # of a model in several files; names what is missing
     bars, loudness = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)  # what is wrong is told below
+    how = {"use_safetensors": True} if gguf is None else {"gguf_file": gguf.name}
     try:
         net, report = cls.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True, **how
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"backbone.weights: {folder} can't be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"backbone.weights: {gguf or folder} can't be read ({str(error).splitlines()[0]})") from error
     finally:
         logging.set_verbosity(loudness)
         if bars:
             logging.enable_progress_bar()
     if absent := sorted(name for name in report["missing_keys"] if not spare(name)):
-        raise UserError(f"backbone.weights: {folder} does not fit: lacks {absent[0]} (of {len(absent)} tensors)")
-    note(net, "backbone.weights", str(folder))
+        raise UserError(
+            f"backbone.weights: {gguf or folder} does not fit: lacks {absent[0]} (of {len(absent)} tensors)"
+        )
+    note(net, "backbone.weights", str(gguf or folder))
     return net
 
 

@@ -170,6 +170,11 @@ def _small(side: int, dim: int, depth: int, heads: int, patch_size: int, vocabul
 
 
 def _config(folder: Path) -> Any:
+    if not (folder / "config.json").is_file() and (folder / "open_clip_config.json").is_file():
+        raise UserError(
+            f"backbone.weights: {folder} is in the layout of open_clip, which is not read (valid: that of "
+            "transformers, as laion/CLIP-ViT-B-32-laion2B-s34B-b79K has beside it, with config.json)"
+        )
     if read_json(folder / "config.json").get("model_type") != "clip":
         raise UserError(f"backbone.weights: {folder} holds no CLIP (valid: a config.json of model_type clip)")
     from transformers import CLIPConfig

@@ -28,7 +28,7 @@ from clplat.backbones._passes import joined, likelihood, rows_at, tree_mask
 from clplat.backbones.answering import Answerer, trimmed
 from clplat.backbones.base import Backbone, Head, Role, require
 from clplat.data import llama2c
-from clplat.data.tokens import HUB_FILES, find_folder, read_json
+from clplat.data.tokens import HUB_FILES, find_folder, find_gguf, read_json
 from clplat.errors import UserError
 from clplat.stream import Actions, Answers
 
@@ -287,7 +287,8 @@ def language_model(
     Args:
         input_shape: (2, tokens of the longest prompt), as streams of text have it.
         weights: "random"; or a folder with config.json and .safetensors files, as transformers or llama2.c lay it out,
-            a name below $CLPLAT_DATA/weights, or a name on the hub (its cache first).
+            or with one .gguf file of a kind that transformers reads (needs clplat[gguf]), a name below
+            $CLPLAT_DATA/weights, or a name on the hub (its cache first).
         config: folder or hub name whose config.json gives the structure of random weights; null: the six below.
         family: of a small model: llama is a decoder, t5 an encoder-decoder.
         dim: features, > 0 and a multiple of 2 · heads.
@@ -363,6 +364,9 @@ def _from_config(config: Any, dtype: torch.dtype) -> Any:
 
 def _pretrained(folder: Path, dtype: torch.dtype) -> Any:
     """The model in a folder; every tensor of it must be there."""
+    if (gguf := find_gguf(folder, "backbone.weights")) is not None:
+        known = _weights.read_config(folder, gguf)
+        return _weights.read_folder(_auto(known), folder, known, dtype, gguf=gguf)
     config, plain = _config(folder), read_json(folder / "config.json")
     if llama2c.is_ours(plain):
         (file,) = _weights.whole_files(folder)[:1]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -124,7 +125,8 @@ def load_tokenizer(name: str | None) -> Tokenizer:
     from clplat.data import llama2c
 
     folder = find_folder(name, "stream.tokenizer", HUB_FILES)
-    config = read_json(folder / "config.json")
+    gguf = None if (folder / "tokenizer.json").is_file() else find_gguf(folder, "stream.tokenizer")
+    config = {} if gguf else read_json(folder / "config.json")
     if llama2c.is_ours(config):
         files = sorted(folder.glob("tok*.json"))
         if not files:
@@ -133,13 +135,15 @@ def load_tokenizer(name: str | None) -> Tokenizer:
         return _Library(llama2c.tokenizer(files[0]), [begin], [], end)
     from transformers import AutoTokenizer
 
+    inside: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf.name}
     try:
-        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **inside)
     except (OSError, ValueError, ImportError) as error:
         raise MissingError(
             f"stream.tokenizer: no tokenizer in {folder} ({str(error).splitlines()[0]}); put its tokenizer.json there"
         ) from error
-    _whole(folder, found)
+    if gguf is None:
+        _whole(folder, found)
     if not found.is_fast:
         raise UserError(f"stream.tokenizer: {name!r} has no tokenizer.json (valid: one that has)")
     end = found.sep_token_id if found.eos_token_id is None else found.eos_token_id
@@ -215,6 +219,21 @@ def find_folder(name: str, key: str, files: Sequence[str]) -> Path:
             f"fetched ({type(error).__name__}); fetch {wanted} of https://huggingface.co/{name} where there is a "
             f"network, put them in {places[-1]} and name that folder"
         ) from error
+
+
+def find_gguf(folder: Path, key: str) -> Path | None:
+    """The GGUF file of a folder that has no .safetensors file; None where there is none.
+
+    Raises:
+        UserError: there are several.
+        MissingError: the package that reads it is not there.
+    """
+    files = sorted(folder.glob("*.gguf")) if not any(folder.glob("*.safetensors")) else []
+    if len(files) > 1:
+        raise UserError(f"{key}: {folder} has {', '.join(f.name for f in files)} (valid: a folder with one .gguf file)")
+    if files and find_spec("gguf") is None:
+        raise MissingError(f"{key}: {files[0]} needs the package gguf, which is not here: pip install 'clplat[gguf]'")
+    return files[0] if files else None
 
 
 def read_json(file: Path) -> Any:

@@ -126,6 +126,9 @@ def test_faults_are_told_in_one_line(tmp_path):
         _backbone().assemble(None, Answers(PROMPTS, 2, 51))
     with pytest.raises(UserError, match=r"prompts of 200 tokens do not fit into the model's context of 128"):
         _backbone().assemble(None, Answers(torch.ones(4, 200, dtype=torch.int64), 2, 50))
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"layout of open_clip, which is not read \(valid: that of transformers, "):
+        clip((3, 16, 16), weights=str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match="holds no CLIP"):
         clip((3, 16, 16), weights=str(tmp_path))
