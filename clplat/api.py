@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from clplat.config.settings import Config, StartSettings
+from clplat.config.given import is_given, keys_of
+from clplat.config.settings import Config, Part, StartSettings, flat
 from clplat.errors import UserError
 from clplat.run import checkpoint
-from clplat.run.result import Result
+from clplat.run.result import Result, Results
+from clplat.run.rundir import newest
 from clplat.run.seal import break_seal, close_seal, seal_faults
 
 if TYPE_CHECKING:
     from clplat.run.learner import Learner
 
 
+@overload
 def run(
-    config: str | Path | dict[str, Any] | None = None, *, dry_run: bool = False, quiet: bool = False, **overrides: Any
-) -> Result:
-    """One run.
+    config: str | Path | dict[str, Any] | None = None, *, seeds: None = None, resume: bool = False,
+    dry_run: bool = False, quiet: bool = False, **overrides: Any,
+) -> Result: ...  # fmt: skip
+
+
+@overload
+def run(
+    config: str | Path | dict[str, Any] | None = None, *, seeds: Sequence[int], resume: bool = False,
+    dry_run: bool = False, quiet: bool = False, **overrides: Any,
+) -> Results: ...  # fmt: skip
+
+
+def run(
+    config: str | Path | dict[str, Any] | None = None, *, seeds: Sequence[int] | None = None, resume: bool = False,
+    dry_run: bool = False, quiet: bool = False, **overrides: Any,
+) -> Result | Results:  # fmt: skip
+    """One run, or with `seeds` each run of the configuration under each seed, one after the other.
+
+    Stream, strategy and backbone may be objects: see docs/api.md.
 
     Args:
         config: YAML file, name of a shipped experiment, or a dict in the layout of config.yaml.
+        seeds: each ≥ 0.
+        resume: go on with the newest run of the same name and seed under `output`, which must be of the same
+            configuration and objects; one that is complete is not run again, and one that was never begun is begun.
         dry_run: resolve everything and take two steps, leaving nothing behind.
         quiet: no progress on the screen.
         overrides: as in YAML: `strategy="er"`, `seed=3`, `loop={"max_epochs": 2}`, `**{"strategy.lr": 0.1}`.
@@ -33,9 +56,47 @@ def run(
         Interrupted: after Ctrl-C; the run can be resumed.
         DivergedError: the loss is no longer finite.
     """
-    from clplat.config.resolve import resolve
+    from clplat.config.resolve import expand, resolve
 
-    return run_config(resolve(config=config, **overrides), dry_run=dry_run, quiet=quiet)
+    if seeds is None:
+        return _run(resolve(config=config, **overrides), resume=resume, dry_run=dry_run, quiet=quiet)
+    if not (wrong := [s for s in seeds if isinstance(s, bool) or not isinstance(s, int) or s < 0]) and len(seeds):
+        configs = expand(config=config, seeds=seeds, **overrides)
+        return Results(_run(c, resume=resume, dry_run=dry_run, quiet=quiet) for c in configs)
+    raise UserError(f"seeds: {wrong[0] if wrong else seeds!r} is out of range (valid: a list of integers ≥ 0)")
+
+
+def _run(config: Config, *, resume: bool, dry_run: bool, quiet: bool) -> Result:
+    folder = newest(config) if resume and not dry_run else None
+    if folder is None:
+        return run_config(config, dry_run=dry_run, quiet=quiet)
+    _check_same(folder, config, "resume")
+    return _finished(folder) or _go_on(folder, config, quiet=quiet)
+
+
+def _finished(run_dir: Path) -> Result | None:
+    """What a complete run has left; None where it is not complete."""
+    try:
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Result(run_dir, summary) if summary.get("status") == "complete" else None
+
+
+def _check_same(run_dir: Path, config: Config, command: str) -> None:
+    """Refuse a configuration, or objects, that are not those a run was begun with; names the first that differs."""
+    from clplat.config.resolve import read_yaml
+    from clplat.run.summary import changes
+
+    before, now = read_yaml(run_dir / "config.yaml"), keys_of(config)
+    for key, name in flat(before).items():
+        key = key.removesuffix(".name")
+        if is_given(name) and now.get(key, name) != name:
+            raise UserError(
+                f"{command}: {key}: {run_dir} was begun with {name}, and this is {now[key]}: another content"
+            )
+    if changed := changes(before, config):
+        raise UserError(f"{command}: {run_dir} was begun with another configuration: {changed}")
 
 
 def run_config(
@@ -50,21 +111,49 @@ def run_config(
     return launch(config, run_dir, quiet=quiet, report=report_run if report else None)
 
 
-def resume(run_dir: str | Path, *, quiet: bool = False) -> Result:
-    """Go on with a run from its last good checkpoint, mid-experience included. Raises as `run` does."""
-    from clplat.config.resolve import resolve
+def resume(run_dir: str | Path, *, quiet: bool = False, **objects: Any) -> Result:
+    """Go on with a run from its last good checkpoint, mid-experience included. Raises as `run` does.
+
+    Args:
+        objects: stream, strategy and backbone as they were given to `run`, where these were objects; they are told by
+            their content to be the same.
+    """
+    run_dir = Path(run_dir)
+    return _go_on(run_dir, _config_of(run_dir, "resume", objects), quiet=quiet)
+
+
+def _go_on(run_dir: Path, config: Config, *, quiet: bool) -> Result:
     from clplat.report.write import report_run
     from clplat.run.launch import launch
 
-    run_dir = Path(run_dir)
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"resume: {run_dir} is no run directory (config.yaml is missing in it)")
-    return launch(resolve(config=path), run_dir, quiet=quiet, resumed=True, report=report_run)
+    return launch(config, run_dir, quiet=quiet, resumed=True, report=report_run)
+
+
+def _config_of(run_dir: Path, command: str, objects: dict[str, Any], *, data: bool = True) -> Config:
+    """The configuration of a run, with the objects that were given to it in Python.
+
+    Args:
+        data: the stream is needed; else the objects in it may be left out.
+    """
+    from clplat.config.resolve import read_yaml, resolve
+
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{command}: {run_dir} is no run directory (config.yaml is missing in it)")
+    if other := sorted(objects.keys() - {"stream", "strategy", "backbone"}):
+        raise UserError(f"{command}: takes objects for stream, strategy and backbone alone (got {', '.join(other)})")
+    layer, aside = read_yaml(run_dir / "config.yaml"), None
+    if not data and "stream" not in objects and any(map(is_given, flat({"stream": layer["stream"]}).values())):
+        aside = layer.pop("stream")
+    config = resolve(config=layer, **objects)
+    if aside is not None:
+        config = replace(config, stream=Part(aside.pop("name"), aside))
+    if objects:
+        _check_same(run_dir, config, command)
+    return config
 
 
 def forget(
-    run_dir: str | Path, request: str | Sequence[str] = (), *, purge: bool = False, quiet: bool = True
+    run_dir: str | Path, request: str | Sequence[str] = (), *, purge: bool = False, quiet: bool = True, **objects: Any
 ) -> Learner:
     """Ask the learner of a finished run to erase something more; gives the learner after it, as `load` does.
 
@@ -78,6 +167,7 @@ def forget(
         purge: also remove what else derives from erased samples: scores of single ones in `audit/`, and checkpoints
             before the last. The erasure report is written anew.
         quiet: no progress on the screen.
+        objects: stream, strategy and backbone, as `resume` takes them.
 
     Raises:
         UserError: the run is not finished, its strategy can't erase, or the ledger refuses the request (unknown, never
@@ -88,24 +178,23 @@ def forget(
 
     run_dir, ids = Path(run_dir), [request] if isinstance(request, str) else list(request)
     if ids or not purge:
-        former = _note_request(run_dir, ids)
+        former = _note_request(run_dir, ids, objects)
         try:
-            resume(run_dir, quiet=quiet)
+            resume(run_dir, quiet=quiet, **objects)
         except UserError:
             late.withdraw(run_dir, former)
             close_seal(run_dir)
             raise
-    learner = load(run_dir)
+    learner = load(run_dir, **objects)
     if purge:
-        _purge(run_dir)
+        _purge(run_dir, objects)
     return learner
 
 
-def _purge(run_dir: Path) -> None:
+def _purge(run_dir: Path, objects: dict[str, Any]) -> None:
     """Remove what derives from erased samples beside the learner itself, and write the report of what is left."""
     import shutil
 
-    from clplat.config.resolve import resolve
     from clplat.erasure.audit.aggregates import let_go
     from clplat.erasure.audit.audit import FOLDER
     from clplat.report.erasure import write_erasure
@@ -119,25 +208,22 @@ def _purge(run_dir: Path) -> None:
         for old in sorted(p for p in (run_dir / "checkpoints").glob("[0-9]*") if p.is_dir())[:-1]:
             shutil.rmtree(old)
         checkpoint.clean(run_dir)
-        write_erasure(run_dir, resolve(config=run_dir / "config.yaml").audit.oracle)
+        write_erasure(run_dir, _config_of(run_dir, "forget", objects).audit.oracle)
         close_seal(run_dir)
 
 
-def _note_request(run_dir: Path, ids: list[str]) -> int:
+def _note_request(run_dir: Path, ids: list[str], objects: dict[str, Any]) -> int:
     """Note a request in the folder of a finished run, having checked it. Returns how many there were before."""
-    from clplat.config import discovery
-    from clplat.config.resolve import resolve
     from clplat.erasure import late
     from clplat.run.build import build_stream
+    from clplat.run.given import maker
     from clplat.strategy import check_kinds
     from clplat.stream import Kind
 
     if faults := seal_faults(run_dir):
         raise UserError(*faults)
-    if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"forget: {run_dir} is no run directory (config.yaml is missing in it)")
-    config = resolve(config=run_dir / "config.yaml")
-    if faults := check_kinds(discovery.load("strategies", config.strategy.name), [Kind.FORGET]):
+    config = _config_of(run_dir, "forget", objects)
+    if faults := check_kinds(maker(config, "strategy"), [Kind.FORGET]):
         raise UserError(*faults)
     with checkpoint.lock(run_dir):
         state, notes = checkpoint.load_newest(run_dir / "checkpoints")
@@ -158,26 +244,26 @@ def _experiences_done(state: dict[str, Any]) -> int:
         raise UserError(f"the checkpoint holds no state of a run ({type(error).__name__}: {error})") from error
 
 
-def load(run_dir: str | Path) -> Learner:
+def load(run_dir: str | Path, **objects: Any) -> Learner:
     """The learner of a run as its last checkpoint has it, on the CPU, in evaluation mode; needs no data.
 
     `learner(inputs)` takes raw inputs and gives `Predictions`; `learner.classes` names what it predicts.
 
+    Args:
+        objects: strategy and backbone as they were given to `run`, where these were objects.
+
     Raises:
         UserError: not a run directory, its last checkpoint is damaged, or its configuration was changed.
     """
-    from clplat.config.resolve import resolve
     from clplat.run.learner import rebuilt
     from clplat.run.summary import changes
 
     run_dir = Path(run_dir)
-    if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"load: {run_dir} is no run directory (config.yaml is missing in it)")
+    config = _config_of(run_dir, "load", objects, data=False)
     state, notes = checkpoint.load_newest(run_dir / "checkpoints")
     if state is None or notes:  # an earlier checkpoint holds an earlier learner
         way = f" (clplat run --resume {run_dir} makes the last one anew)" if state is not None else ""
         raise UserError(*notes, f"load: {run_dir} does not hold its last checkpoint whole{way}")
-    config = resolve(config=run_dir / "config.yaml")
     if changed := changes(state.get("config"), config):
         raise UserError(f"load: {run_dir / 'config.yaml'} was changed since the run began: {changed}; put it back")
     try:

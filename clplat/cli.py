@@ -11,7 +11,7 @@ import os
 import sys
 
 from clplat.commands import COMMANDS
-from clplat.errors import ClplatError, UserError
+from clplat.errors import ClplatError, CodeError, UserError
 from clplat.package import __version__
 
 
@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         for fault in error.faults:
-            print(f"clplat: {fault}", file=sys.stderr)
+            more = " (--debug shows the traceback)" if isinstance(error, CodeError) else ""
+            print(f"clplat: {fault}{more}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("clplat: interrupted", file=sys.stderr)

@@ -29,7 +29,7 @@ class Kind(StrEnum):
     INTERACT = "interact"  # an offline data set, then an environment: act, collect, improve
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Data:
     """Rows of tensors held once and shared by all experiences; a batch is one indexing call.
 
@@ -46,8 +46,22 @@ class Data:
     rows: Tensor | None = None
     world: Callable[[Tensor], Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("inputs", "labels", "rows"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and (value is not None or name == "inputs"):
+                raise TypeError(
+                    f"Data: {name} are a {type(value).__name__} (valid: a tensor; torch.from_numpy makes one)"
+                )
+
     def __len__(self) -> int:
         return len(self.inputs) if self.rows is None else len(self.rows)
+
+    def __repr__(self) -> str:
+        of = "" if self.rows is None else f" of {len(self.inputs)}"
+        shape, dtype = tuple(self.inputs.shape[1:]), str(self.inputs.dtype).removeprefix("torch.")
+        labels, world = "labelled" if self.labels is not None else "unlabelled", ", changed" if self.world else ""
+        return f"{type(self).__name__}({len(self)}{of} samples, {shape} {dtype}, {labels}{world})"
 
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Inputs (B, ...) and labels (B,) at `positions` (B,) int64 in [0, n)."""
@@ -149,7 +163,7 @@ class Environment(Protocol):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]: ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Experience:
     """One piece of a stream.
 
@@ -191,6 +205,14 @@ class Experience:
     domain: str = ""
     severity: int = 0
     round: int = 0
+
+    def __repr__(self) -> str:
+        parts = {k: getattr(self, k) for k in ("train", "test", "valid")}
+        sizes = [f"{len(data)} {name}" for name, data in parts.items() if data is not None]
+        sizes += [f"{self.env_steps} steps to act"] if self.environment is not None else []
+        classes = [f"classes {_listed(self.classes)}"] if self.classes else []
+        said = "; ".join([", ".join(sizes) or "no data", *classes, *self.request])
+        return f"Experience({self.index}, {self.name!r}, {self.kind}: {said})"
 
     def seen(self) -> Experience:
         """What a strategy may see of it: no test data, no labels of data that are to be adapted to."""
@@ -258,6 +280,13 @@ class Stream(Sequence[Experience]):
 
     def __iter__(self) -> Iterator[Experience]:
         return iter(self.experiences)
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(dict.fromkeys(str(e.kind) for e in self))
+        classes = f", {self.num_classes} classes" if self.num_classes else ""
+        names = f": {_listed([e.name for e in self])}" if self.experiences else ""
+        head = f"{type(self).__name__}({len(self)} experiences ({kinds}){classes}, inputs {self.input_shape}"
+        return f"{head}{names})"
 
     def among(self, logits: Tensor, task: int | None) -> Tensor:
         """Logits (B, C) with −∞ for the classes that `task` has not, so that a prediction is one among the task's own.
@@ -329,6 +358,11 @@ def among(logits: Tensor, task: int | None, experiences: Sequence[_Taught]) -> T
         return logits
     own = {c for e in experiences if e.task == task for c in e.classes}
     return only(logits, sorted(c for c in own if c < logits.shape[1])) if own else logits
+
+
+def _listed(items: Sequence[Any]) -> str:
+    """At most six, and how many there are more."""
+    return ", ".join(map(str, items[:6])) + (f" and {len(items) - 6} more" if len(items) > 6 else "")
 
 
 def only(logits: Tensor, classes: Sequence[int]) -> Tensor:

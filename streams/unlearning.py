@@ -49,7 +49,7 @@ class Unlearning(Stream):
     Args:
         seed: of the requests and of the base; null takes the run's seed.
         data_root: of the base, and where a relative `user_assignment` is looked for; null is $CLPLAT_DATA.
-        base: name of the stream that is learned, or path.py:Class; from Python also a stream.
+        base: name of the stream that is learned, or path.py:Class; from Python also a stream or a class of streams.
         base_options: its options.
         requests: listed; null draws them.
         unit: what drawn requests name.
@@ -145,10 +145,11 @@ def _base(base: Any, options: dict[str, Any] | None, seed: int, data_root: str |
         stream = base
         if options:
             raise UserError("stream.base_options: has no meaning with a finished stream (valid: null)")
-    elif isinstance(base, str):
+    elif isinstance(base, str) or (isinstance(base, type) and issubclass(base, Stream)):
+        make = discovery.load("streams", base) if isinstance(base, str) else base
         given = {"seed": seed, **(options or {})}
         try:
-            stream = discovery.load("streams", base)(data_root=data_root, **given)
+            stream = make(data_root=data_root, **given)
         except ClplatError as error:
             raise type(error)(*(_of_base(f) for f in error.faults)) from error
     else:

@@ -14,13 +14,15 @@ import importlib.util
 import inspect
 import sys
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clplat.config import syntax
+from clplat.config.given import absent, is_given
 from clplat.config.syntax import Option
-from clplat.errors import UserError
+from clplat.errors import UserError, users_code
 
 GROUPS = ("strategies", "streams", "backbones", "heads")
 ROOTS = {"strategies": "Strategy", "streams": "Stream"}
@@ -49,6 +51,7 @@ class Entry:
         paper: of a strategy or stream; empty where it names none.
         fault: why it can't be used (a syntax error, say), or empty.
         aliases: further names of a strategy, under which `find` knows it too.
+        made: the part itself, where it was given in Python.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Entry:
     paper: str = ""
     fault: str = ""
     aliases: tuple[str, ...] = ()
+    made: Any = None
 
 
 def entries(group: str) -> dict[str, Entry]:
@@ -78,13 +82,20 @@ def entries(group: str) -> dict[str, Entry]:
     return dict(sorted(found.items()))
 
 
-def find(group: str, name: str) -> Entry:
+def find(group: str, name: str, given: Mapping[str, Any] | None = None) -> Entry:
     """The entry of a registered name, or of `path/to/file.py:Class` (`:Class` may be left out if there is only one).
+
+    Args:
+        given: objects given in Python, by the names that stand for them.
 
     Raises:
         UserError: unknown name, with the nearest ones; no such file or class.
     """
     key = group_key(group)
+    if is_given(name):
+        if given is None or name not in given:
+            raise UserError(absent(key, name))
+        return Entry(name, group, Path(), name, made=given[name])
     if ".py" in name:
         return _from_path(group, name)
     known = entries(group)
@@ -107,16 +118,22 @@ def load(group: str, name: str) -> Any:
     if entry.fault:
         raise UserError(f"{group_key(group)}: '{name}' can't be used: {entry.fault}")
     module_name, _, attribute = entry.qualname.rpartition(":")
-    module = _import_file(entry.file) if module_name.endswith(".py") else importlib.import_module(module_name)
+    with users_code(f"{group_key(group)}: "):
+        module = _import_file(entry.file) if module_name.endswith(".py") else importlib.import_module(module_name)
     return getattr(module, attribute)
 
 
 def options(entry: Entry) -> list[Option]:
     """What a user may set of a part, in the order of its constructor; read from the syntax tree where that can tell."""
+    found: list[Option] | None
+    if entry.made is not None:
+        makes = inspect.isclass(entry.made) or inspect.isfunction(entry.made)
+        found = _options_of_object(entry.made) if makes else []
+        return [o for o in found if o.name not in GIVEN[entry.group]]
     attribute = entry.qualname.rpartition(":")[2]
     module = syntax.read(entry.file)
     node = module.names.get(attribute)
-    found: list[Option] | None = None
+    found = None
     if isinstance(node, ast.FunctionDef):
         found = syntax.function_options(module, node)
     elif (cls := syntax.find_class(module, attribute)) is not None:
@@ -129,6 +146,8 @@ def options(entry: Entry) -> list[Option]:
 
 def has_head(entry: Entry) -> bool:
     """Whether a backbone's logits come from a head: no class of its file sets `needs_head` to False."""
+    if entry.made is not None:
+        return getattr(entry.made, "needs_head", True)
     module = syntax.read(entry.file)
     classes = [syntax.Class(module, node) for node in module.names.values() if isinstance(node, ast.ClassDef)]
     facts = [syntax.class_value(cls, "needs_head") for cls in classes]
@@ -320,7 +339,10 @@ def _options_of_object(part: Any) -> list[Option]:
     for owner in owners:
         function = owner.__init__ if inspect.isclass(owner) else owner
         texts = documented | syntax.help_texts(inspect.cleandoc(function.__doc__ or ""))
-        hints = typing.get_type_hints(function)
+        try:
+            hints = typing.get_type_hints(function)
+        except NameError:  # of a class written within a function
+            hints = {}
         more = False
         for name, parameter in list(inspect.signature(function).parameters.items())[int(inspect.isclass(owner)) :]:
             if parameter.kind is parameter.VAR_KEYWORD:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clplat.config import discovery
+from clplat.config.given import is_given
 from clplat.config.syntax import Option
 from clplat.config.values import typed
 from clplat.errors import UserError
@@ -17,20 +18,25 @@ from clplat.errors import UserError
 NAME, OPTIONS = "stream.base", "stream.base_options"
 
 
-def check_nested(keys: Mapping[str, Option], values: dict[str, Any], faults: list[str]) -> None:
+def check_nested(
+    keys: Mapping[str, Option], values: dict[str, Any], held: Mapping[str, Any], faults: list[str]
+) -> None:
     """Put the inner stream's options in `values` into their types; add a line to `faults` for each that is wrong.
 
     Args:
         keys: all options of the run, dotted; nothing is done where the stream takes no other.
         values: those that are set; a name that is a path is made absolute, so that the configuration can move.
+        held: objects given in Python, by name.
     """
     if NAME not in keys or OPTIONS not in keys:
         return
     name, given = values.get(NAME, keys[NAME].default), values.get(OPTIONS) or {}
     if not isinstance(name, str) or not isinstance(given, Mapping):
-        return  # found wrong elsewhere, or a finished stream from Python
+        return  # found wrong elsewhere
+    if is_given(name) and not isinstance(held.get(name), type):
+        return  # a finished stream from Python, or one that is absent
     try:
-        entry = discovery.find("streams", name)
+        entry = discovery.find("streams", name, held)
         if entry.fault:
             raise UserError(f"stream: '{name}' can't be used: {entry.fault}")
         known = {o.name: o for o in discovery.options(entry)}

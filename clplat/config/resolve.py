@@ -12,13 +12,14 @@ import difflib
 import inspect
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from clplat.config import discovery, syntax
+from clplat.config.given import absent, is_given, named
 from clplat.config.nested import check_nested
 from clplat.config.settings import (
     AuditSettings,
@@ -58,18 +59,21 @@ def resolve(
     """
     layer, name = _read(config)
     if several := [k for k in ("runs", "seeds") if k in layer]:
-        raise UserError(*(f"{k}: {name or 'the configuration'} describes several runs; one is wanted" for k in several))
+        what = f"{name or 'the configuration'} describes several runs; one is wanted (in Python: or give seeds=[0, 1])"
+        raise UserError(*(f"{k}: {what}" for k in several))
     layer.pop("sweep", None)
     return _resolve([layer, overrides], argv or [], name)
 
 
 def expand(
-    argv: list[str] | None = None, config: str | Path | Mapping[str, Any] | None = None, seeds: list[int] | None = None
-) -> list[Config]:
+    argv: list[str] | None = None, config: str | Path | Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | None = None, **overrides: Any,
+) -> list[Config]:  # fmt: skip
     """All runs of a configuration: each of its `runs:` (name → partial override) under each seed.
 
     Args:
         seeds: instead of the configuration's `seeds:`; without either, its one seed.
+        overrides: as in `resolve`, over each of the runs.
 
     Raises:
         UserError: one line for each fault, over all runs.
@@ -86,7 +90,7 @@ def expand(
         own_seeds = None
     found: list[Config] = []
     for label, override in (runs or {None: {}}).items():
-        layers = [layer, override]
+        layers = [layer, override, overrides]
         try:
             one = _resolve(layers, argv or [], name, label)
         except UserError as error:
@@ -175,7 +179,7 @@ def section_options(section: str | None) -> list[Option]:
     hints, texts = typing.get_type_hints(cls), syntax.help_texts(inspect.getdoc(cls) or "")
     found = []
     for item in dataclasses.fields(cls):
-        if section is None and (item.name in PARTS or item.name in SECTIONS):
+        if section is None and (item.name in PARTS or item.name in SECTIONS or item.name == "given"):
             continue
         made = None if item.default_factory is dataclasses.MISSING else item.default_factory()
         default = made if item.default is dataclasses.MISSING else item.default
@@ -214,17 +218,19 @@ def _read(config: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any]
 def _resolve(layers: Iterable[Mapping[str, Any]], argv: list[str], name: str | None, label: Any = None) -> Config:
     faults: list[str] = []
     given: dict[str, Any] = dict(DEFAULTS)
-    for layer in (*(_flatten(layer, faults) for layer in layers), _flags(argv, faults)):
+    held: dict[str, Any] = {}
+    for layer in (*(_flatten(named(layer, held, faults), faults) for layer in layers), _flags(argv, faults)):
         _merge(given, layer)
     parts = {p: given.pop(p, None) for p in PARTS}
-    keys, unknown = _known_keys(parts, faults)
+    keys, unknown = _known_keys(parts, held, faults)
     known_parts = {k: v for k, v in given.items() if k.partition(".")[0] not in unknown}
     values = typed(keys, known_parts, faults, lambda key: _nearest_key(key, keys))
-    check_nested(keys, values, faults)
+    check_nested(keys, values, held, faults)
+    faults += [absent(k, v) for k, v in values.items() if is_given(v) and v not in held]
     known = {p: str(n) for p, n in parts.items() if p not in unknown}
     complete = {k: values.get(k, o.default) for k, o in keys.items()}
     if not unknown:
-        return _build(known, complete, faults, name, label)
+        return dataclasses.replace(_build(known, complete, faults, name, label), given=held)
     raise UserError(*faults, *_range_faults(complete))
 
 
@@ -305,7 +311,9 @@ def _merge(given: dict[str, Any], layer: dict[str, Any]) -> None:
 # --- checks -------------------------------------------------------------------------------------------------------
 
 
-def _known_keys(parts: dict[str, Any], faults: list[str]) -> tuple[dict[str, Option], set[str]]:
+def _known_keys(
+    parts: dict[str, Any], held: Mapping[str, Any], faults: list[str]
+) -> tuple[dict[str, Option], set[str]]:
     """The schema, and the parts that are not known (reported; their options can't be checked)."""
     keys, unknown = schema({}), set()
     for part, name in parts.items():
@@ -318,7 +326,7 @@ def _known_keys(parts: dict[str, Any], faults: list[str]) -> tuple[dict[str, Opt
                 raise UserError(f"{part}: is required (known: {names})")
             if not isinstance(name, str):
                 raise UserError(f"{part}: needs a name")
-            entry = discovery.find(PARTS[part], name)
+            entry = discovery.find(PARTS[part], name, held)
             if entry.fault:
                 raise UserError(f"{part}: '{name}' can't be used: {entry.fault}")
             keys |= {f"{part}.{o.name}": o for o in discovery.options(entry)}
@@ -377,7 +385,8 @@ def _build(parts: dict[str, str], values: dict[str, Any], faults: list[str], nam
     top = {k: v for k, v in values.items() if "." not in k}
     if top["name"] is None:
         names = [parts[k] for k in ("strategy", "stream", "backbone")]
-        stems = [Path(n.partition(":")[0]).stem if ".py" in n else n for n in names]
+        stems = [n.partition("@python:")[0] for n in names]
+        stems = [Path(n.partition(":")[0]).stem if ".py" in n else n for n in stems]
         top["name"] = name or "-".join(stems)
     if label is not None:
         top["name"] = f"{top['name']}/{label}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -202,6 +202,7 @@ class Config:
         reference: run directory or summary.json whose learning accuracies relative plasticity and intransigence
             compare with (a joint or naive run on the same stream), or whose returns the forward transfer over
             environments does (an agent's run with `strategy.restart`).
+        given: objects that were given in Python, by the names that stand for them (`config/given.py`); not written.
     """
 
     strategy: Part
@@ -218,10 +219,12 @@ class Config:
     output: str = "runs"
     data_root: str | None = None
     reference: str | None = None
+    given: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict in the layout of config.yaml: a part is {name: ..., option: ...}."""
-        plain = asdict(self)
+        plain = asdict(replace(self, given={}))
+        del plain["given"]
         for key in ("strategy", "stream", "backbone", "head"):
             part = plain[key]
             plain[key] = {"name": part["name"], **part["options"]}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from clplat.config.discovery import did_you_mean
+from clplat.config.given import Given
 from clplat.config.syntax import REQUIRED, Option
 
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
@@ -64,6 +65,10 @@ def parse_value(option: Option, value: Any) -> Any:
     if not isinstance(value, _PLAIN):
         raise ValueError(f"{value!r} is no plain value")
     if option.type is Any:
+        return value
+    if isinstance(value, Given):
+        if all(m in _WORDS or typing.get_origin(m) is not None or m in _PLAIN for m in _members(option.type)):
+            raise ValueError(f"{value.partition('@')[0]} is not {describe(option.type)}")
         return value
     if value is None and not _admits_none(option.type):
         raise ValueError(f"null is not {describe(option.type)}")

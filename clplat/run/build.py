@@ -20,6 +20,7 @@ from clplat.errors import MissingError, UserError
 from clplat.metrics.erasure import erased_samples
 from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.run import filming
+from clplat.run.given import maker, real
 from clplat.run.preprocessing import agree
 from clplat.run.start import start_from
 from clplat.strategy import Strategy, check_hooks, check_kinds
@@ -39,17 +40,17 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     """
     trial = _Trial(config)
     stream = trial.part("stream", lambda options: build_stream(config, options))
-    cls = discovery.load("strategies", config.strategy.name)
+    cls = maker(config, "strategy")
     shape, classes = (stream.input_shape, stream.num_classes) if stream is not None else _guess(cls)
     seed_everything(config.seed)
-    make_backbone = discovery.load("backbones", config.backbone.name)
+    make_backbone = maker(config, "backbone")
     backbone = trial.part("backbone", lambda options: make_backbone(shape, **options), whole=stream is not None)
     if stream is not None and backbone is not None:
         trial.faults += agree(stream, backbone)
     width = 1 if backbone is None else backbone.embed_dim
     head = None
     if classes > 0 if backbone is None else backbone.needs_head:  # a stream of environments has no use for one
-        make_head = discovery.load("heads", config.head.name)
+        make_head = maker(config, "head")
         head = trial.part("head", lambda options: make_head(width, classes, **options), whole=stream is not None)
     else:
         trial.faults += _idle_head(config)
@@ -96,11 +97,12 @@ class _Trial:
             whole: whether what it is built on stands; where not, only faults of its own options count.
         """
         part: Part = getattr(self.config, key)
-        defaults = {o.name: o.default for o in discovery.options(discovery.find(PARTS[key], part.name))}
+        entry = discovery.find(PARTS[key], part.name, self.config.given)
+        defaults = {o.name: o.default for o in discovery.options(entry)}
         options, refused = dict(part.options), 0
         while True:
             try:
-                made = make(options)
+                made = make(real(self.config, options))
             except UserError as error:
                 own = [f for f in error.faults if f.startswith(f"{key}.")]
                 told = {f.partition(":")[0] for f in self.faults}  # of an option a line is enough
@@ -132,16 +134,14 @@ class _Trial:
 
 def build_stream(config: Config, options: dict[str, Any] | None = None) -> Stream:
     """The stream; its draws come from its own seed, or else the run's. `options` stand for those of `config`."""
-    options = dict(config.stream.options if options is None else options)
+    options = real(config, config.stream.options) if options is None else dict(options)
     seed = options.pop("seed", None)
     root = config.data_root or os.environ.get("CLPLAT_DATA")
-    _speak(options, config.backbone)
-    return discovery.load("streams", config.stream.name)(
-        seed=config.seed if seed is None else seed, data_root=root, **options
-    )
+    _speak(options, config)
+    return maker(config, "stream")(seed=config.seed if seed is None else seed, data_root=root, **options)
 
 
-def _speak(options: dict[str, Any], backbone: Part) -> None:
+def _speak(options: dict[str, Any], config: Config) -> None:
     """Give a stream of text, or the one that a stream is made of, what it takes from the backbone where it says null.
 
     That is the tokenizer of the weights, and whether answers are words or the classes of a head.
@@ -150,12 +150,13 @@ def _speak(options: dict[str, Any], backbone: Part) -> None:
         known = {o.name for o in discovery.options(discovery.find("streams", options["base"]))}
         given = {k: None for k in ("tokenizer", "answer") if k in known} | (options["base_options"] or {})
         options["base_options"] = given
-        _speak(given, backbone)
+        _speak(given, config)
     if "tokenizer" in options and options["tokenizer"] is None:
-        given = backbone.options
+        given = config.backbone.options
         options["tokenizer"] = given.get("config") if given.get("weights") == "random" else given.get("weights")
     if "answer" in options and options["answer"] is None:
-        options["answer"] = "class" if discovery.has_head(discovery.find("backbones", backbone.name)) else "words"
+        backbone = discovery.find("backbones", config.backbone.name, config.given)
+        options["answer"] = "class" if discovery.has_head(backbone) else "words"
 
 
 def _other_inputs(name: str, backbone: Backbone, stream: Stream) -> list[str]:
@@ -175,18 +176,17 @@ def build_strategy(
     """Backbone, head and strategy without a stream, initialised from `seed`."""
     seed_everything(seed)
     model = build_model(config, input_shape, num_classes, answers)
-    cls = discovery.load("strategies", config.strategy.name)
-    return cls(model=model, **config.strategy.options)
+    return maker(config, "strategy")(model=model, **real(config, config.strategy.options))
 
 
 def build_model(
     config: Config, input_shape: tuple[int, ...], num_classes: int, answers: Answers | Actions | None = None
 ) -> Classifier:
     """Backbone and head without a stream."""
-    backbone = discovery.load("backbones", config.backbone.name)(input_shape, **config.backbone.options)
+    backbone = maker(config, "backbone")(input_shape, **real(config, config.backbone.options))
     head = None
     if backbone.needs_head:
-        make_head = discovery.load("heads", config.head.name)
+        make_head = maker(config, "head")
         head = make_head(backbone.embed_dim, num_classes, **config.head.options)
     elif answers is None and num_classes:  # their words come with the checkpoint
         answers = Answers(torch.full((num_classes, 1), -1), 0, 0)

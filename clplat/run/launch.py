@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -20,16 +21,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clplat import errors as errors_module
+from clplat.config.given import keys_of
 from clplat.config.settings import Config, FabricSettings, flat
 from clplat.erasure import late
 from clplat.erasure.audit import audit
 from clplat.erasure.audit.aggregates import let_go
-from clplat.errors import ClplatError, Interrupted, UserError
+from clplat.errors import ClplatError, Interrupted, UserError, users_code
 from clplat.files import to_json, write_atomic
 from clplat.lightning import Fabric
 from clplat.metrics.record import RunRecord
 from clplat.run import checkpoint
 from clplat.run.build import build, new_record, read_reference
+from clplat.run.given import check_travels
 from clplat.run.loop import Runner
 from clplat.run.result import Result
 from clplat.run.rundir import make_run_dir
@@ -67,13 +70,17 @@ def launch(
     start = None if resumed else start_run(config, functools.partial(launch, quiet=quiet, report=report))
     fabric = make_fabric(config.fabric)
     if isinstance(fabric.strategy.launcher, _spawning()):
+        check_travels(config)
         with _forwarded_signals(), _same_environment():
             outcome = fabric.launch(_guarded, config, run_dir, start, quiet, resumed, report)
     else:
         fabric.launch()
-        outcome = _guarded(fabric, config, run_dir, start, quiet, resumed, report)
+        with users_code():
+            outcome = _work(fabric, config, run_dir, start, quiet, resumed, report)
     if "error" in outcome:
-        raise getattr(errors_module, outcome["error"])(*outcome["faults"])
+        error = getattr(errors_module, outcome["error"])(*outcome["faults"])
+        error.add_note(outcome["traceback"])
+        raise error
     return Result(Path(outcome["run_dir"]), outcome["summary"], outcome["note"])
 
 
@@ -116,9 +123,10 @@ def _spawning() -> type:
 def _guarded(fabric: Fabric, *args: Any) -> dict[str, Any]:
     """What a run gives, in values that travel between processes: summary and note, or an error's name and lines."""
     try:
-        return _work(fabric, *args)
+        with users_code():
+            return _work(fabric, *args)
     except ClplatError as error:
-        return {"error": type(error).__name__, "faults": list(error.faults)}
+        return {"error": type(error).__name__, "faults": list(error.faults), "traceback": traceback.format_exc()}
 
 
 def _work(
@@ -138,6 +146,9 @@ def _work(
     stream, strategy = build(config, start)
     if first:
         for line in stream.notes:
+            print(f"clplat: {line}", file=sys.stderr, flush=True)
+        if given := ", ".join(keys_of(config)):
+            line = f"{given}: given in Python: config.yaml alone can't repeat this run (clplat.resume takes them again)"
             print(f"clplat: {line}", file=sys.stderr, flush=True)
     added = late.extend(stream, run_dir) if resumed and run_dir is not None else 0
     record = new_record(stream, read_reference(config.reference), config.loop.evaluate_on)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
+from clplat.config.given import keys_of
 from clplat.config.settings import Config
 from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
@@ -27,11 +29,22 @@ def make_run_dir(config: Config, run_dir: Path | None = None) -> Path:
     return run_dir
 
 
+def newest(config: Config) -> Path | None:
+    """Folder of the newest run of this name and seed; None where there is none."""
+    name = re.compile(rf"(\d{{8}}-\d{{6}})-{config.seed}(?:\.(\d+))?")
+    folders = [f.parent for f in (Path(config.output) / str(config.name)).glob("*/config.yaml")]
+    found = [(m[1], int(m[2] or 1), f) for f in folders if (m := name.fullmatch(f.name))]
+    return max(found)[2] if found else None
+
+
 def write_config(path: Path, config: Config) -> None:
     """config.yaml, from which the same run can be run again."""
     import yaml
 
-    write_atomic(path, yaml.safe_dump(json.loads(to_json(config.to_dict())), sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(json.loads(to_json(config.to_dict())), sort_keys=False, allow_unicode=True)
+    if given := keys_of(config):
+        text = f"# {', '.join(given)}: given in Python, so this file alone can't repeat the run (docs/api.md).\n{text}"
+    write_atomic(path, text)
 
 
 def _new_run_dir(parent: Path, seed: int) -> Path:

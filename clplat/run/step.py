@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 from torch import Tensor
 
 from clplat.data.batches import batches_per_epoch
+from clplat.errors import UserError
 from clplat.metrics.representation import gradient_norm
 from clplat.run.schedule import rate_factor
 from clplat.run.state import RunState
+from clplat.strategy import HOOKS
 from clplat.stream import Experience, Kind
 
 FLUSH_STEPS = 50  # losses are read from the device, checked and logged once per so many steps
@@ -48,6 +53,7 @@ def update(run: RunState, loss: Tensor | None) -> None:
     if loss is None or run.optimizer is None:
         p.steps, p.total_steps = p.steps + 1, p.total_steps + 1
         return
+    check_loss(run, loss)
     run.losses.append(loss.detach())
     run.fabric.backward(loss if run.share == 1 else loss * run.share)
     strategy.on_after_backward()
@@ -67,6 +73,25 @@ def update(run: RunState, loss: Tensor | None) -> None:
     p.gradient_steps += 1
     p.steps, p.total_steps = p.steps + 1, p.total_steps + 1
     strategy.after_step()
+
+
+def check_loss(run: RunState, loss: Any) -> None:
+    """Refuse what a hook gives for a loss, and names the hook, where no gradient can be taken of it."""
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return
+    what = f"a {type(loss).__name__}"
+    if isinstance(loss, Tensor):
+        what = f"a loss of shape {tuple(loss.shape)}" if loss.numel() != 1 else "a loss without a gradient"
+    kind = run.stream[run.progress.experience].kind
+    raise UserError(
+        f"strategy: {place(run, HOOKS[kind][-1])} gives {what} (valid: a tensor of one number, as self.mean(losses) is, or None)"
+    )
+
+
+def place(run: RunState, hook: str) -> str:
+    """A hook of the strategy with its file and line."""
+    cls, code = type(run.strategy), inspect.unwrap(getattr(type(run.strategy), hook)).__code__
+    return f"{cls.__name__}.{hook} ({code.co_filename}, line {code.co_firstlineno})"
 
 
 def total_steps(run: RunState, experience: Experience) -> int:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from clplat.config.given import keys_of
 from clplat.config.settings import Config, flat
 from clplat.files import to_json
 from clplat.metrics import interaction, online, summarize
@@ -46,6 +47,7 @@ def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
         "name": config.name,
         "seed": config.seed,
         "config_sha256": config_sha256(config),
+        "from_python": keys_of(config),
         "git_commit": commit,
         "status": status,
         "experiences": [

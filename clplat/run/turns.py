@@ -16,12 +16,13 @@ from torch import Tensor
 
 from clplat.components.memory import Bounded
 from clplat.data.batches import batches_per_epoch, epoch_order, local_slice
+from clplat.errors import UserError
 from clplat.run import online
 from clplat.run.evaluation import not_finite
 from clplat.run.interaction import play
 from clplat.run.predictions import keep
 from clplat.run.state import RunState
-from clplat.run.step import gradient_steps
+from clplat.run.step import gradient_steps, place
 from clplat.stream import Data, Experience, Kind
 
 
@@ -74,6 +75,9 @@ def adapt(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
         raw, labels = run.batch(data, order)
         out = step(run.stream.prepare(raw, False))
         predictions, loss = out if isinstance(out, tuple) else (out, None)
+        if not isinstance(predictions, Tensor):
+            what = f"gives a {type(predictions).__name__} (valid: a tensor of predictions, or (predictions, loss))"
+            raise UserError(f"strategy: {place(run, 'adapt_step')} {what}")
         run.broken.append(not_finite(predictions))
         if run.loop.keep_predictions:
             positions, _ = local_slice(order, p.batch, run.loop.batch_size, run.rank, run.world_size)
