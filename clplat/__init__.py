@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from clplat.components.memory import Reservoir as Reservoir
     from clplat.components.per_parameter import PerParameter as PerParameter
     from clplat.errors import ClplatError as ClplatError
+    from clplat.errors import CodeError as CodeError
     from clplat.errors import DivergedError as DivergedError
     from clplat.errors import Interrupted as Interrupted
     from clplat.errors import MissingError as MissingError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from clplat.run.learner import Learner as Learner
     from clplat.run.learner import Predictions as Predictions
     from clplat.run.result import Result as Result
+    from clplat.run.result import Results as Results
     from clplat.strategy import Strategy as Strategy
     from clplat.strategy import require as require
     from clplat.stream import Data as Data
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ClassBalanced": "components.memory",
     "ClplatError": "errors",
+    "CodeError": "errors",
     "Data": "stream",
     "DivergedError": "errors",
     "EMA": "components.ema",
@@ -54,6 +57,7 @@ _HOME = {
     "Predictions": "run.learner",
     "Reservoir": "components.memory",
     "Result": "run.result",
+    "Results": "run.result",
     "RunRecord": "metrics.record",
     "Strategy": "strategy",
     "Stream": "stream",

@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 def run(
     config: str | Path | dict[str, Any] | None = None, *, seeds: None = None, resume: bool = False,
     dry_run: bool = False, quiet: bool = False, **overrides: Any,
-) -> Result: ...  # fmt: skip
+) -> Result:  # fmt: skip
+    """One run."""
 
 
 @overload
 def run(
     config: str | Path | dict[str, Any] | None = None, *, seeds: Sequence[int], resume: bool = False,
     dry_run: bool = False, quiet: bool = False, **overrides: Any,
-) -> Results: ...  # fmt: skip
+) -> Results:  # fmt: skip
+    """Several runs."""
 
 
 def run(
@@ -92,9 +94,7 @@ def _check_same(run_dir: Path, config: Config, command: str) -> None:
     for key, name in flat(before).items():
         key = key.removesuffix(".name")
         if is_given(name) and now.get(key, name) != name:
-            raise UserError(
-                f"{command}: {key}: {run_dir} was begun with {name}, and this is {now[key]}: another content"
-            )
+            raise UserError(f"{command}: {key}: {run_dir} was begun with {name}, and this is another, {now[key]}")
     if changed := changes(before, config):
         raise UserError(f"{command}: {run_dir} was begun with another configuration: {changed}")
 

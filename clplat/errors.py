@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 
 class ClplatError(Exception):
@@ -42,7 +43,7 @@ class CodeError(UserError):
         """
         if isinstance(error, SyntaxError) and error.filename and is_users(error.filename):
             return cls(f"{what}{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}")
-        frames = [f for f in traceback.walk_tb(error.__traceback__) if is_users(f[0].f_code.co_filename)]
+        frames = [(f, line) for f, line in traceback.walk_tb(error.__traceback__) if is_users(_file(f))]
         if not frames:
             return None
         hook, (frame, line) = frames[0][0].f_code.co_qualname, frames[-1]
@@ -101,6 +102,12 @@ def users_code(what: str = "") -> Iterator[None]:
         if (said := CodeError.of(error, what)) is None:
             raise
         raise said from error
+
+
+def _file(frame: FrameType) -> str:
+    """Where the code of a frame is written; of code made at run time (as of a dataclass) the file of its module."""
+    file = frame.f_code.co_filename
+    return frame.f_globals.get("__file__", file) if file == "<string>" else file
 
 
 @functools.cache

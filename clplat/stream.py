@@ -50,9 +50,8 @@ class Data:
         for name in ("inputs", "labels", "rows"):
             value = getattr(self, name)
             if not isinstance(value, Tensor) and (value is not None or name == "inputs"):
-                raise TypeError(
-                    f"Data: {name} are a {type(value).__name__} (valid: a tensor; torch.from_numpy makes one)"
-                )
+                what = f"Data: {name} are a {type(value).__name__}"
+                raise TypeError(f"{what} (valid: a tensor, as torch.from_numpy makes one)")
 
     def __len__(self) -> int:
         return len(self.inputs) if self.rows is None else len(self.rows)

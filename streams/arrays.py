@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from clplat.data.arrays import as_inputs, numbers
@@ -54,10 +55,16 @@ class Arrays(ScenarioStream):
         given = [v is not None for v in (path, train, test)]
         if given not in ([True, False, False], [False, True, True]):
             raise UserError(f"stream.path: {path!r} (valid: a file, or in Python both train and test in its place)")
+        if path is None:
+            _same_columns(train, test)
         pairs = {**_pair("train", train), **_pair("test", test)} if path is None else {}
         arrays = pairs if path is None else _read(_find(path, data_root))
         inputs, notes, white = as_inputs({key: arrays[key] for key in PARTS[::2]}, layout, scale)
-        ids = {key: torch.from_numpy(numbers(key, arrays[key])) for key in arrays if key in (*PARTS[1::2], *DOMAINS)}
+        ids = {
+            key: torch.from_numpy(np.require(numbers(key, arrays[key]), requirements=["C", "W"]))
+            for key in arrays
+            if key in (*PARTS[1::2], *DOMAINS)
+        }
         if idle := sorted(set(arrays) - set(PARTS) - set(DOMAINS)):
             notes.append(f"stream.path: {', '.join(idle)} in {path} are not used (known: {', '.join(PARTS + DOMAINS)})")
         source = Source(
@@ -96,6 +103,13 @@ def _read(file: Path) -> dict[str, Any]:
     if absent:
         raise MissingError(f"stream.path: {file} lacks {', '.join(absent)} (it has: {', '.join(sorted(arrays))})")
     return arrays
+
+
+def _same_columns(train: Any, test: Any) -> None:
+    """Refuse frames whose columns are not the same ones in the same order: they are read by place."""
+    first, second = ([*map(str, getattr(p[0], "columns", ()))] for p in (train, test) if isinstance(p, tuple | list))
+    if first and second and first != second:
+        raise UserError(f"stream.test: columns differ from those of train: {second[:8]}, not {first[:8]}")
 
 
 def _pair(part: str, value: Any) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def options(entry: Entry) -> list[Option]:
     found: list[Option] | None
     if entry.made is not None:
         makes = inspect.isclass(entry.made) or inspect.isfunction(entry.made)
-        found = _options_of_object(entry.made) if makes else []
+        found = (_options_in_file(entry.made) or _options_of_object(entry.made)) if makes else []
         return [o for o in found if o.name not in GIVEN[entry.group]]
     attribute = entry.qualname.rpartition(":")[2]
     module = syntax.read(entry.file)
@@ -329,6 +329,18 @@ def _import_file(file: Path) -> Any:
     return module
 
 
+def _options_in_file(part: Any) -> list[Option] | None:
+    """Options of a class at the top of a file, read there; None of any other."""
+    try:
+        file = Path(inspect.getsourcefile(part) or "")
+    except TypeError:  # of a notebook
+        return None
+    if not inspect.isclass(part) or part.__qualname__ != part.__name__ or not file.is_file():
+        return None
+    cls = syntax.find_class(syntax.read(file), part.__name__)
+    return None if cls is None else syntax.class_options(cls)
+
+
 def _options_of_object(part: Any) -> list[Option]:
     """Options of an imported class or function: its own parameters, then those behind `**base`."""
     owners = [c for c in inspect.getmro(part) if "__init__" in vars(c)] if inspect.isclass(part) else [part]
@@ -349,6 +361,8 @@ def _options_of_object(part: Any) -> list[Option]:
                 more = True
             elif parameter.kind is not parameter.VAR_POSITIONAL and name not in found:
                 default = syntax.REQUIRED if parameter.default is parameter.empty else parameter.default
+                if default is syntax.REQUIRED and owner is not owners[0]:
+                    continue  # the class gives it to its base
                 found[name] = Option(name, hints.get(name, Any), default, texts.get(name, ""))
         if not more:
             break

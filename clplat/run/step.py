@@ -83,9 +83,8 @@ def check_loss(run: RunState, loss: Any) -> None:
     if isinstance(loss, Tensor):
         what = f"a loss of shape {tuple(loss.shape)}" if loss.numel() != 1 else "a loss without a gradient"
     kind = run.stream[run.progress.experience].kind
-    raise UserError(
-        f"strategy: {place(run, HOOKS[kind][-1])} gives {what} (valid: a tensor of one number, as self.mean(losses) is, or None)"
-    )
+    valid = "valid: a tensor of one number, as self.mean(losses) is, or None"
+    raise UserError(f"strategy: {place(run, HOOKS[kind][-1])} gives {what} ({valid})")
 
 
 def place(run: RunState, hook: str) -> str:
