@@ -55,9 +55,8 @@ class Arrays(ScenarioStream):
         given = [v is not None for v in (path, train, test)]
         if given not in ([True, False, False], [False, True, True]):
             raise UserError(f"stream.path: {path!r} (valid: a file, or in Python both train and test in its place)")
-        if path is None:
-            _same_columns(train, test)
         pairs = {**_pair("train", train), **_pair("test", test)} if path is None else {}
+        _same_columns(pairs)
         arrays = pairs if path is None else _read(_find(path, data_root))
         inputs, notes, white = as_inputs({key: arrays[key] for key in PARTS[::2]}, layout, scale)
         ids = {
@@ -105,9 +104,9 @@ def _read(file: Path) -> dict[str, Any]:
     return arrays
 
 
-def _same_columns(train: Any, test: Any) -> None:
+def _same_columns(pairs: dict[str, Any]) -> None:
     """Refuse frames whose columns are not the same ones in the same order: they are read by place."""
-    first, second = ([*map(str, getattr(p[0], "columns", ()))] for p in (train, test) if isinstance(p, tuple | list))
+    first, second = ([*map(str, getattr(pairs.get(key), "columns", ()))] for key in PARTS[::2])
     if first and second and first != second:
         raise UserError(f"stream.test: columns differ from those of train: {second[:8]}, not {first[:8]}")
 

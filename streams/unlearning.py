@@ -146,9 +146,9 @@ def _base(base: Any, options: dict[str, Any] | None, seed: int, data_root: str |
         if options:
             raise UserError("stream.base_options: has no meaning with a finished stream (valid: null)")
     elif isinstance(base, str) or (isinstance(base, type) and issubclass(base, Stream)):
-        make = discovery.load("streams", base) if isinstance(base, str) else base
         given = {"seed": seed, **(options or {})}
         try:
+            make = discovery.load("streams", base) if isinstance(base, str) else base
             stream = make(data_root=data_root, **given)
         except ClplatError as error:
             raise type(error)(*(_of_base(f) for f in error.faults)) from error

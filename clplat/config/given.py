@@ -83,8 +83,8 @@ _REFUSED: Any = object()
 
 
 def _part(part: str, value: Any, held: dict[str, Any], faults: list[str]) -> Any:
-    if value is None or isinstance(value, str | Mapping):
-        return value
+    if _plain(value):
+        return value  # a name, or what is refused where names are looked up
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if not _fits(part, value):
