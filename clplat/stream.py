@@ -48,8 +48,7 @@ class Data:
 
     def __post_init__(self) -> None:
         for name in ("inputs", "labels", "rows"):
-            value = getattr(self, name)
-            if not isinstance(value, Tensor) and (value is not None or name == "inputs"):
+            if not isinstance(value := getattr(self, name), Tensor) and (value is not None or name == "inputs"):
                 what = f"Data: {name} are a {type(value).__name__}"
                 raise TypeError(f"{what} (valid: a tensor, as torch.from_numpy makes one)")
 
@@ -206,11 +205,9 @@ class Experience:
     round: int = 0
 
     def __repr__(self) -> str:
-        parts = {k: getattr(self, k) for k in ("train", "test", "valid")}
-        sizes = [f"{len(data)} {name}" for name, data in parts.items() if data is not None]
+        sizes = [f"{len(d)} {k}" for k in ("train", "test", "valid") if (d := getattr(self, k)) is not None]
         sizes += [f"{self.env_steps} steps to act"] if self.environment is not None else []
-        classes = [f"classes {_listed(self.classes)}"] if self.classes else []
-        said = "; ".join([", ".join(sizes) or "no data", *classes, *self.request])
+        said = "; ".join([", ".join(sizes) or "no data", f"classes {_listed(self.classes) or 'none'}", *self.request])
         return f"Experience({self.index}, {self.name!r}, {self.kind}: {said})"
 
     def seen(self) -> Experience:
@@ -281,11 +278,9 @@ class Stream(Sequence[Experience]):
         return iter(self.experiences)
 
     def __repr__(self) -> str:
-        kinds = ", ".join(dict.fromkeys(str(e.kind) for e in self))
-        classes = f", {self.num_classes} classes" if self.num_classes else ""
-        names = f": {_listed([e.name for e in self])}" if self.experiences else ""
-        head = f"{type(self).__name__}({len(self)} experiences ({kinds}){classes}, inputs {self.input_shape}"
-        return f"{head}{names})"
+        kinds, names = ", ".join(dict.fromkeys(str(e.kind) for e in self)), _listed([e.name for e in self])
+        head = f"{type(self).__name__}({len(self)} experiences ({kinds}), {self.num_classes} classes, inputs"
+        return f"{head} {self.input_shape}: {names})"
 
     def among(self, logits: Tensor, task: int | None) -> Tensor:
         """Logits (B, C) with −∞ for the classes that `task` has not, so that a prediction is one among the task's own.
