@@ -47,7 +47,7 @@ def _add_keys(parser: Parser) -> None:
         for option in section_options(section):
             flag = f"--{section}.{option.name}" if section else f"--{option.name}"
             if flag not in parser.flags:
-                parser.add_argument(flag, help=option.help)
+                parser.add_argument(flag, help=option.help.replace("%", "%%"))  # argparse formats it
 
 
 def _complete(command: str, action: argparse.Action) -> None:
