@@ -98,8 +98,8 @@ def check_command(words):
 
         assert args.group in (None, *GROUPS)
     elif command == "sweep":
-        from clplat.sweep.plan import read_plan
         from clplat.sweep.check import check
+        from clplat.sweep.plan import read_plan
 
         check(read_plan(args.config, keys, args.trials), keys)
     elif command in ("run", "validate") and (keys or args.config):
