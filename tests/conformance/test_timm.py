@@ -27,7 +27,7 @@ class Small(Subject):
 
     def options(self, processes=1):
         known = super().options(processes)
-        return known | {"lr": 0.002 if self.name in ("ewc", "dp_hnet") else 0.01} if "lr" in known else known
+        return known | {"lr": 0.002 if self.name in ("ewc", "dp_hnet", "hnet") else 0.01} if "lr" in known else known
 
 
 def subject(name, kind):
