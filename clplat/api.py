@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from clplat.config.given import is_given, keys_of
 from clplat.config.settings import Config, Part, StartSettings, flat
-from clplat.errors import UserError
+from clplat.errors import Interrupted, UserError
 from clplat.run import checkpoint
 from clplat.run.result import Result, Results
 from clplat.run.rundir import newest
@@ -305,4 +305,7 @@ def _dry_run(config: Config) -> Result:
     loop = replace(config.loop, max_steps=2, stop_after=1, eval_every=None, checkpoint_every=None)
     config = replace(config, loop=loop, tracking=replace(config.tracking, enabled=False))
     with tempfile.TemporaryDirectory(prefix="clplat-dry-run-") as folder:
-        return launch(config, Path(folder), quiet=True)
+        try:
+            return launch(config, Path(folder), quiet=True)
+        except Interrupted:
+            raise Interrupted("dry run: stopped, nothing left behind") from None

@@ -106,8 +106,13 @@ def demo_table() -> str:
         for t in tested
         if t.difference.mean is not None and t.p_holm is not None
     )
+    apart = all("warmup_seconds" in run["cost"] for run in results["runs"])
+    warm = (
+        "evaluation and the process's warm-up apart" if apart else "evaluation apart; a process's first run warms it up"
+    )
     text = f"""Mean ± half the 95 % interval over seeds {", ".join(map(str, seeds))} (Student's t). {tested[0].first}
-        exceeds {pairs} (paired t-test, Holm). {results["machine"]}, clplat {results["clplat"]} at commit
+        exceeds {pairs} (paired t-test, Holm). Time is that of training, {warm}. {results["machine"]},
+        clplat {results["clplat"]} at commit
         {results["git_commit"][:7]}, torch {results["torch"]}."""
     return tables.markdown(groups) + "\n" + paragraph(text)
 

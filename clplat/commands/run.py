@@ -12,19 +12,21 @@ from clplat.commands.arguments import Parser, parse_seeds
 from clplat.commands.keys import keys_help
 from clplat.config.resolve import PARTS, expand, find_config, read_yaml
 from clplat.config.settings import Config
-from clplat.errors import DivergedError, UserError
+from clplat.errors import DivergedError, Interrupted, UserError
 
 if TYPE_CHECKING:
+    from clplat.run.former import Former
     from clplat.run.result import Result
 
 TAKES_KEYS = True
 
 
 def configure(parser: Parser) -> None:
-    parser.usage = "clplat run [CONFIG] [--key value ...] [--seeds 0..4] | clplat run --resume RUN_DIR"
+    parser.usage = "clplat run [CONFIG] [--key value ...] [--seeds 0..4] [--fresh] | clplat run --resume RUN_DIR"
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file, shipped experiment, or a run's folder")
     parser.add_argument("--seeds", nargs="+", metavar="N", help="run each seed: 0..4, or 0,1,2")
     parser.add_argument("--resume", metavar="RUN_DIR", help="go on from the last good checkpoint of a run")
+    parser.add_argument("--fresh", action="store_true", help="of several runs, also those anew that are there already")
     parser.add_argument("--dry-run", action="store_true", help="resolve everything and run two steps")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress, only the results")
 
@@ -54,6 +56,8 @@ def main(args: argparse.Namespace) -> int:
 
     if len(configs) > 1:
         return _run_all(configs, args)
+    if args.fresh:
+        raise UserError("fresh: a single run always begins anew (several runs: `runs:`, or --seeds)")
     from clplat.api import run_config
 
     result = run_config(configs[0], dry_run=args.dry_run, quiet=args.quiet)
@@ -67,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
 def _resume(args: argparse.Namespace) -> int:
     extra = [args.config] if args.config else []
     extra += [k.partition("=")[0] for k in args.keys if k.startswith("--")]
-    extra += ["--seeds"] if args.seeds else []
+    extra += [f"--{k}" for k in ("seeds", "fresh") if getattr(args, k)]
     if extra:
         raise UserError(
             f"resume: goes on with the run's own configuration and takes nothing else (got {', '.join(extra)})"
@@ -91,27 +95,65 @@ def _tell(result: Result) -> None:
 
 
 def _run_all(configs: list[Config], args: argparse.Namespace) -> int:
-    """Each run in turn in this process; then the comparison, printed and as a report. A diverged run stops none."""
-    from clplat.api import run_config
+    """Each run in turn in this process; then the comparison, printed and as a report. A diverged run stops none.
 
+    Runs of the same configuration and code that are there already are used, or gone on with, unless `--fresh`.
+    """
+    from clplat.api import resume, run_config
+
+    there = [None] * len(configs) if args.fresh or args.dry_run else _there(configs)
     finished: list[Path] = []
-    failures, started = 0, time.monotonic()
+    failures, done, started = 0, 0, time.monotonic()
     quiet = args.quiet or not sys.stderr.isatty()  # off a terminal one line a run is enough
-    for number, config in enumerate(configs, start=1):
-        left = (time.monotonic() - started) / max(1, number - 1) * (len(configs) - number + 1)
-        note = f" (about {left:.0f} s left)" if number > 1 else ""
-        print(f"[{number}/{len(configs)}] {config.name}, seed {config.seed}{note}", file=sys.stderr, flush=True)
+    for number, (config, known) in enumerate(zip(configs, there, strict=True), start=1):
+        who, left = (
+            f"{config.name}, seed {config.seed}",
+            sum(t is None or t.status != "complete" for t in there[number:]),
+        )
+        if known is not None and known.status == "complete":
+            _say(f"[{number}/{len(configs)}] {who}: complete in {known.run_dir}")
+            finished.append(known.run_dir)
+            continue
+        note = f" (about {(time.monotonic() - started) / done * (left + 1):.0f} s left)" if done else ""
+        _say(f"[{number}/{len(configs)}] {who}{'' if known is None else f': going on in {known.run_dir}'}{note}")
         try:
-            result = run_config(config, dry_run=args.dry_run, quiet=quiet)
+            result = (
+                resume(known.run_dir, quiet=quiet) if known else run_config(config, dry_run=args.dry_run, quiet=quiet)
+            )
         except DivergedError as error:
             failures += 1
             for fault in error.faults:
-                print(f"clplat: {config.name}, seed {config.seed}: {fault}", file=sys.stderr)
+                _say(f"clplat: {who}: {fault}")
             continue
+        except Interrupted as error:
+            raise Interrupted(*error.faults, f"run {number} of {len(configs)}: the same command goes on here") from None
+        finally:
+            done += 1
         finished.append(Path(result.run_dir))
     if finished and not args.dry_run:
         _compare(finished, configs)
     return 1 if failures else 0
+
+
+def _there(configs: list[Config]) -> list[Former | None]:
+    """For each run what of it is there already and can be used; says how many, and why others can't."""
+    from clplat.run.former import former
+
+    found = [former(config) for config in configs]
+    for config, one in zip(configs, found, strict=True):
+        if one is not None and one.status == "unusable":
+            _say(f"clplat: {config.name}, seed {config.seed}: run anew beside {one.run_dir}: {one.reason}")
+    used = [None if one is None or one.status == "unusable" else one for one in found]
+    complete = sum(one is not None and one.status == "complete" for one in used)
+    if partial := sum(map(bool, used)) - complete:
+        _say(f"clplat: {partial} of {len(configs)} runs are gone on with (--fresh begins anew)")
+    if complete:
+        _say(f"clplat: {complete} of {len(configs)} runs are complete already and used again (--fresh runs all anew)")
+    return used
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _compare(run_dirs: list[Path], configs: list[Config]) -> None:

@@ -197,12 +197,16 @@ METRICS: dict[str, MetricInfo] = {
         "representation", "Euclidean norm of the gradient before clipping, mean over every 50th step",
         "mean over steps of √(Σ g²)", "Abbas et al., CoLLAs 2023, arXiv:2303.07507", 0, None, None),
     "train_seconds": MetricInfo(
-        "cost", "seconds in training, evaluation and checkpoints excluded", "Σ", _OWN, 0, None, False),
+        "cost", "seconds in training; evaluation, checkpoints and the warm-up of the process excluded", "Σ", _OWN,
+        0, None, False),
     "eval_seconds": MetricInfo("cost", "seconds in evaluation", "Σ", _OWN, 0, None, False),
     "save_seconds": MetricInfo("cost", "seconds that checkpoints held up the loop", "Σ", _OWN, 0, None, False),
     "samples_per_second": MetricInfo(
         "cost", "training samples per second of training, over all processes", "samples / train_seconds",
         _OWN, 0, None, True),
+    "warmup_seconds": MetricInfo(
+        "cost", "seconds of what torch does once a process, before the first run's training; 0 in later runs", "t",
+        _OWN, 0, None, False),
     "first_step_seconds": MetricInfo(
         "cost", "seconds from the start of the run to the end of its first step", "t", _OWN, 0, None, False),
     "peak_rss_bytes": MetricInfo(

@@ -200,9 +200,9 @@ def _go(
         with _stop_on_signal(runner):
             runner.run()
         status = "complete" if runner.progress.experience == len(stream) or config.loop.stop_after else "interrupted"
-    except Interrupted:
+    except Interrupted as error:
         status = "interrupted"
-        raise
+        raise Interrupted(f"{error}; go on: clplat run --resume {run_dir}") from None
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise

@@ -30,6 +30,7 @@ from clplat.run.progress import Progress
 from clplat.run.state import RunState
 from clplat.run.step import FLUSH_STEPS, setup_optimizer, update
 from clplat.run.turns import turns
+from clplat.run.warmup import warm_up
 from clplat.stream import Experience, Kind
 
 _END: Any = object()
@@ -72,6 +73,8 @@ class Runner(RunState):
             self.writer.finish()
 
     def _run(self) -> None:
+        cost = self.record.cost
+        cost["warmup_seconds"] = float(cost.get("warmup_seconds") or 0.0) + warm_up(self.fabric)
         if not self.progress.measured_first_row:
             self.record.matrix.append(measuring.evaluate(self))
             self.progress.measured_first_row = True

@@ -15,8 +15,8 @@ from clplat.metrics import interaction, online, summarize
 from clplat.metrics.record import RunRecord
 from clplat.package import __version__
 
-_COST = ("train_seconds", "eval_seconds", "save_seconds", "samples_per_second", "first_step_seconds", "peak_rss_bytes",
-         "peak_device_bytes", "trainable_parameters", "stored_bytes", "train_flops")  # fmt: skip
+_COST = ("train_seconds", "eval_seconds", "save_seconds", "samples_per_second", "warmup_seconds", "first_step_seconds",
+         "peak_rss_bytes", "peak_device_bytes", "trainable_parameters", "stored_bytes", "train_flops")  # fmt: skip
 _REPRESENTATION = ("dormant_fraction", "effective_rank", "weight_norm", "gradient_norm")
 
 

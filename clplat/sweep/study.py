@@ -88,7 +88,10 @@ def sweep(
     plan.folder.mkdir(parents=True, exist_ok=True)
     study = open_study(plan, plan.seed if workers == 1 and not join else None, must_exist=join)
     with _further_workers(plan, workers - 1, run, quiet):
-        work(study, plan, run, quiet)
+        try:
+            work(study, plan, run, quiet)
+        except Interrupted as error:
+            raise Interrupted(*error.faults, "sweep: the same command goes on with the study") from None
     return _conclude(study, plan, quiet)
 
 

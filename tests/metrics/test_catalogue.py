@@ -29,8 +29,8 @@ def test_names_of_the_contract():
     contract = """average_accuracy average_incremental_accuracy forgetting backward_transfer forward_transfer plasticity
         stability average_anytime_accuracy worst_case_accuracy forget_accuracy retain_accuracy h_mean online_error
         normalized_return initial_dip dormant_fraction effective_rank weight_norm gradient_norm train_seconds
-        eval_seconds samples_per_second first_step_seconds peak_rss_bytes peak_device_bytes trainable_parameters
-        stored_bytes train_flops"""
+        eval_seconds samples_per_second warmup_seconds first_step_seconds peak_rss_bytes peak_device_bytes
+        trainable_parameters stored_bytes train_flops"""
     assert set(contract.split()) <= set(METRICS)
 
 
