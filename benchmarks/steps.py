@@ -84,8 +84,8 @@ def ours(model: str, method: str, epochs: int, seed: int, run_dir: Path) -> Gene
 
 def theirs(model_name: str, method: str, epochs: int, seed: int) -> Iterator[Samples]:
     """Train by hand on the same data in the same order from the same initial weights."""
+    from clplat.config.settings import LoopSettings
     from clplat.data.batches import epoch_order
-    from clplat.run.loop import FLUSH_STEPS
 
     stream = seed_and_stream(model_name, method, epochs, seed)
     model = hand.MODELS[model_name]()
@@ -102,7 +102,7 @@ def theirs(model_name: str, method: str, epochs: int, seed: int) -> Iterator[Sam
         wall, cpu = clock.take(skip=-(-len(y) // hand.BATCH))
         samples.wall.append(wall)
         samples.cpu.append(cpu)
-        tail = (len(losses) - 1) % FLUSH_STEPS + 1
+        tail = (len(losses) - 1) % LoopSettings.log_every + 1
         samples.losses.append(torch.stack(losses[-tail:]).mean().item())
         samples.accuracies = hand.accuracies(model, test_x, test_y, sets, 512)
         yield samples

@@ -15,6 +15,7 @@ from scipy import stats
 
 from clplat.errors import UserError
 from clplat.report import compare
+from clplat.report.numbers import show_estimate
 from clplat.report.tables import console_comparison, plain
 
 reals = st.floats(-1, 1, allow_nan=False).map(lambda v: round(v, 4))
@@ -39,9 +40,12 @@ def one_stream(runs):
 @settings(deadline=None, max_examples=60)
 def test_interval_is_scipys(values):
     found = compare.estimate(values)
-    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
     assert found.n == len(values)
     np.testing.assert_allclose([found.mean, found.sd], [np.mean(values), np.std(values, ddof=1)], atol=1e-12)
+    if len(values) == 2:
+        assert (found.low, found.high, found.seeds) == (None, None, tuple(values))
+        return
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
     np.testing.assert_allclose([found.low, found.high], [low, high], rtol=1e-9, atol=1e-12)
 
 
@@ -109,6 +113,28 @@ def test_small_samples_have_no_interval_and_no_p_value():
     assert compare.t_test([0.1, 0.1, 0.1]) is None
     assert compare.t_test([0.0, 0.0]) == 1.0
     assert compare.sign_flip_test([]) is None
+
+
+def test_an_interval_ends_where_the_metric_does():
+    runs = [run("er", s, v) for s, v in enumerate((0.99, 0.9, 0.98))]
+    found = one_stream(runs)[0].estimate("average_accuracy")
+    assert found.high == 1
+    assert found.low < 0.9
+    assert found.half_width is None
+    assert show_estimate(found) == f"0.957 [{found.low:.3f}, 1.000]"
+    free = compare.estimate((0.99, 0.9, 0.98))
+    assert free.high > 1
+    assert (found.mean, found.low) == (free.mean, free.low)
+
+
+def test_two_seeds_stand_for_themselves_and_are_not_tested():
+    runs = [run("er", s, v) for s, v in ((0, 0.55), (1, 0.69))] + [run("naive", s, 0.1) for s in (0, 1)]
+    er, naive = one_stream(runs)
+    found = compare.paired(er, naive, "average_accuracy")
+    assert (found.p_value, found.p_permutation, found.difference.low) == (None, None, None)
+    assert found.reason == "2 shared seeds, and a paired test needs 3 or more"
+    assert show_estimate(er.estimate("average_accuracy")) == "0.620 (0.550, 0.690)"
+    assert show_estimate(naive.estimate("average_accuracy")) == "0.100"
 
 
 def test_pairs_are_matched_by_seed_not_by_order():
@@ -215,7 +241,7 @@ def test_console_comparison_states_numbers_and_test():
 
 def test_console_comparison_of_single_seeds_says_once_that_nothing_is_tested():
     text = " ".join(plain(console_comparison([run("er"), run("naive"), run("ewc")])).split())
-    assert text.count("a paired test needs 2 or more") == 1
+    assert text.count("a paired test needs 3 or more") == 1
     assert "No paired test on average accuracy" in text
 
 

@@ -26,6 +26,8 @@ class LoopSettings:
         accumulate: batches per optimizer step, ≥ 1; batch normalisation takes the statistics of each of them.
         eval_every: also evaluate every so many optimizer steps (anytime accuracy, stability gap); null only after
             each experience. The return of an interact experience: every so many steps in its environment.
+        log_every: read losses from the device, check that they are finite and log their mean every so many batches, ≥ 1;
+            also before a checkpoint and at the end of an experience.
         eval_samples: test samples per experience in those extra evaluations; null takes all.
         evaluate_on: test, or valid for choosing hyper-parameters.
         checkpoint_every: save after so many steps, and wait until that is on the disk; null only at experience
@@ -52,6 +54,7 @@ class LoopSettings:
     clip_norm: float | None = None
     accumulate: int = 1
     eval_every: int | None = None
+    log_every: int = 50
     eval_samples: int | None = None
     evaluate_on: Literal["test", "valid"] = "test"
     checkpoint_every: int | None = None
@@ -66,7 +69,7 @@ class LoopSettings:
     def faults(self) -> list[str]:
         """One line for each value out of range."""
         counts = ("forget_epochs", "max_steps", "batch_size", "eval_batch_size", "accumulate", "eval_every",
-                  "eval_samples", "checkpoint_every", "eval_episodes", "stop_after")  # fmt: skip
+                  "log_every", "eval_samples", "checkpoint_every", "eval_episodes", "stop_after")  # fmt: skip
         found = _below(self, "loop", ("max_epochs", "eval_frames"), 0) + _below(self, "loop", counts, 1)
         return found + _below(self, "loop", ("clip_norm", "checkpoint_seconds"), 0, strict=True)
 

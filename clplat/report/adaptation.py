@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clplat.report.compare import Estimate, Group, estimate
-from clplat.report.data import series
+from clplat.report.data import FRACTION, series
 from clplat.report.numbers import show
 from clplat.report.spec import Figure, Heat, Lines, Panel
 
@@ -30,7 +30,7 @@ def _cells(
         found = [s["error"] for s in table["segments"] if s["domain"] == domain and chosen(s)]
         return sum(found) / len(found) if found else None
 
-    return [estimate(error(table, domain) for table in _tables(group)) for domain in domains]
+    return [estimate([error(table, domain) for table in _tables(group)], FRACTION) for domain in domains]
 
 
 def _domains(groups: list[Group]) -> list[str]:
@@ -70,13 +70,14 @@ def _by_round(groups: list[Group]) -> Figure | None:
     for index, group in enumerate(groups):
         lists = [table["error_by_round"] for table in _tables(group)]
         length = max(map(len, lists), default=0)
-        values = [estimate(errors[r] if r < len(errors) else None for errors in lists) for r in range(length)]
+        rounds = [[errors[r] if r < len(errors) else None for errors in lists] for r in range(length)]
+        values = [estimate(own, FRACTION) for own in rounds]
         line = series(index, group.label, [float(r + 1) for r in range(length)], values)
         lines += [line] if line is not None else []
     title = "Online error in each round"
     caption = (
         "Mean error over the corruptions of a round. A line that rises: adapting does harm that lasts. Bands: 95 % "
-        "interval over seeds."
+        "interval over seeds; of two, thin lines, one a seed."
     )
     alt = "Error over rounds: " + "; ".join(f"{s.label} ends at {show(s.y[-1])}" for s in lines) + "."
     return Figure("online-error-by-round", title, caption, alt, [Lines(title, "round", "online error", lines)])

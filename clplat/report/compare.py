@@ -2,13 +2,15 @@
 
 What is computed, and why
     Interval   Student's t over seeds, n - 1 degrees of freedom: mean ± t(0.975, n - 1) · sd / √n, with sd the sample
-               standard deviation (divisor n - 1). Not clipped to a metric's range. One seed has no interval.
+               standard deviation (divisor n - 1), cut at the ends of a metric's range, beyond which no mean can lie.
+               Fewer than three seeds have none: with two, t(0.975, 1) = 12.7, and it would say nothing but that.
     Pairing    Runs of equal seed share initialisation, data order and class order, so two groups are compared by the
                differences within seeds; what a seed makes easy or hard for both cancels.
     Test       Paired t-test (two-sided), the test that agrees with the interval of the mean difference. Beside it the
                sign-flip permutation test (Fisher, The Design of Experiments, 1935, section 21), which assumes only
                that differences are symmetric about zero under the null hypothesis. With n seeds its p-value cannot be
-               below 2 / 2^n (0.0625 for 5 seeds), so it checks the t-test and does not replace it. Wilcoxon's signed
+               below 2 / 2^n (0.0625 for 5 seeds), so it checks the t-test and does not replace it. Neither is made
+               of fewer than three shared seeds: a variance from one degree of freedom tells nothing. Wilcoxon's signed
                ranks have the same floor and discard the sizes of the differences.
     Several    Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979) over the comparisons of one
                metric in one stream. Valid under any dependence.
@@ -39,25 +41,37 @@ HEADLINE = ("average_accuracy", "forgetting", "plasticity", "stability", "train_
 
 # What two runs may differ in and still be repetitions of one another.
 _NOT_COMPARED = ("seed", "name", "output", "data_root", "tracking", "audit")
+# Seeds that an interval or a test needs.
+FEWEST = 3
 # Beyond this many pairs, sign flips are drawn and not enumerated.
 _EXACT_PAIRS = 16
 _DRAWS = 99_999
 
+Bounds = tuple[float | None, float | None]
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over n seeds with its 95 % interval; None where n is too small for it."""
+    """Mean over n seeds with its 95 % interval; None where n is too small for it.
+
+    Args:
+        seeds: the values themselves, where there are several but too few for an interval.
+    """
 
     n: int
     mean: float | None = None
     sd: float | None = None
     low: float | None = None
     high: float | None = None
+    seeds: tuple[float, ...] = ()
 
     @property
     def half_width(self) -> float | None:
-        """Half of the interval's width: what stands after ±."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+        """Half of the interval's width: what stands after ±; None where there is none or it was cut at one end."""
+        if self.mean is None or self.low is None or self.high is None:
+            return None
+        below, above = self.mean - self.low, self.high - self.mean
+        return (below + above) / 2 if math.isclose(below, above, rel_tol=1e-6, abs_tol=1e-12) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +100,7 @@ class Group:
 
     def estimate(self, metric: str) -> Estimate:
         """Mean and interval of `metric` over seeds."""
-        return estimate(self.values(metric).values())
+        return estimate(self.values(metric).values(), bounds_of(metric))
 
 
 @dataclass(frozen=True)
@@ -256,11 +270,12 @@ def _counted(runs: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
     return tuple(last[seed] for seed in sorted(last, key=lambda s: (not isinstance(s, int), str(s).zfill(20))))
 
 
-def estimate(values: Iterable[float | None], confidence: float = 0.95) -> Estimate:
+def estimate(values: Iterable[float | None], bounds: Bounds = (None, None), confidence: float = 0.95) -> Estimate:
     """Mean, sample standard deviation and Student-t interval of `values`; None among them are left out.
 
     Args:
         values: one per seed.
+        bounds: of what is measured, which the interval does not pass.
         confidence: of the interval, in (0, 1).
     """
     kept = np.array([v for v in values if v is not None], dtype=float)
@@ -271,8 +286,11 @@ def estimate(values: Iterable[float | None], confidence: float = 0.95) -> Estima
     if n == 1:
         return Estimate(1, mean)
     sd = float(kept.std(ddof=1))
+    if n < FEWEST:
+        return Estimate(n, mean, sd, seeds=tuple(kept.tolist()))
     half = float(stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
-    return Estimate(n, mean, sd, mean - half, mean + half)
+    low, high = (-math.inf if bounds[0] is None else bounds[0]), (math.inf if bounds[1] is None else bounds[1])
+    return Estimate(n, mean, sd, min(mean, max(low, mean - half)), max(mean, min(high, mean + half)))
 
 
 def t_test(differences: Sequence[float]) -> float | None:
@@ -327,15 +345,17 @@ def paired(first: Group, second: Group, metric: str) -> Comparison:
     """Compare two groups of one stream by the differences (first - second) over the seeds they share."""
     one, two = first.values(metric), second.values(metric)
     differences = [one[seed] - two[seed] for seed in one if seed in two]
-    p_value = t_test(differences)
+    enough, (low, high) = len(differences) >= FEWEST, bounds_of(metric)
+    p_value, flips = (t_test(differences), sign_flip_test(differences)) if enough else (None, None)
     reason = None
-    if len(differences) < 2:
+    if not enough:
         plural = "" if len(differences) == 1 else "s"
-        reason = f"{len(differences)} shared seed{plural}, and a paired test needs 2 or more"
+        reason = f"{len(differences)} shared seed{plural}, and a paired test needs {FEWEST} or more"
     elif p_value is None:
         reason = "all differences are equal: there is no variance to test against"
-    flips = None if len(differences) < 2 else sign_flip_test(differences)
-    return Comparison(first.label, second.label, metric, estimate(differences), p_value, flips, reason=reason)
+    widest = None if low is None or high is None else high - low
+    difference = estimate(differences, (None if widest is None else -widest, widest))
+    return Comparison(first.label, second.label, metric, difference, p_value, flips, reason=reason)
 
 
 def against_best(groups: Sequence[Group], metric: str) -> list[Comparison]:
@@ -358,6 +378,12 @@ def metric_info(metric: str) -> MetricInfo | None:
     from clplat.metrics.catalogue import METRICS
 
     return METRICS.get(metric)
+
+
+def bounds_of(metric: str) -> Bounds:
+    """Least and greatest possible value; None where there is no bound, or the name is unknown."""
+    info = metric_info(metric)
+    return (None, None) if info is None else (info.lowest, info.highest)
 
 
 def higher_is_better(metric: str) -> bool | None:

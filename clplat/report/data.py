@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from clplat.report.compare import Estimate, Group, estimate
+from clplat.report.compare import Bounds, Estimate, Group, bounds_of, estimate
 from clplat.report.spec import Series
 
+FRACTION: Bounds = (0, 1)
 # Points drawn per curve: more cannot be told apart on a screen.
 _BINS = 200
 
@@ -84,16 +85,18 @@ def mean_matrix(group: Group) -> list[list[Estimate]]:
         value = matrix[i][j] if i < len(matrix) and j < len(matrix[i]) else None
         return value if _number(value) else None
 
-    return [[estimate(cell(m, i, j) for m in matrices) for j in range(columns)] for i in range(rows)]
+    return [[estimate([cell(m, i, j) for m in matrices], FRACTION) for j in range(columns)] for i in range(rows)]
 
 
 def series(index: int, label: str, x: list[float], values: list[Estimate]) -> Series | None:
-    """A line through those estimates that exist; None if there are none."""
+    """A line through those estimates that exist, and of two seeds through each seed's; None if there are none."""
     kept = [(a, v) for a, v in zip(x, values, strict=True) if v.mean is not None]
     if not kept:
         return None
     means, lows, highs = ([getattr(v, end) for _, v in kept] for end in ("mean", "low", "high"))
-    return Series(index, label, [a for a, _ in kept], means, lows, highs)
+    several = [(a, v.seeds) for a, v in kept if v.seeds]
+    seeds = [[(a, own[k]) for a, own in several] for k in range(2)] if several and all(h is None for h in highs) else []
+    return Series(index, label, [a for a, _ in kept], means, lows, highs, seeds)
 
 
 def average_curve(index: int, group: Group, logs: list[Log]) -> Series | None:
@@ -102,7 +105,9 @@ def average_curve(index: int, group: Group, logs: list[Log]) -> Series | None:
     if not any(logged):
         logged = [_average_accuracy(run) for run in group.counted]
     x = sorted({i for values in logged for i in values})
-    return series(index, group.label, [float(i) for i in x], [estimate(v.get(i) for v in logged) for i in x])
+    return series(
+        index, group.label, [float(i) for i in x], [estimate([v.get(i) for v in logged], FRACTION) for i in x]
+    )
 
 
 def _average_accuracy(run: dict[str, Any]) -> dict[int, float]:
@@ -119,16 +124,20 @@ def list_curve(index: int, group: Group, name: str) -> Series | None:
     """A quantity of `representation` after each experience."""
     lists = [(run.get("representation") or {}).get(name) or [] for run in group.counted]
     length = max(map(len, lists), default=0)
-    values = [estimate(v[i] if i < len(v) and _number(v[i]) else None for v in lists) for i in range(length)]
+    found = [[v[i] if i < len(v) and _number(v[i]) else None for v in lists] for i in range(length)]
+    values = [estimate(own, bounds_of(name)) for own in found]
     return series(index, group.label, [float(i + 1) for i in range(length)], values)
 
 
 def step_curve(index: int, group: Group, name: str, logs: list[Log]) -> Series | None:
     """A quantity over optimisation steps."""
-    return seeds_curve(index, group.label, [log.steps[name] for log in logs if log.steps.get(name)])
+    bounds = FRACTION if name.startswith(("anytime/", "adapt/")) else (None, None)
+    return seeds_curve(index, group.label, [log.steps[name] for log in logs if log.steps.get(name)], bounds)
 
 
-def seeds_curve(index: int, label: str, seeds: Sequence[Sequence[Sequence[float]]]) -> Series | None:
+def seeds_curve(
+    index: int, label: str, seeds: Sequence[Sequence[Sequence[float]]], bounds: Bounds = (None, None)
+) -> Series | None:
     """The mean of lines through the (x, y) of each seed.
 
     Beyond 200 values of x a point is the mean of a bin. Each seed is read between its own points by linear
@@ -145,7 +154,8 @@ def seeds_curve(index: int, label: str, seeds: Sequence[Sequence[Sequence[float]
         grid = np.unique(np.concatenate([c[:, 0] for c in curves]))
     inside = [(grid >= c[:, 0].min()) & (grid <= c[:, 0].max()) for c in curves]
     read = [np.interp(grid, c[:, 0], c[:, 1]) for c in curves]
-    values = [estimate(float(r[k]) for r, i in zip(read, inside, strict=True) if i[k]) for k in range(len(grid))]
+    found = [[float(r[k]) for r, i in zip(read, inside, strict=True) if i[k]] for k in range(len(grid))]
+    values = [estimate(own, bounds) for own in found]
     return series(index, label, grid.tolist(), values)
 
 

@@ -11,6 +11,7 @@ from clplat.report.data import Log, average_curve, list_curve, longest_experienc
 from clplat.report.numbers import show, show_estimate, unit_of
 from clplat.report.spec import Bar, Bars, Figure, Heat, Lines, Panel, Point, Scatter, Series
 
+_BANDS = "Bands: 95 % interval over seeds; of two, thin lines, one a seed."
 _MOST_PANELS = 12
 _TRADE_OFFS = (
     ("stability", "plasticity", "Plasticity against stability", "Up and to the right is better."),
@@ -100,7 +101,7 @@ def _averages(groups: list[Group], logs: dict[Group, list[Log]]) -> Figure | Non
         return None
     title = "Average accuracy over experiences"
     panel = Lines(title, "experiences finished", "average accuracy", lines)
-    caption = "Mean accuracy over the experiences met so far. Bands: 95 % interval over seeds."
+    caption = f"Mean accuracy over the experiences met so far. {_BANDS}"
     return Figure("average-accuracy", title, caption,
                   "Average accuracy after each experience: " + _ends(lines), [panel])  # fmt: skip
 
@@ -166,7 +167,7 @@ def _over_steps(groups: list[Group], logs: dict[Group, list[Log]]) -> Figure | N
             title = name.replace("_", " ").replace("/", " ").capitalize()
             unit = "fraction" if "accuracy" in name or "error" in name else "number"
             panels.append(Lines(title, "optimisation steps", "", lines, unit, None, False, _shared_ends(groups, logs)))
-    caption = "Within experiences, step by step. Bands: 95 % interval over seeds; thin lines: ends of experiences."
+    caption = f"Within experiences, step by step. {_BANDS} Upright lines: ends of experiences."
     alt = "Curves over optimisation steps: " + ", ".join(p.title for p in panels) + "."
     return Figure("over-steps", "Curves over optimisation steps", caption, alt, panels)
 
@@ -177,7 +178,7 @@ def _trade_off(groups: list[Group], x: str, y: str, title: str, reading: str) ->
     if len(points) < 2:
         return None
     x_label, y_label = x.replace("_", " "), y.replace("_", " ")
-    caption = f"{reading} Bars: 95 % interval over seeds, each way."
+    caption = f"{reading} Bars: 95 % interval over seeds, each way; of two seeds, a small mark each."
     alt = "; ".join(f"{p.label}: {x_label} {show_estimate(p.x)}, {y_label} {show_estimate(p.y)}" for p in points)
     panel = Scatter(title, x_label, y_label, points)
     return Figure(f"{y}-{x}".replace("_", "-"), title, caption, f"Scatter plot. {alt}.", [panel])
@@ -210,4 +211,10 @@ def _costs(groups: list[Group]) -> Figure | None:
         for p in panels
         if isinstance(p, Bars)
     )
-    return Figure("cost", "Cost", "Mean over seeds, with its 95 % interval.", f"Bar charts. {alt}.", panels)
+    return Figure(
+        "cost",
+        "Cost",
+        "Mean over seeds, with its 95 % interval; of two seeds, a stroke each.",
+        f"Bar charts. {alt}.",
+        panels,
+    )

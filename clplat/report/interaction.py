@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from clplat.metrics import aggregate
-from clplat.report.compare import Estimate, Group, estimate
+from clplat.report.compare import FEWEST, Estimate, Group, estimate
 from clplat.report.data import seeds_curve
 from clplat.report.numbers import NONE, show, show_estimate
 from clplat.report.parts import table
@@ -86,7 +86,7 @@ def _returns(groups: list[Group]) -> Figure | None:
     kind = "Mean return between a random policy's (0) and an expert's (1)" if normalised else "Mean return, as it is,"
     caption = (
         f"{kind} of evaluation episodes since the hand-over to the environment, where the line begins with what came "
-        "from before. Bands: 95 % interval over seeds."
+        "from before. Bands: 95 % interval over seeds; of two, thin lines, one a seed."
     )
     ends = "; ".join(f"{s.label} ends at {show(s.y[-1], 'number')}" for p in panels for s in p.series)
     return Figure("returns", f"{title} since the hand-over", caption, f"{title} over {_STEPS}: {ends}.", panels)
@@ -152,7 +152,7 @@ def _over_runs(groups: list[Group]) -> Figure | None:
 
 def _interval(runs: int, statistic: Callable[..., float], *given: np.ndarray) -> Estimate:
     """The statistic with its bootstrap interval, where there are runs to draw from."""
-    low, high = aggregate.stratified_bootstrap(statistic, *given) if runs > 1 else (None, None)
+    low, high = aggregate.stratified_bootstrap(statistic, *given) if runs >= FEWEST else (None, None)
     return Estimate(runs, statistic(*given), None, low, high)
 
 
@@ -163,7 +163,7 @@ def _profile(groups: list[Group], found: dict[int, np.ndarray], label: str) -> L
     lines = []
     for i, s in found.items():
         share, bands = aggregate.performance_profile(s, grid), [[None] * len(grid)] * 2
-        if len(s) > 1:
+        if len(s) >= FEWEST:
             bands = [end.tolist() for end in aggregate.profile_interval(s, grid)]
         lines.append(Series(i, groups[i].label, grid.tolist(), share.tolist(), *bands))
     return Lines("Performance profile", f"{label} τ", "share of runs above τ", lines, y_range=(0, 1), whole=False)

@@ -29,7 +29,11 @@ def show(value: float | None, unit: str = "fraction") -> str:
 
 
 def show_estimate(value: Estimate, unit: str = "fraction") -> str:
-    """Mean ± half the 95 % interval, in one unit and to one decimal; the mean alone for one seed or equal values."""
+    """Mean ± half the 95 % interval, in one unit and to one decimal; the mean alone for one seed or equal values.
+
+    An interval that was cut at the end of a range is given by both ends: 0.975 [0.925, 1.000]. Of two seeds, which have
+    none, both stand in brackets: 0.620 (0.550, 0.690).
+    """
     if value.mean is None:
         return NONE
     scale, suffix = _scale(abs(value.mean), unit)
@@ -37,8 +41,15 @@ def show_estimate(value: Estimate, unit: str = "fraction") -> str:
     text = format(value.mean / scale, form)
     if form == ".3f" and float(text) == 0:
         text = "0.000"  # without the sign of a small negative number
-    half = f" ± {format(value.half_width / scale, form)}" if value.half_width else ""
-    return (text + half + suffix).replace("-", "−")
+    ends = ", ".join(format(v / scale, form) for v in value.seeds or (value.low, value.high) if v is not None)
+    spread = ""
+    if value.seeds and len(set(value.seeds)) > 1:
+        spread = f" ({ends})"
+    elif value.half_width is not None:
+        spread = f" ± {format(value.half_width / scale, form)}" if value.half_width else ""
+    elif value.low is not None:
+        spread = f" [{ends}]"
+    return (text + spread + suffix).replace("-", "−")
 
 
 def show_p(p: float | None) -> str:

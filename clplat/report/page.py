@@ -30,11 +30,13 @@ from clplat.report.parts import (
 )
 from clplat.report.spec import Figure, Heat
 from clplat.report.svg import NARROW, WIDE, group_class, marker, render
-from clplat.report.tables import best_of, headline_metrics, seeds_text, title_of
+from clplat.report.tables import best_of, headline_metrics, reading, seeds_text, title_of
 
 _NOTES = """
 <p><b>Means and intervals.</b> Over seeds: mean ± half of the 95 % interval by Student's t with n − 1 degrees of
-freedom. Intervals are not cut to a metric's range. A single seed has none. If any run of a strategy is complete,
+freedom; in square brackets, both ends of one that was cut at the end of a metric's range. Fewer than three seeds have
+no interval and no test, which one degree of freedom would make void: of two, both values stand in round brackets, and
+figures show each. If any run of a strategy is complete,
 only complete runs count; of several runs with one seed, the last given.</p>
 <p><b>Tests.</b> Two-sided paired t-tests over the seeds that both strategies share, with Holm's correction over the
 comparisons of one metric. The sign-flip permutation test assumes less, but with n seeds it cannot go below
@@ -155,8 +157,8 @@ def _tiles(group: Group) -> str:
         value = group.estimate(name)
         if value.mean is None:
             continue
-        mean, _, spread = show_estimate(value, unit_of(name)).partition(" ± ")
-        more = f'<span class="spread">± {escape(spread)}</span>' if spread else ""
+        mean, mark, spread = _parted(show_estimate(value, unit_of(name)))
+        more = f'<span class="spread">{mark}{escape(spread)}</span>' if spread else ""
         tiles.append(f"<div><dt>{escape(title_of(name))}</dt><dd>{escape(mean)}{more}</dd></div>")
     if not tiles:
         return '<p class="card empty">Nothing was measured before this run ended.</p>'
@@ -175,7 +177,7 @@ def _results(groups: Sequence[Group]) -> str:
                     f'<td class="num">{seeds_text(group)}</td>{cells}</tr>')  # fmt: skip
     return f"""<section class="card"><h3>Results</h3>
 <div class="scroll" tabindex="0" role="region" aria-label="Results"><table>
-<caption><span>Mean ± half the 95 % interval over seeds. Bold: the best mean. Arrows point to better.</span></caption>
+<caption><span>{escape(reading(groups))}. Bold: the best mean. Arrows point to better.</span></caption>
 <thead><tr><th scope="col">Strategy</th><th scope="col" class="num">seeds</th>{head}</tr></thead>
 <tbody>{"".join(rows)}</tbody></table></div></section>"""
 
@@ -188,8 +190,14 @@ def _named(group: Group) -> str:
 
 def _spread(group: Group, metric: str) -> str:
     text = show_estimate(group.estimate(metric), unit_of(metric))
-    mean, mark, rest = text.partition(" ± ")
-    return f'{escape(mean)}<span class="spread"> ± {escape(rest)}</span>' if mark else escape(text)
+    mean, mark, rest = _parted(text)
+    return f'{escape(mean)}<span class="spread">{mark}{escape(rest)}</span>' if mark else escape(text)
+
+
+def _parted(text: str) -> tuple[str, str, str]:
+    """A mean, what marks its spread (± or a bracket), and the spread."""
+    mark = next((m for m in (" ± ", " [", " (") if m in text), "")
+    return (text, "", "") if not mark else text.partition(mark)
 
 
 def _swatch(index: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from clplat.config.settings import flat
 from clplat.report.compare import Comparison, Group, against_best, metric_info, metric_names, value_of
 from clplat.report.numbers import NONE, show, show_estimate, show_p, unit_of
-from clplat.report.tables import headline_metrics, primary_metric, title_of, untested
+from clplat.report.tables import headline_metrics, primary_metric, reading, title_of, untested
 
 _NOT_SHOWN = ("output", "data_root", "name", "tracking.uri")
 
@@ -84,7 +84,7 @@ def all_metrics(groups: Sequence[Group]) -> str:
         head = [caption[:-1] if part == "metrics" else caption, "What it says", *(escape(g.label) for g in groups)]
         rows = [[f"<b>{escape(title_of(n))}</b><code>{escape(n)}</code>", _meaning(n),
                  *(escape(show_estimate(g.estimate(n), unit_of(n))) for g in groups)] for n in names]  # fmt: skip
-        tables.append(table(f"{caption}: mean ± half the 95 % interval over seeds", head, rows, words=2))
+        tables.append(table(f"{caption}. {reading(groups)}", head, rows, words=2))
     if not tables:
         return ""
     return f'<section class="card wide"><h3>Everything measured</h3>{"".join(tables)}</section>'

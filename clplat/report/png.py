@@ -101,6 +101,9 @@ def _lines(axis: Any, panel: Lines) -> None:
         if len(band) > 1:
             x, low, high = zip(*band, strict=True)
             axis.fill_between(x, low, high, color=_style(line.group)["color"], alpha=0.15, linewidth=0)
+    for line in panel.series:
+        for seed in line.seeds:
+            axis.plot(*zip(*seed, strict=True), linewidth=0.8, alpha=0.6, color=_style(line.group)["color"])
     bounds = y_axis(panel)
     axis.set_ylim(bounds[0], bounds[-1])
     if panel.mark_label and panel.marks:
@@ -121,6 +124,8 @@ def _scatter(axis: Any, panel: Scatter) -> None:
     for p in panel.points:
         axis.errorbar(p.x.mean, p.y.mean, xerr=_error(p.x), yerr=_error(p.y), label=_plain(p.label), capsize=2,
                       fmt=_MARKERS[p.group % len(_MARKERS)], color=_style(p.group)["color"], markersize=6)  # fmt: skip
+        for a, b in zip(p.x.seeds, p.y.seeds, strict=False):
+            axis.plot(a, b, _MARKERS[p.group % len(_MARKERS)], color=_style(p.group)["color"], alpha=0.5, markersize=3)
 
 
 def _heat(axis: Any, panel: Heat) -> None:
@@ -149,12 +154,14 @@ def _bars(axis: Any, panel: Bars) -> None:
         mean = bar.value.mean or 0.0
         axis.barh(i, mean, xerr=_error(bar.value), color=_style(bar.group)["color"], height=0.62, capsize=2,
                   error_kw={"linewidth": 1, "ecolor": _INK})  # fmt: skip
-        end = max(0.0, mean, bar.value.high or 0.0)
+        if bar.value.seeds:
+            axis.plot(bar.value.seeds, [i] * len(bar.value.seeds), "|", color=_INK, markersize=7)
+        end = max(0.0, mean, bar.value.high or 0.0, *bar.value.seeds)
         axis.annotate(bar_text(bar, panel), (end, i), xytext=(4, 0), textcoords="offset points",
                       va="center", fontsize=7, color=_INK)  # fmt: skip
     axis.set_yticks(range(len(panel.bars)), [_plain(n) for n in cut_apart([b.label for b in panel.bars], 21)])
     axis.invert_yaxis()
-    high = max(max(b.value.high or 0.0, b.value.mean or 0.0) for b in panel.bars)
+    high = max(max(b.value.high or 0.0, b.value.mean or 0.0, *b.value.seeds) for b in panel.bars)
     low = min(b.value.mean or 0.0 for b in panel.bars)
     if low < 0:
         low = min(b.value.low if b.value.low is not None else low for b in panel.bars)

@@ -12,7 +12,11 @@ Values = Sequence[float | None]
 
 @dataclass(frozen=True)
 class Series:
-    """A line of one group: y over x, with its 95 % band where there are several seeds."""
+    """A line of one group: y over x, with its 95 % band where there are three seeds or more.
+
+    Args:
+        seeds: lines of two seeds, each as (x, y), which have no band.
+    """
 
     group: int
     label: str
@@ -20,6 +24,7 @@ class Series:
     y: Values
     low: Values
     high: Values
+    seeds: Sequence[Sequence[tuple[float, float]]] = ()
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,7 @@ def y_axis(panel: Lines) -> list[float]:
     if panel.y_range is not None:
         return ticks(*panel.y_range)
     shown = [v for s in panel.series for values in (s.y, s.low, s.high) for v in values if v is not None]
+    shown += [y for s in panel.series for seed in s.seeds for _, y in seed]
     shown += [level for level, _ in panel.levels]
     low, high = min(shown), max(shown)
     means = [v for s in panel.series for v in s.y if v is not None]
@@ -169,6 +170,8 @@ def _lines(panel: Lines, width: float, height: float) -> list[str]:
         if len(band) > 1:
             edge = [(x(a), inside(hi)) for a, _, hi in band] + [(x(a), inside(lo)) for a, lo, _ in reversed(band)]
             body.append(f'<polygon class="band" points="{_points(edge)}"/>')
+        for seed in line.seeds:
+            body.append(f'<polyline class="line seed" points="{_points([(x(a), inside(v)) for a, v in seed])}"/>')
         body.append(f'<polyline class="line" points="{_points(drawn)}"/>')
         if len(drawn) <= 30:
             body += [marker(line.group, a, b, 3.2) for a, b in drawn]
@@ -203,7 +206,7 @@ def _value(value: float | None, low: float | None, high: float | None, unit: str
 
 def _scatter(panel: Scatter, width: float, height: float) -> list[str]:
     def reach(values: list[Estimate]) -> list[float]:
-        ends = [e for v in values for e in (v.mean, v.low, v.high) if e is not None]
+        ends = [e for v in values for e in (v.mean, v.low, v.high, *v.seeds) if e is not None]
         return ticks(max(0.0, min(ends) - 0.03) if min(ends) >= 0 else min(ends), min(1.0, max(ends) + 0.03))
 
     x_ticks, y_ticks = reach([p.x for p in panel.points]), reach([p.y for p in panel.points])
@@ -225,6 +228,8 @@ def _scatter(panel: Scatter, width: float, height: float) -> list[str]:
         if point.y.low is not None:
             bottom, top = span(point.y, y, y_ticks)
             body.append(f'<path class="error" d="M{a:.1f} {bottom:.1f}V{top:.1f}"/>')
+        for c, d in zip(point.x.seeds, point.y.seeds, strict=False):
+            body.append(f'<g class="seed">{marker(point.group, x(c), y(d), 3)}</g>')
         tip = (f"{point.label}\n{panel.x_label}: {show_estimate(point.x)}\n"
                f"{panel.y_label}: {show_estimate(point.y)}\nn = {point.x.n}")  # fmt: skip
         body.append(f"<g>{marker(point.group, a, b, 6)}<title>{escape(tip)}</title></g></g>")
@@ -284,7 +289,9 @@ def _bars(panel: Bars, width: float) -> list[str]:
     names = cut_apart([b.label for b in panel.bars], 21)
     label_width = min(150.0, max(map(len, names)) * _CHARACTER + 10)
     value_width = max(len(bar_text(b, panel)) for b in panel.bars) * _CHARACTER + 10
-    reached = [v for b in panel.bars for v in (b.value.mean, b.value.low, b.value.high) if v is not None]
+    reached = [
+        v for b in panel.bars for v in (b.value.mean, b.value.low, b.value.high, *b.value.seeds) if v is not None
+    ]
     # A quantity without values below zero has bars from the left, though an interval may reach below.
     low = min(0.0, *reached) if min(b.value.mean or 0.0 for b in panel.bars) < 0 else 0.0
     high = max(0.0, *reached)
@@ -300,6 +307,8 @@ def _bars(panel: Bars, width: float) -> list[str]:
                     f'height="18" rx="3"/>')  # fmt: skip
         if value.low is not None and value.high is not None:
             body.append(f'<path class="whisker" d="M{x(max(low, value.low)):.1f} {top + 12}H{x(value.high):.1f}"/>')
-        body.append(_text(max(end, x(value.high or 0.0)) + 8, top + 16, text, "start"))
+        for seed in value.seeds:
+            body.append(f'<path class="whisker" d="M{x(max(low, seed)):.1f} {top + 6}v12"/>')
+        body.append(_text(max(end, *(x(v) for v in (value.high or 0.0, *value.seeds))) + 8, top + 16, text, "start"))
         body.append(f"<title>{escape(bar.label)}: {escape(text)}, n = {value.n}</title></g>")
     return body

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clplat.report.compare import (
+    FEWEST,
     HEADLINE,
     Comparison,
     Group,
@@ -72,6 +73,14 @@ def best_of(groups: Sequence[Group], metric: str) -> Group | None:
     return (max if better else min)(means, key=lambda g: means[g])
 
 
+def reading(groups: Sequence[Group]) -> str:
+    """What a cell of a table of these groups says."""
+    most = max(len(group.counted) for group in groups)
+    if most < FEWEST:
+        return "Mean of two seeds, and both in brackets" if most == 2 else "Of one seed"
+    return "Mean ± half the 95 % interval over seeds (Student's t)"
+
+
 def seeds_text(group: Group) -> str:
     """How many runs enter the means, and how many do not: "5", "4 of 5"."""
     counted, given = len(group.counted), len(group.runs)
@@ -120,7 +129,7 @@ def rich_comparison(streams: Sequence[Sequence[Group]]) -> Table:
     from rich.text import Text
 
     names = list(dict.fromkeys(name for groups in streams for name in headline_metrics(groups)))
-    notes = ["Mean ± half the 95 % interval over seeds (Student's t)."]
+    notes = [reading([g for groups in streams for g in groups]) + "."]
     table = Table(
         title="Comparison" if len(streams) != 1 else f"Comparison on {escape(streams[0][0].stream)}",
         box=SIMPLE_HEAD,
@@ -232,7 +241,8 @@ def latex(groups: Sequence[Group]) -> str:
         text = show_estimate(group.estimate(name), unit_of(name)).translate(_LATEX)
         return rf"\textbf{{{text}}}" if best[name] is group else text
 
-    caption = f"{groups[0].stream}: mean ± half the 95 % interval over seeds (Student's t)."
+    said = reading(groups)
+    caption = f"{groups[0].stream}: {said[0].lower()}{said[1:]}."
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",

@@ -28,7 +28,7 @@ from clplat.run.evaluation import renew_means
 from clplat.run.interaction import PAUSE
 from clplat.run.progress import Progress
 from clplat.run.state import RunState
-from clplat.run.step import FLUSH_STEPS, setup_optimizer, update
+from clplat.run.step import setup_optimizer, update
 from clplat.run.turns import turns
 from clplat.run.warmup import warm_up
 from clplat.stream import Experience, Kind
@@ -163,8 +163,8 @@ class Runner(RunState):
         if p.total_steps == 1:
             self.record.cost.setdefault("first_step_seconds", self.log.age())
             self.log.start_tracking()
-        due = not self.losses and self.online["seen"] and p.steps % FLUSH_STEPS == 0
-        if len(self.losses) >= FLUSH_STEPS or due:
+        due = not self.losses and self.online["seen"] and p.steps % loop.log_every == 0
+        if len(self.losses) >= loop.log_every or due:
             measuring.flush(self)
         if not self.boundary:
             return

@@ -15,7 +15,7 @@ from clplat.run.state import RunState
 from clplat.strategy import HOOKS
 from clplat.stream import Experience, Kind
 
-FLUSH_STEPS = 50  # losses are read from the device, checked and logged once per so many steps
+NORM_STEPS = 50  # the gradient's norm is taken in each of so many steps
 
 
 def setup_optimizer(run: RunState) -> None:
@@ -59,7 +59,7 @@ def update(run: RunState, loss: Tensor | None) -> None:
     strategy.on_after_backward()
     if not run.boundary:
         return
-    if p.steps % FLUSH_STEPS == 0:
+    if p.steps % NORM_STEPS == 0:
         run.gradient_norms.append(float(gradient_norm(strategy.parameters())))
     if run.loop.clip_norm is not None:
         run.fabric.clip_gradients(run.module, run.optimizer, max_norm=run.loop.clip_norm)

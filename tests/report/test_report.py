@@ -154,7 +154,7 @@ def test_a_torn_last_line_of_the_log_is_left_out(fabricate, report):
 
 @pytest.mark.parametrize("kind", ["forget", "adapt", "interact"])
 def test_other_kinds_with_null_columns(fabricate, report, kind):
-    runs = [fabricate(strategy=s, kind=kind, seed=k) for s in ("er", "naive") for k in range(2)]
+    runs = [fabricate(strategy=s, kind=kind, seed=k) for s in ("er", "naive") for k in range(3)]
     main = {"forget": "h_mean", "adapt": "online_error", "interact": "normalized_return"}[kind]
     for k, run in enumerate(runs):
         summary = json.loads((run / "summary.json").read_text())
@@ -311,7 +311,7 @@ def test_no_run_is_refused(tmp_path):
 
 
 def test_latex_and_markdown_escape_and_mark_the_best(fabricate, tmp_path):
-    runs = [fabricate(strategy=s, seed=k) for s in ("e_r & 50%", "naive") for k in range(2)]
+    runs = [fabricate(strategy=s, seed=k) for s in ("e_r & 50%", "naive") for k in range(3)]
     write_report(runs, tmp_path / "out")
     latex = (tmp_path / "out" / "tables" / "digits.tex").read_text()
     assert r"e\_r \& 50\%" in latex
