@@ -126,7 +126,10 @@ def test_help_shows_the_text_of_each_hyper_parameter(capsys: pytest.CaptureFixtu
         (["check"], ["check: the following arguments are required: PATH_OR_NAME"]),
         (["validate", "away"], ["config: 'away' is neither a file nor an experiment"]),
         (["report"], ["report: name folders of runs, or --experiment NAME"]),
-        (["report", "a", "b"], [f"report: {d} is not the folder of a run (it holds no summary.json)" for d in "ab"]),
+        (
+            ["report", "a", "b"],
+            [f"report: {d} is no folder of a run or of runs (there is no summary.json in it)" for d in "ab"],
+        ),
         (["ui", "--port", "x"], ["ui: argument --port: invalid int value: 'x'"]),
         (["completion", "fish"], None),
     ],
@@ -308,10 +311,10 @@ def test_validate(capsys: pytest.CaptureFixture[str], tmp_path: Path):
             ),
         ),
         (
-            ["ui", "--output", "there", "--port", "0"],
+            ["ui", "--output", ".", "--port", "0"],
             "tracking.server",
             "serve",
-            (("there",), {"uri": None, "host": "127.0.0.1", "port": 0, "experiment": None}),
+            ((".",), {"uri": None, "host": "127.0.0.1", "port": 0, "experiment": None}),
         ),
     ],
 )
@@ -346,4 +349,39 @@ def test_report_of_an_experiment(capsys: pytest.CaptureFixture[str], monkeypatch
 def test_completion_knows_commands_and_names(capsys: pytest.CaptureFixture[str], shell: str):
     code, out, _ = said(capsys, "completion", shell)
     assert code == 0
-    assert all(word in out for word in ("validate", "--loop.max_epochs", "naive"))
+    assert all(word in out for word in ("validate", "--loop.max_epochs", "naive", "--strategy.memory", "demo/digits"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "fault"),
+    [
+        (["ui", "--output", "nowhere"], "ui: --output nowhere: there is no such folder"),
+        (["ui", "--uri", "sqlite:///no.db"], "ui: --uri sqlite:///no.db: there is no such file"),
+        (["run", "strategy.lr=0.1"], "(keys are written --strategy.lr=0.1)"),
+        (["run", "demo/digits", "strategy.lr=0.1"], "(keys are written --strategy.lr=0.1)"),
+        (["report", "nowhere"], "report: nowhere is no folder of a run or of runs"),
+    ],
+)
+def test_what_is_not_there_is_questioned(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv: list[str], fault: str
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    code, _, (line,) = said(capsys, *argv)
+    assert code == 2
+    assert fault in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_of_a_folder_is_of_all_runs_in_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    runs = [tmp_path / "study" / f"trial-000{i}" / f"seed-{k}" for i in range(2) for k in range(2)]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "summary.json").write_text("{}")
+    asked: list[Any] = []
+    monkeypatch.setattr("clplat.report.report_command", lambda dirs, dest: asked.append(dirs) or (dest, ""))
+    assert said(capsys, "report", str(tmp_path / "study"))[0] == 0
+    assert said(capsys, "report", str(runs[1]), str(tmp_path / "study" / "trial-0000"))[0] == 0
+    assert asked == [runs, [runs[1], runs[0]]]

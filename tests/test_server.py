@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -48,6 +49,23 @@ def test_of_another_server_only_the_link_is_printed(tmp_path, capsys):
         base = f"http://127.0.0.1:{probe.getsockname()[1]}"
     assert server.serve(tmp_path, uri=base) == 0
     assert capsys.readouterr().out == f"{base}/#/experiments?workflowType=machine_learning\n"
+
+
+def test_an_experiment_that_is_not_there_is_told_with_those_that_are(monkeypatch, capsys):
+    def get(address, key="experiment"):
+        if key == "experiments":
+            return [{"name": "Default"}, {"name": "clplat"}]
+        if "experiment_name=clplat" in address:
+            return {"experiment_id": "7"}
+        raise urllib.error.HTTPError(address, 404, "no", None, None)
+
+    monkeypatch.setattr(server, "_get", get)
+    assert "/#/experiments/7/runs?workflowType=machine_learning" in server._link("http://x", "clplat", True)
+    assert capsys.readouterr().err == ""
+    assert server._link("http://x", "clplt", True) == "http://x/#/experiments?workflowType=machine_learning"
+    assert capsys.readouterr().err == "clplat: ui: no experiment 'clplt' in this store (there are: Default, clplat)\n"
+    server._link("http://x", "mine", False)  # the default: nothing was tracked yet
+    assert capsys.readouterr().err == ""
 
 
 def test_a_server_that_does_not_start_tells_why(tmp_path, monkeypatch):

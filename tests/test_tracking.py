@@ -17,7 +17,7 @@ import pytest
 
 from clplat.config.settings import TrackingSettings
 from clplat.errors import UserError
-from clplat.tracking import charts
+from clplat.tracking import charts, store
 from clplat.tracking.client import Tracker, absolute_uri, default_uri, pending, read_state, send_pending, store_of
 from clplat.tracking.store import metric_name, shortened
 
@@ -486,3 +486,24 @@ def test_what_a_dead_server_missed_is_sent_when_it_is_back(run_dir, server):
     assert send_pending(run_dir)
     assert steps_of(run_dir) == list(range(1, 11))
     assert stored_run(run_dir).info.status == "FINISHED"
+
+
+def test_the_lock_of_a_store_is_there_only_while_it_is_held(tmp_path):
+    """Ten threads count up one number, each reading and writing it under the lock."""
+    uri, counter = f"sqlite:///{tmp_path / 'mlflow.db'}", [0]
+
+    def count():
+        for _ in range(20):
+            with store._alone(uri):
+                assert (tmp_path / ".mlflow.db.lock").exists()
+                seen = counter[0]
+                time.sleep(0.0005)
+                counter[0] = seen + 1
+
+    threads = [threading.Thread(target=count) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counter == [200]
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -11,6 +12,12 @@ from clplat.config.discovery import did_you_mean
 from clplat.errors import UserError
 
 _SEEDS = re.compile(r"[\[\]\d.,]+")
+
+
+def dashes(words: Iterable[str]) -> str:
+    """A hint where a key was written without its dashes: `strategy.lr=0.1`."""
+    keys = [w for w in words if re.fullmatch(r"[a-z_]+(\.[a-z_]+)*=\S*", w)]
+    return f" (keys are written {' '.join(f'--{k}' for k in keys)})" if keys else ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,7 +40,8 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog.removeprefix('clplat ')}: {message}")
+        words = message.partition("unrecognized arguments: ")[2].split()
+        raise UserError(f"{self.prog.removeprefix('clplat ')}: {message}{dashes(words)}")
 
 
 def parser_for(command: str, text: str, module: ModuleType) -> Parser:

@@ -21,8 +21,19 @@ def configure(parser: Parser) -> None:
 def main(args: argparse.Namespace) -> int:
     import shtab
 
-    print(shtab.complete(_whole_parser(), args.shell))
+    print(shtab.complete(_whole_parser(), args.shell, preamble={s: _CONFIGS[s] % _names() for s in SHELLS}))
     return 0
+
+
+# A configuration is a shipped experiment or a file.
+_CONFIGS = {
+    "bash": """_clplat_configs() { compgen -W "%s" -- "$1"; compgen -f -- "$1"; }""",
+    "zsh": """_clplat_configs() { compadd -- %s; _files; }""",
+}
+
+
+def _names() -> str:
+    return " ".join(experiments())
 
 
 def _whole_parser() -> argparse.ArgumentParser:
@@ -43,6 +54,10 @@ def _whole_parser() -> argparse.ArgumentParser:
 def _add_keys(parser: Parser) -> None:
     for key, group in PARTS.items():
         parser.add_argument(f"--{key}", choices=list(discovery.entries(group)))
+    for key, group in PARTS.items():
+        known = {o.name: o for e in discovery.entries(group).values() if not e.fault for o in discovery.options(e)}
+        for name, option in known.items():
+            parser.add_argument(f"--{key}.{name}", help=option.help.replace("%", "%%"))
     for section in (None, *SECTIONS):
         for option in section_options(section):
             flag = f"--{section}.{option.name}" if section else f"--{option.name}"
@@ -62,7 +77,9 @@ def _complete(command: str, action: argparse.Action) -> None:
         action.choices = list(experiments())
     elif action.dest == "strategy" and command == "check":
         action.choices = list(discovery.entries("strategies"))
-    elif action.dest in ("config", "dest"):
+    elif action.dest == "config":
+        action.complete = dict.fromkeys(SHELLS, "_clplat_configs")  # type: ignore[attr-defined]
+    elif action.dest == "dest":
         action.complete = shtab.FILE  # type: ignore[attr-defined]
     elif action.dest in ("resume", "run_dirs", "output"):
         action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]

@@ -11,7 +11,9 @@ from clplat.errors import UserError
 
 
 def configure(parser: Parser) -> None:
-    parser.add_argument("run_dirs", nargs="*", metavar="RUN_DIR", help="folders of runs")
+    parser.add_argument(
+        "run_dirs", nargs="*", metavar="RUN_DIR", help="folders of runs, or of a study or experiment: all runs in it"
+    )
     parser.add_argument("--experiment", metavar="NAME", help="all runs of this name under --output")
     parser.add_argument("--output", default="runs", metavar="DIR", help="folder of the runs (default: runs)")
     parser.add_argument("--oracle", metavar="RUN_DIR", help="write RUN_DIR's erasure report, compared with this run")
@@ -19,10 +21,13 @@ def configure(parser: Parser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    run_dirs = [Path(d) for d in args.run_dirs]
-    missing = [d for d in run_dirs if not (d / "summary.json").is_file()]
+    found = {Path(d): _runs_in(Path(d)) for d in args.run_dirs}
+    missing = [d for d, runs in found.items() if not runs]
     if missing:
-        raise UserError(*(f"report: {d} is not the folder of a run (it holds no summary.json)" for d in missing))
+        raise UserError(
+            *(f"report: {d} is no folder of a run or of runs (there is no summary.json in it)" for d in missing)
+        )
+    run_dirs = list(dict.fromkeys(run for runs in found.values() for run in runs))
     if args.experiment is not None:
         run_dirs += runs_of(args.experiment, Path(args.output))
     if not run_dirs:
@@ -34,6 +39,13 @@ def main(args: argparse.Namespace) -> int:
     page, text = report_command(run_dirs, Path(args.dest))
     print(f"{text}\nreport: {page}")
     return 0
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The folder itself, where it is a run's; else all runs in it: of an experiment, or of a study's trials."""
+    if (folder / "summary.json").is_file():
+        return [folder]
+    return sorted(f.parent for f in folder.rglob("summary.json"))
 
 
 def _erasure(run_dirs: list[Path], oracle: Path) -> int:

@@ -130,6 +130,8 @@ def find_config(name: str | Path) -> Path:
     near = difflib.get_close_matches(wanted, [*shipped, *by_stem], n=3, cutoff=0.5)
     hint = ", ".join(dict.fromkeys(by_stem.get(k, k) for k in near))
     hint = f" (did you mean {hint}?)" if hint else ""
+    if "=" in wanted:
+        hint = f" (keys are written --{wanted})"
     raise UserError(f"config: '{name}' is neither a file nor an experiment{hint}")
 
 

@@ -26,8 +26,8 @@ class LoopSettings:
         accumulate: batches per optimizer step, ≥ 1; batch normalisation takes the statistics of each of them.
         eval_every: also evaluate every so many optimizer steps (anytime accuracy, stability gap); null only after
             each experience. The return of an interact experience: every so many steps in its environment.
-        log_every: read losses from the device, check that they are finite and log their mean every so many batches, ≥ 1;
-            also before a checkpoint and at the end of an experience.
+        log_every: read losses from the device, check that they are finite and log their mean every so many batches and
+            at the end of an experience, ≥ 1; they are checked before each checkpoint, too.
         eval_samples: test samples per experience in those extra evaluations; null takes all.
         evaluate_on: test, or valid for choosing hyper-parameters.
         checkpoint_every: save after so many steps, and wait until that is on the disk; null only at experience

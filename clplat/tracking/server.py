@@ -13,10 +13,12 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from clplat.errors import UserError
 from clplat.tracking import charts
@@ -50,10 +52,10 @@ def serve(
     """
     from clplat.tracking.client import absolute_uri, default_experiment, default_uri
 
-    experiment = experiment or default_experiment()
+    asked, experiment = experiment is not None, experiment or default_experiment()
     store = absolute_uri(uri) if uri else default_uri(output)
     if store.startswith("http"):
-        print(_link(store.rstrip("/"), experiment), flush=True)
+        print(_link(store.rstrip("/"), experiment, asked), flush=True)
         _send_held_back(output)
         return 0
     port = _free_port(host, port)
@@ -62,7 +64,7 @@ def serve(
             f"clplat: listening on {host}: whoever reaches this machine can read and change the store", file=sys.stderr
         )
     with _stops_on_sigterm(), _running(store, host, port) as process:
-        print(_link(_base(host, port), experiment), flush=True)
+        print(_link(_base(host, port), experiment, asked), flush=True)
         print("Ctrl-C stops the server.", flush=True)
         try:
             _send_held_back(output)
@@ -139,14 +141,34 @@ def _send_held_back(output: str | Path) -> None:
             print(f"clplat: {run_dir}: still not sent ({str(error).splitlines()[0][:160]})", file=sys.stderr)
 
 
-def _link(base: str, experiment: str) -> str:
+def _link(base: str, experiment: str, asked: bool) -> str:
+    """Address of the experiment's charts, or of the list of experiments where it is not there.
+
+    Args:
+        asked: whether the user named it: then its absence is said.
+    """
     query = urllib.parse.urlencode({"experiment_name": experiment})
     try:
-        with urllib.request.urlopen(f"{base}/api/2.0/mlflow/experiments/get-by-name?{query}", timeout=10) as answer:
-            number = json.load(answer)["experiment"]["experiment_id"]
+        return charts.link(base, _get(f"{base}/api/2.0/mlflow/experiments/get-by-name?{query}")["experiment_id"])
+    except urllib.error.HTTPError:
+        if asked:
+            print(f"clplat: ui: no experiment {experiment!r} in this store{_known(base)}", file=sys.stderr)
     except (OSError, ValueError, KeyError):
-        return f"{base}/#/experiments?workflowType=machine_learning"  # nothing was tracked yet
-    return charts.link(base, number)
+        print(f"clplat: ui: {base} does not answer as an MLflow server does", file=sys.stderr)
+    return f"{base}/#/experiments?workflowType=machine_learning"
+
+
+def _known(base: str) -> str:
+    """The experiments that are there."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        found = _get(f"{base}/api/2.0/mlflow/experiments/search?max_results=20", "experiments")
+        return f" (there are: {', '.join(e['name'] for e in found)})"
+    return ""
+
+
+def _get(address: str, key: str = "experiment") -> Any:
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        return json.load(answer)[key]
 
 
 def _answers(base: str) -> bool:

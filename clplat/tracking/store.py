@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -296,9 +297,17 @@ def _alone(uri: str) -> Iterator[None]:
 
     path = Path(uri.partition(":///")[2])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    held = path.with_name(f".{path.name}.lock")
+    while True:
+        with open(held, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), held.stat()):
+                    try:
+                        yield
+                    finally:
+                        held.unlink(missing_ok=True)  # while it is held: who waits for this file tries anew
+                    return
 
 
 def metric_name(name: str) -> str:
