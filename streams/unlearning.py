@@ -148,7 +148,7 @@ def _base(base: Any, options: dict[str, Any] | None, seed: int, data_root: str |
     elif isinstance(base, str) or (isinstance(base, type) and issubclass(base, Stream)):
         given = {"seed": seed, **(options or {})}
         try:
-            make = discovery.load("streams", base) if isinstance(base, str) else base
+            make: Any = discovery.load("streams", base) if isinstance(base, str) else base
             stream = make(data_root=data_root, **given)
         except ClplatError as error:
             raise type(error)(*(_of_base(f) for f in error.faults)) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -20,7 +19,7 @@ from clplat.errors import UserError
 from clplat.stream import Stream
 
 
-def maker(config: Config, key: str) -> Callable[..., Any]:
+def maker(config: Config, key: str) -> Any:
     """What makes a part of a run: of a strategy, stream or head its class, of a backbone a function."""
     name = getattr(config, key).name
     if not is_given(name):
