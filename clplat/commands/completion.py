@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from typing import Any
 
 from clplat.commands import COMMANDS
 from clplat.commands.arguments import Parser, parser_for
@@ -21,7 +22,8 @@ def configure(parser: Parser) -> None:
 def main(args: argparse.Namespace) -> int:
     import shtab
 
-    print(shtab.complete(_whole_parser(), args.shell, preamble={s: _CONFIGS[s] % _names() for s in SHELLS}))
+    configs: Any = {shell: text % _names() for shell, text in _CONFIGS.items()}  # shtab's annotation says str
+    print(shtab.complete(_whole_parser(), args.shell, preamble=configs))
     return 0
 
 

@@ -165,7 +165,7 @@ def _profile(groups: list[Group], found: dict[int, np.ndarray], label: str) -> L
         share, bands = aggregate.performance_profile(s, grid), [[None] * len(grid)] * 2
         if len(s) >= FEWEST:
             bands = [end.tolist() for end in aggregate.profile_interval(s, grid)]
-        lines.append(Series(i, groups[i].label, grid.tolist(), share.tolist(), *bands))
+        lines.append(Series(i, groups[i].label, grid.tolist(), share.tolist(), bands[0], bands[1]))
     return Lines("Performance profile", f"{label} τ", "share of runs above τ", lines, y_range=(0, 1), whole=False)
 
 
