@@ -160,12 +160,12 @@ def _read_json(file: Path) -> Any:
 def guarantee(strategy: str) -> dict[str, str]:
     """What a strategy says of its erasures: level (exact or approximate), statement, data that a request reads."""
     from clplat.config import discovery
-    from clplat.strategy import Strategy
 
     try:
         cls = discovery.load("strategies", strategy)
-    except UserError:  # of a file that is no longer where it was
-        cls = Strategy
+    except UserError:  # of a file that is no longer where it was, or given in Python
+        why = f"not known here: {strategy} can't be found by its name"
+        return {"level": "approximate", "statement": why, "data_access": why}
     level, _, statement = cls.erasure.partition(":")
     access = "the erased data only"
     if cls.unbounded_memory:

@@ -264,6 +264,16 @@ def test_every_strategy_that_forgets_says_what_that_covers(name):
     assert said["data_access"]
 
 
+def test_what_an_unknown_strategy_covers_is_not_made_up():
+    said = guarantee("Mine@python:0123456789ab")
+    assert said["level"] == "approximate"
+    assert (
+        said["statement"]
+        == said["data_access"]
+        == "not known here: Mine@python:0123456789ab can't be found by its name"
+    )
+
+
 def test_the_command_adds_the_oracles_columns(copies, capsys):
     own, oracle = copies
     assert main(["report", str(own), "--oracle", str(oracle)]) == 0

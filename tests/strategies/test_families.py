@@ -56,7 +56,8 @@ def check(strategy, trial):
     assert all(math.isfinite(v) for v in strategy.measurements().values())
     assert summarize(trial.record)[0]
     for name, value in strategy.state_dict().items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not name.startswith("memory."):
+        unknown = name == "memory.stored.logits"  # of classes met later, in a memory of logits
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not unknown:
             assert not value.isnan().any()
 
 
