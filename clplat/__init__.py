@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from clplat.api import export as export
     from clplat.api import forget as forget
     from clplat.api import load as load
+    from clplat.api import report as report
     from clplat.api import resume as resume
     from clplat.api import run as run
     from clplat.components.ema import EMA as EMA
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from clplat.stream import Experience as Experience
     from clplat.stream import Kind as Kind
     from clplat.stream import Stream as Stream
+    from clplat.sweep.study import sweep as sweep
 
 # Where each public name lives; imported when first asked for, so that `clplat list` never pays for torch.
 _HOME = {
@@ -65,9 +67,11 @@ _HOME = {
     "export": "api",
     "forget": "api",
     "load": "api",
+    "report": "report",
     "require": "strategy",
     "resume": "api",
-    "run": "api",
+    "run": "run",
+    "sweep": "sweep",
 }
 __all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604
 
@@ -75,7 +79,8 @@ __all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'clplat' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"clplat.{_HOME[name]}"), name)
+    home = importlib.import_module(f"clplat.{_HOME[name]}")
+    return home if _HOME[name] == name else getattr(home, name)  # a room that can be called, or what is in it
 
 
 def __dir__() -> list[str]:

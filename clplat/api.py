@@ -13,7 +13,7 @@ from clplat.config.settings import Config, Part, StartSettings, flat
 from clplat.errors import Interrupted, UserError
 from clplat.run import checkpoint
 from clplat.run.result import Result, Results
-from clplat.run.rundir import newest
+from clplat.run.rundir import newest, runs_in
 from clplat.run.seal import break_seal, close_seal, seal_faults
 
 if TYPE_CHECKING:
@@ -271,6 +271,24 @@ def load(run_dir: str | Path, **objects: Any) -> Learner:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]
         raise UserError(f"load: the checkpoint does not fit this run ({type(error).__name__}: {text})") from error
+
+
+def report(*runs: str | Path | Result, dest: str | Path = "report") -> Path:
+    """Compare runs: the page, which is given back, and beside it figures and tables, as `clplat report` makes them.
+
+    Args:
+        runs: results, or folders of runs, or of experiments and studies, whose runs are all taken.
+        dest: the folder that they go to.
+
+    Raises:
+        UserError: no runs, or a folder without any.
+    """
+    from clplat.report import write_report
+
+    folders = runs_in(run.run_dir if isinstance(run, Result) else run for run in runs)
+    if not folders:
+        raise UserError("report: name runs (valid: results, or folders of runs)")
+    return write_report(folders, dest, png=True)
 
 
 def export(run_dir: str | Path, *, to: str = "safetensors", dest: str | Path | None = None) -> Path:

@@ -10,10 +10,13 @@ __version__ = "0.1.0"
 
 
 class Door(ModuleType):
-    """A room that shares its name with a function of the API: `clplat.run(...)` and `clplat.run.build` are both."""
+    """A room that shares its name with a function of the API: `clplat.run(...)` and `clplat.run.build` are both.
+
+    Its `function_in` is the module where that function is.
+    """
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return getattr(importlib.import_module("clplat.api"), self.__name__.rpartition(".")[2])(*args, **options)
+        return getattr(importlib.import_module(self.function_in), self.__name__.rpartition(".")[2])(*args, **options)
 
 
 class Moved:

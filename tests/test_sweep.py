@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import clplat
 from clplat.cli import main
 from clplat.errors import MissingError, UserError
 from clplat.sweep.plan import nested, read_plan
@@ -33,6 +34,13 @@ def objective(config, run_dir):
     run_dir.mkdir(parents=True, exist_ok=True)
     value = 1 - abs(config["loop"]["batch_size"] - 32) / 100 + config["seed"] / 1000
     return {"metrics": {"average_accuracy": value}}
+
+
+def test_the_room_is_the_function(tmp_path):
+    """`clplat.sweep(...)`, and `clplat.sweep.study` beside it."""
+    result = clplat.sweep(write(tmp_path, {"trials": 2}), run=objective, quiet=True)
+    assert len(result.trials) == 2
+    assert clplat.sweep.study.sweep is sweep
 
 
 def test_finds_the_best_and_writes_a_configuration_that_runs(tmp_path, capsys):

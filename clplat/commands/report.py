@@ -8,6 +8,7 @@ from pathlib import Path
 from clplat.commands.arguments import Parser
 from clplat.config.discovery import did_you_mean
 from clplat.errors import UserError
+from clplat.run.rundir import runs_in
 
 
 def configure(parser: Parser) -> None:
@@ -21,13 +22,7 @@ def configure(parser: Parser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    found = {Path(d): _runs_in(Path(d)) for d in args.run_dirs}
-    missing = [d for d, runs in found.items() if not runs]
-    if missing:
-        raise UserError(
-            *(f"report: {d} is no folder of a run or of runs (there is no summary.json in it)" for d in missing)
-        )
-    run_dirs = list(dict.fromkeys(run for runs in found.values() for run in runs))
+    run_dirs = runs_in(args.run_dirs)
     if args.experiment is not None:
         run_dirs += runs_of(args.experiment, Path(args.output))
     if not run_dirs:
@@ -39,13 +34,6 @@ def main(args: argparse.Namespace) -> int:
     page, text = report_command(run_dirs, Path(args.dest))
     print(f"{text}\nreport: {page}")
     return 0
-
-
-def _runs_in(folder: Path) -> list[Path]:
-    """The folder itself, where it is a run's; else all runs in it: of an experiment, or of a study's trials."""
-    if (folder / "summary.json").is_file():
-        return [folder]
-    return sorted(f.parent for f in folder.rglob("summary.json"))
 
 
 def _erasure(run_dirs: list[Path], oracle: Path) -> int:

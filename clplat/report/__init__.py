@@ -7,7 +7,10 @@ requests to forget.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from clplat.package import Door
 
 if TYPE_CHECKING:
     from clplat.report.write import report_command as report_command
@@ -18,3 +21,7 @@ def __getattr__(name: str) -> Any:
     if name not in ("report_command", "write_report"):
         raise AttributeError(f"module 'clplat.report' has no attribute {name!r}")
     return getattr(importlib.import_module("clplat.report.write"), name)
+
+
+function_in = "clplat.api"
+sys.modules[__name__].__class__ = Door

@@ -8,4 +8,5 @@ import sys
 
 from clplat.package import Door
 
+function_in = "clplat.api"
 sys.modules[__name__].__class__ = Door

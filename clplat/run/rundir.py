@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from clplat.config.given import keys_of
@@ -35,6 +36,22 @@ def newest(config: Config) -> Path | None:
     folders = [f.parent for f in (Path(config.output) / str(config.name)).glob("*/config.yaml")]
     found = [(m[1], int(m[2] or 1), f) for f in folders if (m := name.fullmatch(f.name))]
     return max(found)[2] if found else None
+
+
+def runs_in(folders: Iterable[str | Path]) -> list[Path]:
+    """Folders of runs: each given one, if it is a run's; else all that are in it, as in an experiment's or a study's.
+
+    Raises:
+        UserError: there are none in one of them.
+    """
+    found = {
+        folder: [folder] if (folder / "summary.json").is_file() else
+        sorted(f.parent for f in folder.rglob("summary.json")) for folder in map(Path, folders)
+    }  # fmt: skip
+    what = "is no folder of a run or of runs (there is no summary.json in it)"
+    if missing := [f"report: {folder} {what}" for folder, runs in found.items() if not runs]:
+        raise UserError(*missing)
+    return list(dict.fromkeys(run for runs in found.values() for run in runs))
 
 
 def write_config(path: Path, config: Config) -> None:

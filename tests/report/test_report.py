@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 import yaml
 
+import clplat
 from clplat.errors import UserError
 from clplat.report import report_command, write_report
 from clplat.report.compare import load_summaries
@@ -281,6 +282,17 @@ def test_one_run_is_fast_and_small(fabricate, tmp_path):
     assert page == run / "report.html"
     assert page.stat().st_size < 200_000
     assert not list((run / "figures").glob("*.png"))
+
+
+def test_python_compares_runs_and_folders_of_runs(fabricate, tmp_path):
+    runs = [fabricate(seed=seed) for seed in (0, 1, 2)]
+    page = clplat.report(*runs, dest=tmp_path / "own")
+    assert page == tmp_path / "own" / "report.html"
+    assert list((tmp_path / "own").rglob("*.png"))
+    with pytest.raises(clplat.UserError, match="is no folder of a run"):
+        clplat.report(tmp_path / "nowhere")
+    with pytest.raises(clplat.UserError, match="name runs"):
+        clplat.report()
 
 
 def test_command_writes_figures_and_tables(fabricate, tmp_path):
