@@ -13,7 +13,7 @@ from asking import ask
 from PIL import Image
 
 import clplat
-from clplat import Kind
+from clplat import Kind, Strategy
 from clplat.config.resolve import resolve
 from clplat.data.raw import Raw
 from clplat.errors import UserError
@@ -108,6 +108,36 @@ def test_what_cannot_be_read_as_the_run_did_is_refused(learner: Any, inputs: Any
     assert len(refused.value.faults) == 1
 
 
+class Crowded(Strategy):
+    """Has attributes and a method that are called as one may call those of a loaded learner."""
+
+    kinds = frozenset({Kind.LEARN})
+    paper = "none"
+
+    def __init__(self, **base: Any) -> None:
+        super().__init__(**base)
+        self.classes, self.facts, self.met = [3], {"own": 1.0}, "own"
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.mean(self._named(batch))
+
+    def _named(self, batch: Any) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self.model(batch[0]), batch[1], reduction="none")
+
+    def measurements(self) -> dict[str, float]:
+        return self.facts
+
+
+def test_names_of_a_strategys_own_stay_what_they_are(tmp_path: Path) -> None:
+    ran = clplat.run(strategy=Crowded, output=str(tmp_path), tracking={"enabled": False}, loop={"max_steps": 2},
+                     quiet=True)  # fmt: skip
+    learner: Any = clplat.load(ran.run_dir, strategy=Crowded)
+    assert (learner.classes, learner.measurements(), learner.met) == ([3], {"own": 1.0}, "own")
+    assert learner.of_run.classes == tuple(map(str, range(10)))
+    assert learner(torch.rand(3, 8, 8)).scores.shape == (3, 10)
+    assert learner._named((learner.prepare(torch.rand(2, 8, 8)), torch.tensor([0, 1]))).shape == (2,)
+
+
 def test_a_task_is_refused_where_the_run_was_told_none(learner: Any) -> None:
     with pytest.raises(UserError, match="task: 1 has no meaning here"):
         learner(torch.rand(1, 8, 8), task=1)
@@ -116,8 +146,8 @@ def test_a_task_is_refused_where_the_run_was_told_none(learner: Any) -> None:
 def test_a_checkpoint_without_preprocessing_refuses_raw_inputs_and_predicts_prepared_ones(learner: Any) -> None:
     x = torch.rand(2, 1, 8, 8)
     expected = learner(x).scores
-    learner.preprocessing = type(learner).preprocessing
-    learner._raw = Raw(learner.preprocessing)
+    learner.of_run.facts = {k: v for k, v in learner.of_run.facts.items() if k != "preprocessing"}
+    learner.of_run.__post_init__()
     with pytest.raises(UserError, match="the checkpoint holds no preprocessing"):
         learner(x)
     assert torch.equal(learner.predict(x), expected)

@@ -52,11 +52,11 @@ def _facts(learner: Learner, config: Config) -> dict[str, Any]:
     model: Any = learner.model
     parts = {key: {"name": part.name, **part.options} for key, part in (("backbone", config.backbone),
              ("head", config.head)) if key == "backbone" or model.backbone.needs_head}  # fmt: skip
-    tasks = {str(e.task): sorted({c for o in learner.experiences if o.task == e.task for c in o.classes})
-             for e in learner.experiences} if learner.task_known else {}  # fmt: skip
+    tasks = {str(e.task): sorted({c for o in learner.of_run.experiences if o.task == e.task for c in o.classes})
+             for e in learner.of_run.experiences} if learner.of_run.task_known else {}  # fmt: skip
     words = getattr(model, "classes", torch.empty(0)).tolist()
-    return {"strategy": config.strategy.name, **parts, "preprocessing": learner.preprocessing.to_dict(),
-            "classes": learner.classes, "tasks": tasks, "class_tokens": words}  # fmt: skip
+    return {"strategy": config.strategy.name, **parts, "preprocessing": learner.of_run.preprocessing.to_dict(),
+            "classes": learner.of_run.classes, "tasks": tasks, "class_tokens": words}  # fmt: skip
 
 
 def _network(learner: Learner, config: Config) -> Classifier:
@@ -65,8 +65,8 @@ def _network(learner: Learner, config: Config) -> Classifier:
     if not isinstance(learner.model, Classifier):
         what = f"{name} has no network of its own: it generates one for each task"
         raise UserError(f"export: {what} (valid: clplat.load)")
-    network = build_model(config, *size(learner.facts), answers=actions(learner.facts))
-    for experience in learner.met:
+    network = build_model(config, *size(learner.of_run.facts), answers=actions(learner.of_run.facts))
+    for experience in learner.of_run.met:
         network.grow(experience)
     rest = {k: v for k, v in learner.model.state_dict().items() if not k.startswith("backbone.")}
     try:
@@ -76,7 +76,7 @@ def _network(learner: Learner, config: Config) -> Classifier:
         raise UserError(f"export: {what} (valid: clplat.load)") from error
     probe = _probe(learner)
     with evaluating(network), evaluating(learner), torch.no_grad():
-        for task in sorted({e.task for e in learner.met}) if learner.task_known else [None]:
+        for task in sorted({e.task for e in learner.of_run.met}) if learner.of_run.task_known else [None]:
             told = () if task is None else (task,)
             ours, theirs = learner.predict(probe, *told), network.predict(probe, *told)
             if ours.shape != theirs.shape or not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
@@ -86,8 +86,8 @@ def _network(learner: Learner, config: Config) -> Classifier:
 
 def _probe(learner: Learner) -> Tensor:
     """Prepared inputs of the right shape, drawn."""
-    draw, (shape, _) = torch.Generator().manual_seed(0), size(learner.facts)
-    if not learner.preprocessing.ids:
+    draw, (shape, _) = torch.Generator().manual_seed(0), size(learner.of_run.facts)
+    if not learner.of_run.preprocessing.ids:
         return torch.rand(_PROBES, *shape, generator=draw)
     ids = torch.randint(3, getattr(learner.model.backbone, "vocabulary", 256), (_PROBES, *shape), generator=draw)
     if len(shape) == 2:
@@ -119,7 +119,7 @@ def _transformers(learner: Learner, network: Classifier) -> Writer:
         fresh = type(net)(net.config)
     turned = {f"{name}.weight" for name, module in fresh.named_modules() if isinstance(module, Conv1D)}
     state = {k: v.detach().T.contiguous() if k in turned else v for k, v in net.state_dict().items()}
-    text = learner.preprocessing.text
+    text = learner.of_run.preprocessing.text
     speech: Any = None if text is None or text["tokenizer"] == "bytes" else load_tokenizer(text["tokenizer"])
 
     def write(dest: Path) -> None:

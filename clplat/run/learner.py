@@ -50,69 +50,51 @@ class Predictions:
         return f"Predictions of {len(self)}: {shown}"
 
 
-class Learner(Strategy):
-    """A run's learner, of its strategy's class: a strategy that can be asked without its stream.
+@dataclass(eq=False)
+class OfRun:
+    """What a loaded learner knows of its run. An object of its own, so that no name in it meets one of a strategy's.
 
-    Called, it takes raw inputs. `prepare` makes of them what `predict`, which gives logits, takes. Where a task is
-    named, its classes alone are predicted, as in the run's evaluation.
+    Args:
+        facts: of the stream, as the checkpoint has them.
+        experiences: of the run.
+        met: those that the learner was grown for, without data.
+        precision: that of the run.
     """
 
-    classes: tuple[str, ...] = ()  # name of each class id
-    preprocessing = Preprocessing(refused={"all": _NONE})
-    task_known = False
-    precision = "32-true"
-    experiences: Sequence[ExperienceRecord] = ()
-    met: Sequence[Experience] = ()  # those that it was grown for, without data
-    facts: Mapping[str, Any] = {}  # of the stream, as the checkpoint has them
-    _raw: Raw
+    facts: Mapping[str, Any]
+    experiences: Sequence[ExperienceRecord]
+    met: Sequence[Experience]
+    precision: str
+
+    def __post_init__(self) -> None:
+        held = self.facts.get("preprocessing")
+        self.preprocessing = Preprocessing(refused={"all": _NONE}) if held is None else Preprocessing.from_dict(held)
+        self.raw = Raw(self.preprocessing)
+        self.task_known: bool = self.facts.get("task_known", False)
+        self.classes = tuple(self.facts["names"]) or tuple(map(str, range(self.facts["num_classes"])))
 
     @torch.no_grad()
-    def forward(self, inputs: Any, task: int | None = None, batch_size: int = 256) -> Any:
-        """`Predictions` for raw inputs; of an agent, actions (a,) or (N, a) in the units of its environment,
-        or in [-1, 1] where its stream does not tell them.
-
-        Args:
-            inputs: a sample or several, as the stream holds them or as it was made of them: arrays, tensors, Pillow's
-                images, texts, one or a list; of an agent: an observation, or an array of several.
-            task: of all of them, where the run was told it; of an agent the experience, where bounds differ.
-            batch_size: samples at once, unless the strategy's predictions depend on it.
-
-        Raises:
-            UserError: inputs that can't be read as those of the run were; no task, or one that there is not.
-        """
+    def ask(self, learner: Learner, inputs: Any, task: int | None, batch_size: int) -> Any:
+        """See `Learner.forward`."""
         if self.preprocessing.acting is not None:
-            return self._act(inputs, task)
+            return self._act(learner, inputs, task)
         self._check_task(task)
-        held = self._raw.held(inputs, task)
+        held = self.raw.held(inputs, task)
         told = task if self.task_known else None
-        size = self.evaluation_batch or batch_size
-        with evaluating(self), self._in_precision():
-            parts = [self.predict(self._prepared(part), told).cpu() for part in held.split(size)]
+        size = learner.evaluation_batch or batch_size
+        with evaluating(learner), self._in_precision(learner):
+            parts = [learner.predict(self.prepared(learner, part), told).cpu() for part in held.split(size)]
         return self._named(torch.cat(parts) if parts else torch.empty(0, len(self.classes)))
 
-    def prepare(self, raw: Any, task: int | None = None) -> Tensor:
-        """Raw inputs, as for a call, to those (N, ...) that `predict` takes."""
-        return self._prepared(self._raw.held(raw, task))
-
-    def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
-        """As the strategy's; of a task that is named, its own classes only."""
-        return self._among(super().predict(inputs, *_told(task)), task)
-
-    def readout(self, features: Tensor, task: int | None = None) -> Tensor:
-        """As the strategy's; of a task that is named, its own classes only."""
-        return self._among(super().readout(features, *_told(task)), task)
-
-    def _among(self, logits: Tensor, task: int | None) -> Tensor:
-        return among(logits, task, self.experiences)
-
-    def _prepared(self, held: Tensor) -> Tensor:
-        return self.preprocessing.prepare(held.to(self.device))
+    def prepared(self, learner: Learner, held: Tensor) -> Tensor:
+        """What is predicted from, of samples as the stream holds them."""
+        return self.preprocessing.prepare(held.to(learner.device))
 
     @contextlib.contextmanager
-    def _in_precision(self) -> Iterator[None]:
+    def _in_precision(self, learner: Learner) -> Iterator[None]:
         """That of the run."""
         mixed = self.precision == "bf16-mixed"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+        with torch.autocast(learner.device.type, torch.bfloat16, enabled=mixed):
             yield
 
     def _check_task(self, task: int | None) -> None:
@@ -129,7 +111,7 @@ class Learner(Strategy):
             ids = found.argmax(1).masked_fill(none, -1) if found.shape[1] else none.long().neg()
             names = [None if i < 0 else self._name(i) for i in ids.tolist()]
             return Predictions(ids, names, found.float())
-        texts = [self._raw.tokenizer.decode([i for i in row if i >= 0]).strip() for row in found.tolist()]
+        texts = [self.raw.tokenizer.decode([i for i in row if i >= 0]).strip() for row in found.tolist()]
         known = {normalized(name): number for number, name in enumerate(self.classes)}
         ids = torch.tensor([known.get(normalized(text), -1) for text in texts], dtype=torch.int64)
         return Predictions(ids, list(texts), None)
@@ -137,7 +119,7 @@ class Learner(Strategy):
     def _name(self, number: int) -> str:
         return self.classes[number] if number < len(self.classes) else str(number)
 
-    def _act(self, inputs: Any, task: int | None) -> np.ndarray:
+    def _act(self, learner: Learner, inputs: Any, task: int | None) -> np.ndarray:
         """What the policy does, without exploring."""
         acting = self.preprocessing.acting
         assert acting is not None
@@ -146,12 +128,50 @@ class Learner(Strategy):
             raise UserError(f"task: None, but bounds of actions differ (valid: 0 to {len(bounds) - 1})")
         if task is not None and not 0 <= task < len(bounds):
             raise UserError(f"task: {task} (valid: 0 to {len(bounds) - 1})")
-        observations, single = self._raw.observations(inputs)
-        with evaluating(self), self._in_precision():
-            chosen = np.asarray(self.act(observations, False))
+        observations, single = self.raw.observations(inputs)
+        with evaluating(learner), self._in_precision(learner):
+            chosen = np.asarray(learner.act(observations, False))
         if bounds:
             chosen = in_units(chosen, *(np.array(end, dtype=acting["dtype"]) for end in bounds[task or 0]))
         return chosen[0] if single else chosen
+
+
+class Learner(Strategy):
+    """A run's learner, of its strategy's class: a strategy that can be asked without its stream.
+
+    Called, it takes raw inputs. `prepare` makes of them what `predict`, which gives logits, takes. Where a task is
+    named, its classes alone are predicted, as in the run's evaluation. `of_run` is what it knows of its run.
+    """
+
+    of_run: OfRun
+    classes: Any  # name of each class id; where a strategy has an attribute of this name it is that: `of_run.classes`
+
+    def forward(self, inputs: Any, task: int | None = None, batch_size: int = 256) -> Any:
+        """`Predictions` for raw inputs; of an agent, actions (a,) or (N, a) in the units of its environment,
+        or in [-1, 1] where its stream does not tell them.
+
+        Args:
+            inputs: a sample or several, as the stream holds them or as it was made of them: arrays, tensors, Pillow's
+                images, texts, one or a list; of an agent: an observation, or an array of several.
+            task: of all of them, where the run was told it; of an agent the experience, where bounds differ.
+            batch_size: samples at once, unless the strategy's predictions depend on it.
+
+        Raises:
+            UserError: inputs that can't be read as those of the run were; no task, or one that there is not.
+        """
+        return self.of_run.ask(self, inputs, task, batch_size)
+
+    def prepare(self, raw: Any, task: int | None = None) -> Tensor:
+        """Raw inputs, as for a call, to those (N, ...) that `predict` takes."""
+        return self.of_run.prepared(self, self.of_run.raw.held(raw, task))
+
+    def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
+        """As the strategy's; of a task that is named, its own classes only."""
+        return among(super().predict(inputs, *_told(task)), task, self.of_run.experiences)
+
+    def readout(self, features: Tensor, task: int | None = None) -> Tensor:
+        """As the strategy's; of a task that is named, its own classes only."""
+        return among(super().readout(features, *_told(task)), task, self.of_run.experiences)
 
 
 def _told(task: int | None) -> tuple[int, ...]:
@@ -184,10 +204,7 @@ def rebuilt(config: Config, state: dict[str, Any]) -> Learner:
     own = type(made)
     made.__class__ = type(own.__name__, (Learner, own), {"__module__": own.__module__, "__doc__": own.__doc__})
     learner = cast(Learner, made)
-    learner.classes = tuple(facts["names"]) or tuple(map(str, range(facts["num_classes"])))
-    learner.task_known, learner.precision = facts.get("task_known", False), config.fabric.precision
-    learner.experiences, learner.met, learner.facts = record.experiences, met, facts
-    if "preprocessing" in facts:
-        learner.preprocessing = Preprocessing.from_dict(facts["preprocessing"])
-    learner._raw = Raw(learner.preprocessing)
+    learner.of_run = OfRun(facts, record.experiences, met, config.fabric.precision)
+    if not hasattr(learner, "classes"):
+        learner.classes = learner.of_run.classes
     return learner.eval()
