@@ -27,7 +27,7 @@ MLP = {"name": "mlp", "hidden": [16]}
 CNN = {"name": "cnn", "width": 8}
 
 
-def tests_of(result: Any) -> list[tuple[torch.Tensor, list[int], int]]:
+def held_out(result: Any) -> list[tuple[torch.Tensor, list[int], int]]:
     """Inputs as the run's stream holds them, labels and task of each test set."""
     stream: Stream = build_stream(resolve(config=result.run_dir / "config.yaml"))
     return [(*(e.test.all()[0], e.test.targets().tolist()), e.task) for e in stream if e.test is not None]
@@ -35,7 +35,7 @@ def tests_of(result: Any) -> list[tuple[torch.Tensor, list[int], int]]:
 
 def as_held(result: Any, folder: Path, told: bool = False) -> None:
     """The last row comes of what the stream holds."""
-    tests = tests_of(result)
+    tests = held_out(result)
     said = ask(result.run_dir, [(x.numpy(), t if told else None) for x, _, t in tests], folder)
     last_row(result, said, [y for _, y, _ in tests])
 
@@ -200,7 +200,7 @@ def test_texts_to_choose_answers_for(family: str, candidates: str, tmp_path: Pat
     for (answers, share), s in zip(zip(LABELS.values(), result.accuracy_matrix[-1], strict=True), said, strict=True):
         right = [name == answers[i % len(answers)] for i, name in enumerate(s["names"])]
         assert np.mean(right) == pytest.approx(share)
-    last_row(result, said, [y for _, y, _ in tests_of(result)])
+    last_row(result, said, [y for _, y, _ in held_out(result)])
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
@@ -212,7 +212,7 @@ def test_answers_that_are_written(family: str, tmp_path: Path) -> None:
     result = run(tmp_path, strategy={"name": "naive", "optimizer": "adamw", "lr": 1e-2}, stream=stream,
                  backbone=backbone, loop={"max_steps": None, "max_epochs": 40, "batch_size": 4})  # fmt: skip
     said = ask(result.run_dir, [([f"size {i}?" for i in range(6)], None)], tmp_path)
-    last_row(result, said, [y for _, y, _ in tests_of(result)])
+    last_row(result, said, [y for _, y, _ in held_out(result)])
     assert set(said[0]["names"]) & set(LABELS["size"])
 
 
