@@ -19,7 +19,7 @@ pytest.importorskip("mujoco", reason="needs the extra rl")
 def recorded(gym: Gym, folder: Path, steps: int = 60) -> str:
     """Noise in the layout of D4RL, of this domain's sizes and units."""
     generator = np.random.default_rng(0)
-    seen = generator.normal(size=(steps + 1, gym.observations))
+    seen = generator.normal(size=(steps + 1, *gym.shape))
     actions = gym.low + (gym.high - gym.low) * generator.random((steps, gym.actions))
     ends = np.arange(1, steps + 1) == steps
     np.savez(folder / "data.npz", observations=seen[:-1], next_observations=seen[1:], actions=actions,
