@@ -142,7 +142,7 @@ def _config_of(run_dir: Path, command: str, objects: dict[str, Any], *, data: bo
     if other := sorted(objects.keys() - {"stream", "strategy", "backbone"}):
         raise UserError(f"{command}: takes objects for stream, strategy and backbone alone (got {', '.join(other)})")
     layer, aside = read_yaml(run_dir / "config.yaml"), None
-    if not data and "stream" not in objects and any(map(is_given, flat({"stream": layer["stream"]}).values())):
+    if not data and "stream" not in objects and any(map(is_given, flat({"stream": layer.get("stream")}).values())):
         aside = layer.pop("stream")
     config = resolve(config=layer, **objects)
     if aside is not None:

@@ -101,7 +101,7 @@ MOMENTS = {
     "at the second batch of a request": ("clplat.strategies.acu:ACU.forget_step", 2),
     "between a request's samples and its answer": ("clplat.components.ridge:Ridge.remove", 1),
     "between a request's factor and its sums": ("clplat.components.ridge:Ridge._commit", 1),
-    "after the answer, before the checkpoint": ("clplat.run.checkpoint:save", 23),
+    "after the answer, before the checkpoint": ("clplat.run.checkpoint:write", 23),
     "in the second request": ("clplat.components.ridge:Ridge.remove", 2),
 }
 
