@@ -16,7 +16,15 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-NUMBERS = ("strategies", "adapters", "test_ridge.py", "test_augment.py", "test_ema.py", "test_heads.py")
+NUMBERS = (
+    "strategies",
+    "adapters",
+    "backbones/test_cnn.py",
+    "test_ridge.py",
+    "test_augment.py",
+    "test_ema.py",
+    "test_heads.py",
+)
 SETTINGS: dict[str, tuple[dict[str, str], str]] = {  # name: what the libraries are told, what torch then is
     "SSE, 1 thread": (
         {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE",

@@ -28,6 +28,19 @@ class Pad(nn.Module):
         return F.pad(inputs[:, :, ::2, ::2], (0, 0, 0, 0, self.channels // 2, self.channels - self.channels // 2))
 
 
+class Project(nn.Conv2d):
+    """A 1x1 convolution of every `stride`-th pixel: the stride is a slice, not the kernel's.
+
+    oneDNN's strided kernel writes past its workspace when it computes the weights' gradient for fewer than eight
+    channels that lie last in memory, on processors whose newest instructions are AVX2 (oneDNN issue 6035): gradients
+    off by their whole size.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return F.conv2d(inputs[:, :, ::rows, ::columns], self.weight, self.bias)
+
+
 class Residual(nn.Module):
     """Two 3x3 convolutions beside a shortcut.
 
@@ -45,7 +58,7 @@ class Residual(nn.Module):
         self.bn2 = nn.BatchNorm2d(after)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or before != after:
-            project = (nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+            project = (Project(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
             self.shortcut = Pad(after - before) if pad else nn.Sequential(*project)
 
     def forward(self, inputs: Tensor) -> Tensor:

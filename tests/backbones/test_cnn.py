@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from clplat.backbones.cnn import Pad, cnn, resnet20, resnet32, slim_resnet18
+from clplat.backbones.cnn import Pad, Project, cnn, resnet20, resnet32, slim_resnet18
 from clplat.errors import MissingError, UserError
 
 
@@ -48,6 +48,18 @@ def test_parameterless_shortcut():
     y = Pad(2)(x)
     assert torch.equal(y[:, 1:3], x[:, :, [0, 2]][:, :, :, [0, 2]])
     assert (y[:, [0, 3]] == 0).all()
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_the_strided_projection_is_a_strided_convolution(memory):
+    project, conv = Project(4, 6, 1, 2, bias=False), nn.Conv2d(4, 6, 1, 2, bias=False).double()
+    conv.weight.data.copy_(project.weight.data)
+    inputs, ahead = torch.randn(6, 4, 7, 8).contiguous(memory_format=memory), torch.randn(6, 6, 4, 4)
+    found, expected = project(inputs), conv(inputs.double())
+    torch.testing.assert_close(found, expected.float(), atol=1e-4, rtol=1e-4)
+    found.backward(ahead.contiguous(memory_format=memory))
+    expected.backward(ahead.double())
+    torch.testing.assert_close(project.weight.grad, conv.weight.grad.float(), atol=1e-3, rtol=1e-3)
 
 
 def test_weights_round_trip(tmp_path):

@@ -29,7 +29,11 @@ class Small(Subject):
 
     def options(self, processes=1):
         known = super().options(processes)
-        return known | {"lr": 0.002 if self.name in ("ewc", "dp_hnet", "hnet", "joint") else 0.01} if "lr" in known else known
+        return (
+            known | {"lr": 0.002 if self.name in ("ewc", "dp_hnet", "hnet", "joint") else 0.01}
+            if "lr" in known
+            else known
+        )
 
 
 def subject(name, kind):
@@ -55,5 +59,7 @@ def test_is_built_on_timm_or_says_in_a_line_why_not(name, kind):
 @pytest.mark.parametrize(("name", "kind"), [(n, k) for n in NAMES for k in BACKBONES if n not in REFUSED[k][0]])
 def test_conforms_on_timm(name, kind):
     mine = subject(name, kind)
-    results = [judge(mine, check) for check in CHECKS if check not in {"processes"} | NOT_ASKED.get((name, kind), set())]
+    results = [
+        judge(mine, check) for check in CHECKS if check not in {"processes"} | NOT_ASKED.get((name, kind), set())
+    ]
     assert [r for r in results if r.status == "failed"] == []
