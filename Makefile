@@ -11,10 +11,10 @@ demo: sync
 	$(RUN) clplat run demo/digits
 
 test: sync-dev
-	$(RUN) pytest -q -n auto
+	$(RUN) pytest -q -n auto --durations=15
 
 test-slow: sync-dev
-	$(RUN) pytest -q -n auto -m slow
+	$(RUN) pytest -q -n auto -m slow --durations=40
 
 bench: sync-dev
 	$(RUN) python -m benchmarks

@@ -507,3 +507,23 @@ def test_the_lock_of_a_store_is_there_only_while_it_is_held(tmp_path):
         thread.join()
     assert counter == [200]
     assert list(tmp_path.iterdir()) == []
+
+
+IMPORTS = """
+import sys
+from pathlib import Path
+from clplat.config.settings import TrackingSettings
+from clplat.tracking.client import Tracker
+folder = Path(sys.argv[1])
+tracker = Tracker(folder, TrackingSettings(), run_name="demo", params={}, tags={}, datasets=[])
+tracker.start()
+before = set(sys.modules)
+tracker.finish("FINISHED", [])
+print(len([m for m in before if m.startswith("mlflow")]), len([m for m in set(sys.modules) - before if "mlflow" in m]))
+"""
+
+
+def test_mlflow_is_imported_before_the_thread_runs_beside_the_steps(run_dir):
+    command = [sys.executable, "-W", "ignore", "-c", IMPORTS, str(run_dir)]
+    there, later = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert there > 100 > 10 > later

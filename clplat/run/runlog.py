@@ -69,7 +69,7 @@ class RunLog:
             self.tracker.notify()
 
     def start_tracking(self) -> None:
-        """Called after the first step, so that importing MLflow does not delay it."""
+        """Called after the first step, so that importing MLflow delays neither it nor those after it."""
         if self.tracker is not None and not self._tracking:
             self.tracker.start()
             self._tracking = True

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from clplat.config.settings import TrackingSettings
 from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
-from clplat.tracking.store import DeletedError, RunSender, deleted_in
+from clplat.tracking.store import DeletedError, RunSender, deleted_in, load
 
 PAUSE_SECONDS = 1.0  # between two deliveries: gathers lines into batches
 LONGEST_PAUSE_SECONDS = 30.0  # between two attempts while the store is away
@@ -142,10 +142,11 @@ class Tracker:
         self._problem: str | None = None
 
     def start(self) -> None:
-        """Start sending; returns at once. A second call does nothing."""
+        """Start sending; waits for MLflow's import alone. A second call does nothing."""
         if not self.enabled or self._thread is not None:
             return
         _environment.enter()
+        load()  # here, since the thread would take the interpreter from the steps while it does
         self._thread = threading.Thread(target=self._work, name="clplat-tracking", daemon=True)
         self._thread.start()
 
