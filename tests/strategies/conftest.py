@@ -55,6 +55,7 @@ def _drive(strategy, experiences, *, batch=8, epochs=2, accumulate=1, clip=None,
                     continue
                 if clip:
                     torch.nn.utils.clip_grad_norm_(strategy.parameters(), clip)
+                strategy.on_before_optimizer_step(optimizer)
                 optimizer.step()
                 optimizer.zero_grad()
                 strategy.after_step()
