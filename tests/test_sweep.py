@@ -10,30 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sweeping import BASE, SPACE, objective, write
 
 import clplat
 from clplat.cli import main
 from clplat.errors import MissingError, UserError
 from clplat.sweep.plan import nested, read_plan
 from clplat.sweep.study import sweep
-
-BASE = {"strategy": "naive", "stream": {"name": "digits"}, "backbone": "mlp", "seed": 0}
-SPACE = {"strategy.lr": {"low": "1e-4", "high": "1e-1", "log": True}, "loop.batch_size": {"low": 8, "high": 64}}
-
-
-def write(tmp_path, sweep_section=None, **changes) -> Path:
-    path = tmp_path / "demo.yaml"
-    section = {"trials": 4, "sampler": "random", "space": SPACE, **(sweep_section or {})}
-    base = {**BASE, "output": str(tmp_path / "runs"), **changes}
-    path.write_text(yaml.safe_dump({**base, "sweep": section}, sort_keys=False))
-    return path
-
-
-def objective(config, run_dir):
-    """Best at batch size 32."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    value = 1 - abs(config["loop"]["batch_size"] - 32) / 100 + config["seed"] / 1000
-    return {"metrics": {"average_accuracy": value}}
 
 
 def test_the_room_is_the_function(tmp_path):
@@ -187,15 +170,24 @@ def test_missing_data_end_the_search_at_once(tmp_path):
         ({}, {}, ["--strategy.lr", "0.1"], r"is searched, so --strategy\.lr has no effect"),
         ({"metric": "average_acuracy"}, {}, [], "did you mean average_accuracy"),
         ({"direction": "up"}, {}, [], r"'up' is not valid \(valid: maximize, minimize\)"),
-        ({"sampler": "cma"}, {}, [], "valid: auto, tpe, gp, random"),
+        ({"sampler": "cma"}, {}, [], "valid: auto, tpe, gp, nsgaii, random, grid"),
         ({"trials": 0}, {}, [], r"sweep\.trials: 0 is out of range"),
         ({"seeds": 3}, {}, [], r"sweep\.seeds: 3 is not a list"),
         ({"grace_seconds": -1}, {}, [], r"grace_seconds: -1 is out of range"),
         ({"sampeler": "tpe"}, {}, [], r"sweep\.sampeler: no such key"),
         ({"pruner": "median"}, {}, [], r"sweep\.pruner: no such key \(valid: metric, direction"),
         ({"sampler": ["tpe"]}, {}, [], r"\['tpe'\] is not valid \(valid: auto"),
-        ({"metric": ["average_accuracy"]}, {}, [], r"sweep\.metric: \['average_accuracy'\] is not the name of one"),
-        ({"metric": "train_seconds"}, {}, [], r"sweep\.metric: 'train_seconds' is no figure of a whole run"),
+        ({"metric": [["average_accuracy"]]}, {}, [], r"sweep\.metric: \['average_accuracy'\] is not the name of a"),
+        ({"metric": "dormant_fraction"}, {}, [], r"sweep\.metric: 'dormant_fraction' is no figure of a whole run"),
+        ({"metric": ["plasticity", "plasticity"]}, {}, [], r"sweep\.metric: plasticity is named twice"),
+        ({"metric": []}, {}, [], r"sweep\.metric: 0 metrics are named \(valid: one, or a list of two\)"),
+        ({"metric": ["plasticity", "stability", "forgetting"]}, {}, [], r"sweep\.metric: 3 metrics are named"),
+        ({"metric": ["plasticity", "stability"], "direction": ["maximize"]}, {}, [], r"direction: 1 for 2 metrics"),
+        ({"metric": ["plasticity", "forgetting"], "direction": ["maximize"] * 2}, {}, [], r"worst forgetting \(valid"),
+        ({"metric": ["plasticity", "stability"], "choose": "knee"}, {}, [], r"valid: balanced, plasticity, stability"),
+        ({"choose": "balanced"}, {}, [], r"sweep\.choose: has no meaning with one metric"),
+        ({"metric": "weight_norm"}, {}, [], r"'weight_norm' is no figure of a whole run"),
+        ({"sampler": "grid"}, {}, [], r"sweep\.space\.strategy\.lr: a grid needs \{choices: \[\.\.\.\]\}, or a step"),
         ({"metric": "forgetting", "direction": "maximize"}, {}, [], r"worst forgetting \(valid: minimize\)"),
         ({"seeds": [0, 0]}, {}, [], r"sweep\.seeds: \[0, 0\] names a seed twice"),
         ({"study": ["a"]}, {}, [], r"sweep\.study: \['a'\] is not a name"),
@@ -226,7 +218,8 @@ def test_faults(tmp_path, section, changes, keys, fault):
         ({"space": {"loop.batch_size": {"choices": [8, "x", 9]}}}, {}, r"^sweep\.space\.loop\.batch_size: 'x'"),
         ({"space": {"loop.batch_size": {"low": 1, "high": 9}}}, {"loop": 3}, r"^loop: 3 is not a mapping"),
         ({"metric": "forget_accuracy"}, {}, r"^sweep\.metric: forget_accuracy needs forget experiences"),
-        ({"metric": ["average_accuracy"]}, {}, r"^sweep\.metric: "),
+        ({"metric": [["average_accuracy"]]}, {}, r"^sweep\.metric: "),
+        ({"metric": ["plasticity", "h_mean"]}, {}, r"^sweep\.metric: h_mean needs forget experiences"),
         ({}, {"runs": {"a": {}}}, r"^runs: .* several runs"),
     ],
 )
@@ -246,8 +239,8 @@ def test_validate_builds_the_trials_of_a_sweep(tmp_path, capsys):
 
 
 def test_the_direction_is_what_is_better_of_the_metric(tmp_path):
-    assert read_plan(write(tmp_path, {"metric": "forgetting"}), [], None).direction == "minimize"
-    assert read_plan(write(tmp_path), [], None).direction == "maximize"
+    assert read_plan(write(tmp_path, {"metric": "forgetting"}), [], None).directions == ["minimize"]
+    assert read_plan(write(tmp_path), [], None).directions == ["maximize"]
 
 
 def test_all_faults_are_told_at_once(tmp_path):

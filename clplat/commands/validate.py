@@ -45,5 +45,6 @@ def _sweep(args: argparse.Namespace) -> int:
 
     plan = read_plan(args.config, args.keys, None)
     check(plan, args.keys)
-    print(f"{args.config}: no faults (a sweep: {plan.trials} trials, {len(plan.seeds)} seed(s) each, {plan.metric})")
+    what = f"{plan.trials} trials, {len(plan.seeds)} seed(s) each, {' and '.join(plan.metrics)}"
+    print(f"{args.config}: no faults (a sweep: {what})")
     return 0

@@ -7,8 +7,8 @@ from typing import Any
 
 from clplat.config.resolve import resolve
 from clplat.errors import MissingError, UserError
-from clplat.metrics.catalogue import METRICS
 from clplat.run.build import build
+from clplat.sweep.objectives import check_kinds
 from clplat.sweep.plan import Plan
 
 
@@ -30,10 +30,7 @@ def check(plan: Plan, keys: Sequence[str]) -> None:
             faults |= dict.fromkeys(_named(plan, fault) for fault in error.faults)
         except MissingError as error:
             missing |= dict.fromkeys(error.faults)
-    needed = METRICS[plan.metric].kinds
-    if kinds and needed and not kinds & set(needed):
-        there, wanted = ", ".join(sorted(kinds)), " or ".join(needed)
-        faults[f"sweep.metric: {plan.metric} needs {wanted} experiences, but the stream has {there} only"] = None
+    faults |= dict.fromkeys(check_kinds(plan.metrics, kinds))
     if faults:
         raise UserError(*faults, *missing)
     if missing:

@@ -1,0 +1,131 @@
+"""The end of a study: the best configuration or the front of them, what tuning gained, and files that say so."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clplat.errors import UserError
+from clplat.files import to_json, write_atomic
+from clplat.sweep.objectives import choose, front
+from clplat.sweep.plan import Plan, nested
+from clplat.sweep.progress import outcome, scores, shown
+from clplat.sweep.trials import values
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a search found.
+
+    Args:
+        best_value: of the (first) metric on validation data, averaged over the seeds.
+        best_params: configuration key → value.
+        best_config: best.yaml, a configuration to run.
+        trials: all of them, as in sweep.json.
+        folder: of the study: best.yaml, sweep.json, report.md and a folder for each trial.
+        front: of two metrics, the trials that no other is better than in both: number, values, params, config.
+    """
+
+    best_value: float
+    best_params: dict[str, Any]
+    best_config: Path
+    trials: list[dict[str, Any]]
+    folder: Path
+    front: list[dict[str, Any]] = field(default_factory=list)
+
+
+def conclude(study: Any, plan: Plan, quiet: bool) -> SweepResult:
+    """Write best.yaml, for two metrics a file for each point of the front, sweep.json and report.md."""
+    known = study.get_trials(deepcopy=False)
+    rows = [_row(t, plan) for t in known if "given_back" not in t.user_attrs]
+    complete = [t for t in known if t.state.name == "COMPLETE"]
+    if not complete:
+        reasons = dict.fromkeys(t["reason"] for t in rows if t["reason"])
+        raise UserError(f"sweep: none of {len(rows)} trials succeeded: {'; '.join(reasons) or 'their workers died'}")
+    best_ones = [complete[i] for i in front([t.values for t in complete], plan.directions)]
+    best = best_ones[choose([t.values for t in best_ones], plan.metrics, plan.directions, plan.choose)]
+    gain = _gain(complete, best, plan)
+    for old in (plan.folder / "front").glob("trial-*.yaml"):  # of a study that had fewer trials then
+        old.unlink()
+    points = [_point(t, plan, gain) for t in best_ones] if len(plan.metrics) > 1 else []
+    path = _write_config(plan, best, plan.folder / "best.yaml", f"Best of {len(complete)} trials", gain)
+    facts = {"study": plan.study, "metric": plan.metrics[0], "direction": plan.directions[0],
+             "metrics": plan.metrics, "directions": plan.directions, "evaluated_on": "valid", "seeds": plan.seeds,
+             "best": {"number": best.number, "value": best.values[0], "values": best.values, "params": values(best)},
+             "front": points, "gain": gain, "trials": rows}  # fmt: skip
+    write_atomic(plan.folder / "sweep.json", to_json(facts, indent=1))
+    lines = _lines(complete, best, best_ones, plan, gain)
+    write_atomic(plan.folder / "report.md", _report(lines, rows, plan))
+    if not quiet:
+        print("\n".join(lines))
+        print(f"run it: clplat run {path}", flush=True)
+    return SweepResult(best.values[0], values(best), path, rows, plan.folder, points)
+
+
+def _lines(complete: Sequence[Any], best: Any, best_ones: Sequence[Any], plan: Plan, gain: str) -> list[str]:
+    """What a study found, a fact a line."""
+    found = [f"best of {len(complete)}: trial {best.number}, {scores(best.values, plan)}  {shown(values(best))}"]
+    if len(plan.metrics) > 1:
+        found[0] = f"{found[0]}  ({plan.choose} of {len(best_ones)} on the front)"
+        found += [f"front: trial {t.number}, {scores(t.values, plan)}  {shown(values(t))}" for t in best_ones]
+    return [*found, gain]
+
+
+def _gain(complete: Sequence[Any], best: Any, plan: Plan) -> str:
+    """What tuning gained over the default, on validation data."""
+    default = next((t for t in complete if t.user_attrs.get("default")), None)
+    if default is None:
+        return "default: no figure (it failed, or a searched key has no default), so what tuning gained is not known"
+    rows = zip(plan.metrics, default.values, best.values, strict=True)
+    changes = ", ".join(f"{m} {before:.4f} → {after:.4f} ({after - before:+.4f})" for m, before, after in rows)
+    return f"default → best, on validation data: {changes}"
+
+
+def _point(trial: Any, plan: Plan, gain: str) -> dict[str, Any]:
+    path = plan.folder / "front" / f"trial-{trial.number:04d}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    _write_config(plan, trial, path, f"Trial {trial.number}, on the front", "")
+    return {"number": trial.number, "values": trial.values, "params": values(trial), "config": str(path)}
+
+
+def _write_config(plan: Plan, trial: Any, path: Path, what: str, gain: str) -> Path:
+    """A configuration to run, which says where its values are from."""
+    import yaml
+
+    chosen = nested(plan.base, values(trial))
+    lines = [f"{what} of study {plan.study}: {scores(trial.values, plan)} on validation data."]
+    lines += [gain[0].upper() + gain[1:] + "."] if gain else []
+    head = "".join(f"# {line}\n" for line in lines)
+    write_atomic(path, head + yaml.safe_dump(copy.deepcopy(chosen), sort_keys=False, allow_unicode=True))
+    return path
+
+
+def _report(lines: Sequence[str], rows: Sequence[Mapping[str, Any]], plan: Plan) -> str:
+    """report.md: the findings, and a table of all trials."""
+    head = "".join(f"- {line}\n" for line in lines)
+    keys = list(plan.space)
+    table = [["trial", "ended", *keys], ["---"] * (len(keys) + 2)]
+    table += [[str(r["number"]), r["outcome"], *(str(r["params"].get(k, "")) for k in keys)] for r in rows]
+    body = "".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |\n" for row in table)
+    return f"# Study {plan.study}\n\n{head}\n{body}"
+
+
+def _row(trial: Any, plan: Plan) -> dict[str, Any]:
+    folder, ended = trial.user_attrs.get("folder"), trial.state.is_finished()
+    found = trial.values if trial.state.name == "COMPLETE" else None
+    return {
+        "number": trial.number,
+        "state": trial.state.name.lower(),
+        "value": found[0] if found else None,
+        "values": found,
+        "params": values(trial),
+        "seconds": trial.duration.total_seconds() if trial.duration else None,
+        "folder": str(plan.folder / folder) if folder else None,
+        "default": bool(trial.user_attrs.get("default")),
+        "repeat_of": trial.user_attrs.get("repeat_of"),
+        "reason": trial.user_attrs.get("reason"),
+        "outcome": outcome(trial, plan) if ended else "not ended",
+    }

@@ -1,0 +1,135 @@
+"""The study in its storage: opened, or refused in one line; its sampler and pruner."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clplat.errors import UserError
+from clplat.sweep.plan import Plan
+
+GP_TRIALS = 50  # the Gaussian process is better up to about this many trials, and costs 0.5 s for each
+
+
+def open_study(plan: Plan, seed: int | None, *, must_exist: bool = False) -> Any:
+    """The study, made if missing.
+
+    Args:
+        seed: of the sampler; None draws one: workers that share a seed would try the same values.
+        must_exist: refuse to make it.
+
+    Raises:
+        UserError: the storage can't be used, or holds a study of this name with another plan.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are about speed, and greenlet
+    with storage_faults(plan):
+        storage = _storage(plan.storage)
+        if must_exist and plan.study not in optuna.study.get_all_study_names(storage):
+            raise UserError(f"sweep.study: no study {plan.study!r} in {plan.storage} to join (start it without --join)")
+        study = optuna.create_study(
+            study_name=plan.study, storage=storage, directions=plan.directions, load_if_exists=True
+        )
+        trials = study.get_trials(deepcopy=False)
+        digest = hashlib.sha256(plan.identity().encode()).hexdigest()
+        known = study.user_attrs.get("identity", None if trials else digest)
+        where = f"sweep.study: {plan.study!r} in {plan.storage}"
+        if known is None:
+            raise UserError(f"{where} holds {len(trials)} trials that no sweep made (give another name)")
+        if known != digest:
+            raise UserError(f"{where} has another configuration or space (give another name)")
+        study.set_user_attr("identity", digest)
+    # A study that goes on must not draw the values of its beginning again.
+    study.sampler = _sampler(plan, None if seed is None else seed + len(trials))
+    return study
+
+
+@contextlib.contextmanager
+def storage_faults(plan: Plan, *, opened: bool = False) -> Iterator[None]:
+    """Tell in one line why a storage can't be used.
+
+    Args:
+        opened: only what the database says counts; other errors are not the storage's.
+
+    Raises:
+        UserError: it is missing, locked, not reachable, or none.
+    """
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    where, valid = (
+        f"sweep.storage: {plan.storage!r}",
+        "(valid: a journal file, or a database URL as sqlite:///study.db)",
+    )
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+        text = " ".join(str(getattr(cause, "orig", None) or cause).split())[:200]
+        if "locked" in text:
+            raise UserError(f"{where} is locked by another program (try again when it has let go)") from error
+        raise UserError(f"{where} can't be used: {text} {valid}") from error
+    except ImportError as error:
+        if opened:
+            raise
+        name = getattr(error.__cause__, "name", None) or error.name
+        raise UserError(f"{where} needs the Python package {name}, which is not installed") from error
+    except OSError as error:
+        if opened:
+            raise
+        raise UserError(f"{where} can't be used: {error.strerror or error} {valid}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if opened:  # else: what a file is read as that is no journal, or another version's
+            raise
+        raise UserError(f"{where} holds no study that can be read: {type(error).__name__} {valid}") from error
+
+
+def _storage(where: str) -> Any:
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if "://" in where:
+        return RDBStorage(where)
+    Path(where).parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(where, _Lock(f"{where}.lock")))
+
+
+class _Lock:
+    """Of a journal, as Optuna asks for one: let go of by the system where its holder dies, which its own are not."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.held = path, threading.local()
+
+    def acquire(self) -> bool:
+        """Wait until it is this thread's."""
+        self.held.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in release
+        fcntl.flock(self.held.file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        """Let go of it."""
+        self.held.file.close()
+
+
+def _sampler(plan: Plan, seed: int | None) -> Any:
+    from optuna import samplers
+
+    kind = plan.sampler
+    if kind == "auto":
+        kind = "gp" if plan.trials <= GP_TRIALS else "tpe"
+    if kind in ("random", "grid"):  # the points of a grid are queued
+        return samplers.RandomSampler(seed=seed)
+    if kind == "gp":
+        return samplers.GPSampler(seed=seed, deterministic_objective=False)
+    if kind == "nsgaii":
+        return samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, plan.trials // 4)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that two arguments are experimental
+        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
