@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clplat.components.memory import Archive, ClassBalanced, Reservoir
+from clplat.components.memory import Archive, ClassBalanced, Greedy, Reservoir
 from clplat.errors import UserError
 
-MEMORIES = [Reservoir, ClassBalanced]
+MEMORIES = [Reservoir, ClassBalanced, Greedy]
 
 
 def stream(memory, numbers, batch, classes=3):
@@ -122,7 +122,7 @@ def test_a_restored_memory_goes_on_bit_for_bit(cls):
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in memory.state_dict().items())
 
 
-@pytest.mark.parametrize("cls", [Reservoir, ClassBalanced])
+@pytest.mark.parametrize("cls", MEMORIES)
 def test_a_draw_without_replacement_is_uniform_and_holds_no_sample_twice(cls):
     memory = cls(12, seed=3)
     memory.add(torch.arange(40.0)[:, None], torch.arange(40) % 3)
@@ -202,3 +202,26 @@ def test_archive_keeps_everything_and_round_trips():
     other.load_state_dict(archive.state_dict(), strict=True)
     assert len(other) == 3
     assert torch.equal(other.stored["inputs"], torch.tensor([[0.0] * 3, [0.0] * 3, [1.0] * 3]))
+
+
+@given(size=st.integers(1, 12), classes=st.lists(st.integers(0, 4), max_size=60), batch=st.integers(1, 9))
+@example(size=4, classes=[0] * 4 + [1] * 4 + [2] * 4, batch=12)
+@settings(max_examples=60, deadline=None)
+def test_a_greedy_memory_equals_its_published_algorithm(size, classes, batch):
+    """Sample after sample, with the draws read from a generator alike."""
+    memory, generator = Greedy(size, 5), torch.Generator().manual_seed(5)
+    for part in torch.arange(len(classes)).split(batch):
+        memory.add(part[:, None].double(), torch.tensor(classes, dtype=torch.int64)[part])
+    held, met = [], []  # (number, class)
+    for number, c in enumerate(classes):
+        count = {k: sum(h[1] == k for h in held) for k in met}
+        if c in met and count[c] >= size / len(met):
+            continue
+        met += [] if c in met else [c]
+        if len(held) < size:
+            held.append((number, c))
+            continue
+        largest = next(k for k in met if count.get(k, 0) == max(count.values()))
+        theirs = [i for i, h in enumerate(held) if h[1] == largest]
+        held[theirs[int(torch.rand(1, dtype=torch.float64, generator=generator) * len(theirs))]] = (number, c)
+    assert kept(memory) == [number for number, _ in held]

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clplat import Data, Experience, Kind
-from clplat.components.memory import Archive, ClassBalanced, Reservoir
+from clplat.components.memory import Archive, ClassBalanced, Greedy, Reservoir
 
 N, CLASSES = 60, 4
 INPUTS = torch.arange(1.0, N + 1)[:, None].repeat(1, 2)  # a sample is its number from 1, so that 0 is nobody
 LABELS = torch.arange(N) % CLASSES
-MAKE = [lambda: Reservoir(12, 0), lambda: ClassBalanced(12, 0), Archive]
-IDS = ["reservoir", "balanced", "archive"]
+MAKE = [lambda: Reservoir(12, 0), lambda: ClassBalanced(12, 0), lambda: Greedy(12, 0), Archive]
+IDS = ["reservoir", "balanced", "greedy", "archive"]
 
 
 def part(rows, world=None):
@@ -80,7 +80,7 @@ def test_any_sequence_of_learning_and_erasing(make, operations):
             assert len(memory) <= 12
 
 
-@pytest.mark.parametrize("make", MAKE[:2], ids=IDS[:2])
+@pytest.mark.parametrize("make", MAKE[:3], ids=IDS[:3])
 @given(operations=OPERATIONS, cut=st.integers(0, 8))
 @settings(max_examples=40, deadline=None)
 def test_a_memory_restored_after_erasures_goes_on_bit_for_bit(make, operations, cut):

@@ -1,4 +1,4 @@
-"""Memories of past samples: a uniform reservoir, a class-balanced one, and everything seen.
+"""Memories of past samples: a uniform reservoir, class-balanced ones, and everything seen.
 
 A memory keeps inputs as the stream stores them (`strategy.raw`: before normalisation and augmentation), so that a
 replayed sample is prepared, and augmented, anew. Its state is in `state_dict()`: what it holds, its counters and the
@@ -19,6 +19,8 @@ Shapes: B samples of a batch, M replayed, S slots, n samples drawn.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -301,6 +303,59 @@ class ClassBalanced(Bounded):
         super()._restore(state)
         rows = state["seen"].tolist()
         self.seen, self.held = {c: seen for c, seen, _ in rows}, {c: held for c, _, held in rows}
+
+
+class Greedy(Bounded):
+    """The first samples of each class, with as many of each as there is room for, and no slot left empty.
+
+    A sample is taken if its class is new or holds fewer than size / (classes met), and where all slots are taken in the
+    place of a random sample of the class that holds most, of several the one met first. Labels are read on the host
+    once a batch.
+
+    Source: Prabhu, Torr, Dokania, "GDumb", ECCV 2020, algorithm 1.
+    """
+
+    def __init__(self, size: int, seed: int | None = None) -> None:
+        super().__init__(size, seed)
+        self.met: list[int] = []  # classes, in the order met
+        self.places: list[int] = []  # the class of each slot that is taken
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def _place(self, labels: Tensor) -> dict[int, int]:
+        slots, counts = {}, Counter(self.places)
+        for position, c in enumerate(class_ids(labels).tolist()):
+            if c in self.met and counts[c] >= self.size / len(self.met):
+                continue
+            if c not in self.met:
+                self.met.append(c)
+            slot = len(self.places)
+            if slot < self.size:
+                self.places.append(c)
+            else:
+                most = max(self.met, key=counts.__getitem__)
+                theirs = [s for s, held in enumerate(self.places) if held == most]
+                (draw,) = _draw_below(torch.tensor([len(theirs)]), self.generator)
+                slot = theirs[draw]
+                self.places[slot] = c
+                counts[most] -= 1
+            slots[slot], counts[c] = position, counts[c] + 1
+        return slots
+
+    def _keep(self, kept: Tensor) -> None:
+        source = kept.cpu().nonzero()[:, 0]
+        self.places = [self.places[s] for s in source.tolist()]
+        self.met = [c for c in self.met if c in self.places]
+        self._move(source, torch.arange(len(source)))
+
+    def _state(self) -> dict[str, Tensor]:
+        plain = {"met": self.met, "places": self.places}
+        return {name: torch.tensor(v, dtype=torch.int64) for name, v in plain.items()} | super()._state()
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
+        super()._restore(state)
+        self.met, self.places = state["met"].tolist(), state["places"].tolist()
 
 
 def _draw_below(bounds: Tensor, generator: torch.Generator) -> list[int]:
