@@ -296,7 +296,8 @@ def export(run_dir: str | Path, *, to: str = "safetensors", dest: str | Path | N
 
     Args:
         run_dir: of the run; needs no data.
-        to: "safetensors", or "hf" for language models and CLIP: the folder that transformers reads.
+        to: "safetensors"; "hf" for language models and CLIP: the folder that transformers reads; "peft": low-rank
+            adapters beside a pretrained model.
         dest: a new or empty folder; None is `export/<to>` in the run's.
 
     Raises:

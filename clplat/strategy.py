@@ -161,6 +161,11 @@ class Strategy(LightningModule):
         head: Any = self.model.head
         return head.predict(features, task)
 
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """The model with the weights that `predict` uses, where these are not its own: averages, slow copies."""
+        yield
+
     def measurements(self) -> dict[str, float]:
         """Numbers of the strategy's own to log after each experience, as `strategy/<name>`."""
         return {}

@@ -12,6 +12,7 @@ Differs  besides what GS-LoRA differs in: the paper's figure takes prototypes fr
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
@@ -121,7 +122,9 @@ class GSLoRAPP(GSLoRA):
         super().end(experience)
 
     def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
-        if self.predict_with == "raw" or not self.average.count:
+        with self.predicting():
             return super().predict(inputs, task)
-        with self.average.applied():
-            return super().predict(inputs, task)
+
+    def predicting(self) -> AbstractContextManager[None]:
+        own = self.predict_with == "raw" or not self.average.count
+        return super().predicting() if own else self.average.applied()

@@ -22,6 +22,7 @@ Differs  in the code the slow adapters never move, since it looks their names up
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
@@ -135,9 +136,12 @@ class ILoRA(Adapted):
             self.slow.update(self.model, 0.0)
 
     def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
-        if self.eval_adapter == "fast" or not len(self.slow.values):
+        if self.eval_adapter == "fast":
             return super().predict(inputs, task)
         return self.slow.predict(self.model, inputs, task)
+
+    def predicting(self) -> AbstractContextManager[None]:
+        return super().predicting() if self.eval_adapter == "fast" else self.slow.applied(self.model)
 
     @torch.no_grad()
     def measurements(self) -> dict[str, float]:

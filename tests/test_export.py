@@ -71,13 +71,24 @@ def test_adapters_are_merged_into_the_layers(tmp_path: Path) -> None:
             assert share(logits.argmax(1), y) == pytest.approx(right)
 
 
+@pytest.mark.parametrize("strategy", [{"name": "ilora"}, {"name": "svd_orthogonal"}], ids=lambda s: s["name"])
+def test_slow_copies_and_factors_are_put_into_the_layers(strategy: dict[str, Any], tmp_path: Path) -> None:
+    """As the network predicts that `clplat.load` gives: the export compares the two itself."""
+    result = run(tmp_path, strategy={"lr": 1e-2, **strategy}, stream={"name": "digits", "experiences": 2, **SMALL},
+                 backbone={"name": "vit_micro", "dim": 16}, loop={"max_steps": 3})  # fmt: skip
+    tensors = load_file(clplat.export(result.run_dir) / "model.safetensors")
+    learner = clplat.load(result.run_dir)
+    slow = learner.slow.named()["head.weight"] if strategy["name"] == "ilora" else learner.model.head.weight
+    torch.testing.assert_close(tensors["head.weight"], slow.detach())
+
+
 @pytest.mark.parametrize(
     ("strategy", "to", "fault"),
     [
         ({"name": "hnet", "hidden": [8]}, "safetensors", "hnet has no network of its own"),
         ({"name": "acil", "width": 32}, "safetensors", "acil predicts by more than its network"),
         ({"name": "naive"}, "hf", "hf is defined for language models and CLIP of transformers, not for MLP"),
-        ({"name": "naive"}, "onnx", r"'onnx' is unknown \(valid: safetensors, hf\)"),
+        ({"name": "naive"}, "onxx", r"'onxx' is unknown \(valid: safetensors, hf, "),
     ],
 )
 def test_what_would_predict_otherwise_is_refused(strategy: dict[str, Any], to: str, fault: str, tmp_path: Path) -> None:

@@ -210,6 +210,18 @@ def untransposed(net: Any) -> Any:
     return net
 
 
+def transposed_layers(net: Any) -> set[str]:
+    """Names of the layers that `untransposed` put in the place of transformers' Conv1D."""
+    from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
+
+    if not isinstance(net, PreTrainedModel):
+        return set()
+    with torch.device("meta"):
+        fresh = type(net)(net.config)
+    return {name for name, module in fresh.named_modules() if isinstance(module, Conv1D)}
+
+
 def origin(parameter: nn.Parameter) -> tuple[str, str] | None:
     """Key and source that the values of a parameter were read from; None where they were drawn."""
     return getattr(parameter, "_origin", None)

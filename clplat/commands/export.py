@@ -9,7 +9,7 @@ from clplat.commands.arguments import Parser
 
 def configure(parser: Parser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run")
-    parser.add_argument("--to", default="safetensors", metavar="FORMAT", help="safetensors (the default) or hf")
+    parser.add_argument("--to", default="safetensors", metavar="FORMAT", help="safetensors (the default), hf, or peft")
     parser.add_argument("--dest", metavar="DIR", help="a new folder (default: RUN_DIR/export/FORMAT)")
 
 

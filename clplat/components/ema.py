@@ -6,6 +6,8 @@ Both are always in eval mode and without gradients, whatever is done to the modu
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -145,6 +147,18 @@ class Slow(nn.Module):
         """Logits (B, C) for inputs (B, ...), by the model with these values in place of its own."""
         named = {f"model.{name}": value for name, value in self.named().items()}
         return functional_call(_Predict(model), named, (inputs, task))
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model with these values in its parameters, cast to their types; then its own again."""
+        own = {name: (p, p.detach().clone()) for name, p in trainable(model).items() if name in self.named()}
+        try:
+            for name, value in self.named().items():
+                own[name][0].data.copy_(value)
+            yield
+        finally:
+            for parameter, value in own.values():
+                parameter.data.copy_(value)
 
     def get_extra_state(self) -> int:
         return self.steps

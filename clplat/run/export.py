@@ -2,8 +2,10 @@
 
 safetensors   model.safetensors: tensors `backbone.…` and `head.…` of the network, adapters merged into its layers
 hf            what transformers saves of a language model or of CLIP, adapters merged, with the run's tokenizer
+peft          low-rank adapters beside a pretrained model, as peft reads them (`peft_folder.py`)
+onnx          the network from what the stream holds to logits (`onnx_graph.py`)
 
-Both with learner.json: the network's parts and their options, preprocessing, classes, and the classes of each task.
+All with learner.json: the network's parts and their options, preprocessing, classes, and the classes of each task.
 Only a network that predicts as the learner does, by itself, is written.
 """
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from clplat.adapters.lora import plain_state
+from clplat.backbones._weights import transposed_layers
 from clplat.backbones.base import Classifier
 from clplat.config.settings import Config
 from clplat.data.tokens import load_tokenizer
@@ -24,6 +27,7 @@ from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
 from clplat.run.build import build_model
 from clplat.run.learner import Learner, actions, size
+from clplat.run.peft_folder import peft_folder
 from clplat.strategy import evaluating
 
 _PROBES = 8  # inputs on which network and learner are compared
@@ -40,8 +44,10 @@ def export(learner: Learner, config: Config, to: str, dest: Path) -> Path:
         raise UserError(f"to: {to!r} is unknown (valid: {', '.join(WRITERS)})")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UserError(f"dest: {dest} is there already (valid: a new or an empty folder)")
-    network = _network(learner, config)
-    write = WRITERS[to](learner, network)  # refuses before anything is written
+    with learner.predicting():
+        network = _network(learner, config)
+        write = WRITERS[to](learner, network, config)  # refuses before anything is written
+    _check_same(learner, network, config.strategy.name)
     dest.mkdir(parents=True, exist_ok=True)
     write(dest)
     write_atomic(dest / "learner.json", to_json(_facts(learner, config), indent=1))
@@ -68,23 +74,29 @@ def _network(learner: Learner, config: Config) -> Classifier:
     network = build_model(config, *size(learner.of_run.facts), answers=actions(learner.of_run.facts))
     for experience in learner.of_run.met:
         network.grow(experience)
-    rest = {k: v for k, v in learner.model.state_dict().items() if not k.startswith("backbone.")}
+    state = {k: v for k, v in learner.model.state_dict().items() if not k.startswith("backbone.")}
+    state |= {f"backbone.{k}": v for k, v in plain_state(learner.model.backbone).items()}
+    own = network.state_dict()  # what is empty beside it is a part that was merged into a layer
     try:
-        network.load_state_dict(rest | {f"backbone.{k}": v for k, v in plain_state(learner.model.backbone).items()})
+        network.load_state_dict({k: v for k, v in state.items() if k in own or v.numel()})
     except RuntimeError as error:
         what = f"{name} has changed the network ({' '.join(str(error).split())[:120]})"
         raise UserError(f"export: {what} (valid: clplat.load)") from error
-    probe = _probe(learner)
-    with evaluating(network), evaluating(learner), torch.no_grad():
-        for task in sorted({e.task for e in learner.of_run.met}) if learner.of_run.task_known else [None]:
-            told = () if task is None else (task,)
-            ours, theirs = learner.predict(probe, *told), network.predict(probe, *told)
-            if ours.shape != theirs.shape or not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
-                raise UserError(f"export: {name} predicts by more than its network (valid: clplat.load)")
     return network.eval()
 
 
-def _probe(learner: Learner) -> Tensor:
+def _check_same(learner: Learner, network: Classifier, name: str) -> None:
+    """Refuse a learner that predicts otherwise than its network."""
+    inputs = probe(learner)
+    with evaluating(network), evaluating(learner), torch.no_grad():
+        for task in sorted({e.task for e in learner.of_run.met}) if learner.of_run.task_known else [None]:
+            told = () if task is None else (task,)
+            ours, theirs = learner.predict(inputs, *told), network.predict(inputs, *told)
+            if ours.shape != theirs.shape or not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
+                raise UserError(f"export: {name} predicts by more than its network (valid: clplat.load)")
+
+
+def probe(learner: Learner) -> Tensor:
     """Prepared inputs of the right shape, drawn."""
     draw, (shape, _) = torch.Generator().manual_seed(0), size(learner.of_run.facts)
     if not learner.of_run.preprocessing.ids:
@@ -98,26 +110,23 @@ def _probe(learner: Learner) -> Tensor:
 Writer = Callable[[Path], None]
 
 
-def _safetensors(learner: Learner, network: Classifier) -> Writer:
+def _safetensors(learner: Learner, network: Classifier, config: Config) -> Writer:
     from safetensors.torch import save
 
     tensors = {k: v.to("cpu", copy=True).contiguous() for k, v in network.state_dict().items()}
     return lambda dest: write_atomic(dest / "model.safetensors", save(tensors))
 
 
-def _transformers(learner: Learner, network: Classifier) -> Writer:
+def _transformers(learner: Learner, network: Classifier, config: Config) -> Writer:
     """By transformers' own way of saving; its Conv1D get their layout back."""
     from transformers import PreTrainedModel
-    from transformers.pytorch_utils import Conv1D
 
     net: Any = getattr(network.backbone, "net", None)
     if not isinstance(net, PreTrainedModel) or network.backbone.needs_head:
         name = type(network.backbone).__name__
         raise UserError(f"to: hf is defined for language models and CLIP of transformers, not for {name} (valid: "
                         "safetensors)")  # fmt: skip
-    with torch.device("meta"):
-        fresh = type(net)(net.config)
-    turned = {f"{name}.weight" for name, module in fresh.named_modules() if isinstance(module, Conv1D)}
+    turned = {f"{name}.weight" for name in transposed_layers(net)}
     state = {k: v.detach().T.contiguous() if k in turned else v for k, v in net.state_dict().items()}
     text = learner.of_run.preprocessing.text
     speech: Any = None if text is None or text["tokenizer"] == "bytes" else load_tokenizer(text["tokenizer"])
@@ -132,4 +141,8 @@ def _transformers(learner: Learner, network: Classifier) -> Writer:
     return write
 
 
-WRITERS: dict[str, Callable[[Learner, Classifier], Writer]] = {"safetensors": _safetensors, "hf": _transformers}
+WRITERS: dict[str, Callable[[Learner, Classifier, Config], Writer]] = {
+    "safetensors": _safetensors,
+    "hf": _transformers,
+    "peft": peft_folder,
+}
