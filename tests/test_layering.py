@@ -62,7 +62,7 @@ ROOMS = {  # what each may import beside itself; `docs/architecture.md` shows it
     CONTRACT: set[str](),
     "config": {CONTRACT},
     "data": {CONTRACT, "config"},
-    "backbones": {CONTRACT, "data"},
+    "backbones": {CONTRACT, "config", "data"},
     "components": {CONTRACT, "data", "backbones"},
     "adapters": {CONTRACT, "backbones", "components"},
     "metrics": {CONTRACT},

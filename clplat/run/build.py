@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from clplat.backbones.base import Backbone, Classifier
+from clplat.backbones.frozen import Frozen
 from clplat.config import discovery
 from clplat.config.resolve import DEFAULTS, PARTS
 from clplat.config.settings import Config, Part
@@ -56,6 +57,7 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
         trial.faults += _idle_head(config)
     if stream is not None and backbone is not None:
         trial.faults += _other_inputs(config.backbone.name, backbone, stream)
+        trial.faults += _kept_faults(cls, backbone, stream)
     trial.faults += [f"strategy: {f}" for f in check_hooks(cls)]
     model: Any = torch.nn.Linear(1, 1)
     if backbone is not None and (head is not None or not backbone.needs_head):
@@ -153,6 +155,7 @@ def _speak(options: dict[str, Any], config: Config) -> None:
         _speak(given, config)
     if "tokenizer" in options and options["tokenizer"] is None:
         given = config.backbone.options
+        given = (given.get("base_options") or {}) if "base_options" in given else given  # the one within it has them
         options["tokenizer"] = given.get("config") if given.get("weights") == "random" else given.get("weights")
     if "answer" in options and options["answer"] is None:
         backbone = discovery.find("backbones", config.backbone.name, config.given)
@@ -167,6 +170,16 @@ def _other_inputs(name: str, backbone: Backbone, stream: Stream) -> list[str]:
     if backbone.reads_tokens and not tokens:
         return [f"backbone: {name} reads token ids, which this stream does not hold (valid: a stream of text)"]
     return []
+
+
+def _kept_faults(cls: type[Strategy], backbone: Backbone, stream: Stream) -> list[str]:
+    """The fault of keeping features by input where an input is never the same, or has features by its batch."""
+    if not isinstance(backbone, Frozen) or backbone.folder is None:
+        return []
+    faults = [f"{cls.__name__} adapts the backbone to the batch (valid: null)"] if Kind.ADAPT in cls.kinds else []
+    if stream.augment is not None:
+        faults.append("augmented inputs are new ones each time (valid: null, or a stream that augments none)")
+    return [f"backbone.cache: {fault}" for fault in faults]
 
 
 def build_strategy(
