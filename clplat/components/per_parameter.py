@@ -16,8 +16,10 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 class PerParameter(nn.Module):
     """A tensor shaped like each trainable parameter of `model`, zero at first.
 
-    Held as parameters without gradient, not as buffers, which DDP by default sends to all processes in
-    every forward pass.
+    One that is frozen later keeps its tensor; one that is thawed gets zeros when this is grown.
+
+    Held as parameters without gradient, not as buffers, which DDP by default sends to all processes in every forward
+    pass.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,7 +40,14 @@ class PerParameter(nn.Module):
             self.values[attribute(name)] = nn.Parameter(new, requires_grad=False)
 
     def of(self, names: Iterable[str]) -> list[Tensor]:
-        """The tensors of these parameters, in this order."""
+        """The tensors of these parameters, in this order.
+
+        Raises:
+            KeyError: one was frozen whenever this was made or grown, and so has none.
+        """
+        names = list(names)
+        if absent := [name for name in names if attribute(name) not in self.values]:
+            raise KeyError(f"no tensor for {', '.join(absent)}: frozen when this was made or grown (see `trainable`)")
         return [self.values[attribute(name)] for name in names]
 
 
