@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from clplat.api import run as run
     from clplat.components.ema import EMA as EMA
     from clplat.components.ema import Frozen as Frozen
+    from clplat.components.gradients import second_gradient as second_gradient
     from clplat.components.memory import ClassBalanced as ClassBalanced
     from clplat.components.memory import Reservoir as Reservoir
     from clplat.components.per_parameter import PerParameter as PerParameter
+    from clplat.components.per_parameter import trainable as trainable
     from clplat.errors import ClplatError as ClplatError
     from clplat.errors import CodeError as CodeError
     from clplat.errors import DivergedError as DivergedError
@@ -71,7 +73,9 @@ _HOME = {
     "require": "strategy",
     "resume": "api",
     "run": "run",
+    "second_gradient": "components.gradients",
     "sweep": "sweep",
+    "trainable": "components.per_parameter",
 }
 __all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604
 

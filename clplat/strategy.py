@@ -87,6 +87,8 @@ class Strategy(LightningModule):
     evaluation_batch: int | None = None
     # Its method is defined by classes, so that free text can't be learned by it.
     needs_classes: ClassVar[bool] = False
+    # It can't be split over processes: a run in several is refused, and `clplat check` does not ask for it.
+    one_process: ClassVar[bool] = False
     # The optimizer's state goes on from one interact experience to the next, and comes along from a start run.
     carries_optimizer: ClassVar[bool] = False
 

@@ -58,7 +58,7 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     if stream is not None and backbone is not None:
         trial.faults += _other_inputs(config.backbone.name, backbone, stream)
         trial.faults += _kept_faults(cls, backbone, stream)
-    trial.faults += [f"strategy: {f}" for f in check_hooks(cls)]
+    trial.faults += [f"strategy: {f}" for f in check_hooks(cls)] + _several(config, cls)
     model: Any = torch.nn.Linear(1, 1)
     if backbone is not None and (head is not None or not backbone.needs_head):
         answers = None if stream is None else stream.answers
@@ -211,6 +211,15 @@ def _idle_head(config: Config) -> list[str]:
     if config.head.name == DEFAULTS["head"] and not config.head.options:
         return []
     return [f"head: {config.head.name!r} has no meaning here (backbone {config.backbone.name} makes its own logits)"]
+
+
+def _several(config: Config, cls: type[Strategy]) -> list[str]:
+    """The fault of several processes for a strategy that declares one."""
+    fabric = config.fabric
+    if not cls.one_process or fabric.devices * fabric.num_nodes == 1:
+        return []
+    key, value = ("devices", fabric.devices) if fabric.devices != 1 else ("num_nodes", fabric.num_nodes)
+    return [f"fabric.{key}: {value} is out of range (valid: 1, since {cls.__name__} runs in one process)"]
 
 
 def _coarse(strategy: Strategy) -> list[str]:

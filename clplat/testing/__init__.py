@@ -74,9 +74,10 @@ def check(name_or_path: str) -> int:
         line = f"{result.status:<14}  {result.name:<17}  {result.message or _guards(result.name)}"
         print(line, flush=True)
     failed = [r.name for r in results if r.status == "failed"]
-    passed = sum(r.status == "passed" for r in results)
-    tail = f"; failed: {', '.join(failed)}" if failed else ""
-    print(f"{name_or_path}: {passed} of {len(results)} checks passed{tail}")
+    passed, other = (sum(r.status == s for r in results) for s in ("passed", "not applicable"))
+    apart = f", {other} {'does' if other == 1 else 'do'} not apply" if other else ""
+    tail = f", {len(failed)} failed: {', '.join(failed)}" if failed else ""
+    print(f"{name_or_path}: {passed} passed{apart}{tail}")
     return 1 if failed else 0
 
 

@@ -1,14 +1,17 @@
 """The suite finds what it is there to find: each offender fails its check, each good example passes all."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 from clplat.config import discovery
+from clplat.config.settings import Config, FabricSettings, Part
 from clplat.errors import UserError
-from clplat.testing import CHECKS, Subject, check, judge, run_checks
-from clplat.testing.checks_of_processes import compare, in_processes
+from clplat.run.build import build
+from clplat.testing import CHECKS, CheckResult, Subject, check, judge, run_checks
+from clplat.testing.checks_of_processes import compare, drawn_by, in_processes
 
 HERE = Path(__file__).parent
 BAD, GOOD = HERE / "bad" / "offenders.py", HERE / "good" / "each_kind.py"
@@ -76,7 +79,7 @@ def test_check_prints_a_line_each_and_the_exit_code(capsys, monkeypatch):
     assert check("naive") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[:3]] == [["passed", n] for n in ("hooks", "arguments", "seed")]
-    assert lines[3] == "naive: 3 of 3 checks passed"
+    assert lines[3] == "naive: 3 passed"
     assert check(f"{BAD}:IgnoredArgument") == 1
     assert "IgnoredArgument(strength) is accepted and ignored" in capsys.readouterr().out
 
@@ -88,16 +91,47 @@ def test_unknown_names_are_the_users_mistake():
         run_checks("nave")
 
 
+def test_what_a_process_draws_is_found_by_changing_it():
+    assert drawn_by(Subject(f"{GOOD}:Projected")) == {"reference": 6}
+    assert drawn_by(Subject(f"{BAD}:FixedDraw")) == {}
+    assert drawn_by(Subject("er")) == {}  # of an option that the suite sets anyway
+
+
+def test_one_process_may_be_declared():
+    (result,) = run_checks(f"{BAD}:Single", ["processes"])
+    assert result == CheckResult("processes", "not applicable", "it declares one_process")
+    config = Config(Part(f"{BAD}:Single"), Part("digits"), Part("mlp"), fabric=FabricSettings(devices=2))
+    with pytest.raises(UserError) as raised:
+        build(config)
+    assert raised.value.faults == ("fabric.devices: 2 is out of range (valid: 1, since Single runs in one process)",)
+
+
+def test_what_does_not_apply_is_not_counted_as_failed(capsys, monkeypatch):
+    from clplat import testing
+
+    monkeypatch.setattr(testing, "CHECKS", {k: CHECKS[k] for k in ("hooks", "unlabelled", "acting")})
+    assert check("naive") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "naive: 1 passed, 2 do not apply"
+    monkeypatch.setattr(testing, "CHECKS", {k: CHECKS[k] for k in ("hooks", "unlabelled", "arguments")})
+    assert check(f"{BAD}:SilentArgument") == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"{BAD}:SilentArgument: 1 passed, 1 does not apply, 1 failed: arguments"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_two_processes():
+def test_two_processes(capfd):
     names = [
-        f"{BAD}:PlainMean",
-        f"{BAD}:OneProcess",
+        *(f"{BAD}:{n}" for n in ("PlainMean", "OneProcess", "OwnGradient", "FixedDraw")),
         *(f"{GOOD}:{e}" for e in EXAMPLES if e not in ("Actor", "Leaner")),
     ]
     found = in_processes(names)
+    assert capfd.readouterr() == ("", "")  # DDP's warnings and what the strategies print get between no lines
     results = {n.rpartition(":")[2]: judge(Subject(n), "processes", lambda s: compare(s, found[s.name])) for n in names}
-    assert results["PlainMean"].status == "failed"
+    assert {results[n].status for n in ("PlainMean", "OwnGradient", "FixedDraw")} == {"failed"}
+    assert "reduce losses by self.mean" in results["PlainMean"].message
+    cause = r"offenders\.py, line \d+ is not averaged over processes: use clplat\.second_gradient"
+    assert re.search(cause, results["OwnGradient"].message)
+    assert "each process draws 6 remembered samples" in results["FixedDraw"].message
     assert results["OneProcess"].message == "fabric.devices: 2 is out of range (one process only)"
     assert {n: r for n, r in results.items() if n in EXAMPLES and r.status != "passed"} == {}

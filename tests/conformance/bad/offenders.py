@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clplat import Data, Experience, Kind, Strategy
+from clplat import Data, Experience, Kind, Reservoir, Strategy
 from clplat.strategies.sac import SAC
 
 
@@ -329,7 +329,7 @@ class PlainMean(_Learner):
 
 
 class OneProcess(_Learner):
-    """Says that it runs on one process only."""
+    """Says that it runs on one process only, once it is asked for more."""
 
     fails = ""
 
@@ -338,6 +338,46 @@ class OneProcess(_Learner):
 
         if self.world_size > 1:
             raise UserError("fabric.devices: 2 is out of range (one process only)")
+
+
+class OwnGradient(_Learner):
+    """Steps against a gradient of its own process's samples, and talks while it does."""
+
+    fails = "processes"
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        print("a line that gets between")
+        alone = torch.autograd.grad(F.cross_entropy(self.model(x), y), weights, allow_unused=True)
+        pull = sum((p * g).sum() for p, g in zip(weights, alone, strict=True) if g is not None)
+        return self.mean(F.cross_entropy(self.model(x), y, reduction="none")) + 0.5 * pull
+
+
+class FixedDraw(_Learner):
+    """Replays a number of samples that nothing can change."""
+
+    fails = "processes"
+
+    def __init__(self, **base: Any) -> None:
+        super().__init__(**base)
+        self.past = Reservoir(12)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+        if len(self.past):
+            inputs, labels = self.past.sample(6)
+            loss = loss + F.cross_entropy(self.model(self.prepare(inputs)), labels)
+        self.past.add(self.raw, y)
+        return loss
+
+
+class Single(_Learner):
+    """Declares that it runs in one process."""
+
+    fails = ""
+    one_process = True
 
 
 class ForgetsNothing(_Learner):

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clplat import Kind, Strategy
+from clplat import Experience, Kind, Strategy, second_gradient, trainable
+from clplat.components.gradients import as_vector, overwrite
 from clplat.components.memory import Reservoir
 from clplat.components.transitions import TransitionMemory
 from clplat.data.transitions import pack_step, unpack
@@ -147,3 +148,42 @@ class Prototypes(Strategy):
             return inputs.new_zeros(len(inputs), 0)
         means = self.sums / self.counts.clamp(min=1)[:, None]
         return -torch.cdist(self.model.features(inputs), means)
+
+
+class Projected(Strategy):
+    """A-GEM with names of its own: how many samples its reference is of is no option that the suite knows.
+
+    Args:
+        kept: samples kept.
+        reference: samples of the reference gradient, in each process.
+    """
+
+    kinds = frozenset({Kind.LEARN})
+    paper = "arXiv:1812.00420"
+
+    def __init__(self, *, kept: int = 12, reference: int = 6, **base: Any) -> None:
+        super().__init__(**base)
+        self.past, self.reference = Reservoir(kept), reference
+        self.against: Tensor | None = None
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        self.against = None
+        if len(self.past):
+            inputs, labels, _ = self.past.sample(self.reference)
+            self.against = self._gradient(F.cross_entropy(self.model(self.prepare(inputs)), labels))
+        return self.mean(F.cross_entropy(self.model(x), y, reduction="none"))
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        return second_gradient(loss, list(trainable(self.model).values()), self.world_size)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.against is None:
+            return
+        parameters = list(trainable(self.model).values())
+        mine = as_vector(parameters)
+        if (product := mine @ self.against) < 0:
+            overwrite(parameters, mine - product / self.against.square().sum() * self.against)
+
+    def end(self, experience: Experience) -> None:
+        self.past.fill(experience.train)
