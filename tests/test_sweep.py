@@ -14,6 +14,7 @@ from sweeping import BASE, SPACE, objective, write
 
 import clplat
 from clplat.cli import main
+from clplat.config.resolve import resolve
 from clplat.errors import MissingError, UserError
 from clplat.sweep.plan import nested, read_plan
 from clplat.sweep.study import sweep
@@ -365,3 +366,15 @@ def test_the_same_values_are_not_paid_for_twice(tmp_path, capsys):
     assert len(result.trials) == 12
     assert result.best_params == {"loop.batch_size": 32}
     assert capsys.readouterr().out.count("not run again") == 9
+
+
+def test_what_is_searched_is_of_the_part_that_a_flag_names_and_the_best_file_has_the_flags(tmp_path):
+    file = write(tmp_path, strategy={"name": "naive", "lr": 0.5, "momentum": 0.1})
+    flags = ["--strategy", "er", "--strategy.memory", "7", "--loop.max_epochs=3"]
+    plan = read_plan(file, flags, None)
+    assert plan.base["strategy"] == {"name": "er", "memory": 7}
+    assert plan.base["loop"]["max_epochs"] == 3
+    trial = resolve(plan.keys, config=plan.config({"strategy.lr": 0.02}, 0, "t"))
+    assert (trial.strategy.name, trial.strategy.options["lr"], trial.strategy.options["memory"]) == ("er", 0.02, 7)
+    same = read_plan(file, ["--strategy", "naive"], None)
+    assert same.base["strategy"] == {"name": "naive", "lr": 0.5, "momentum": 0.1}

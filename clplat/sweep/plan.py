@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from clplat.errors import UserError
 from clplat.sweep.objectives import BALANCED, read_choice, read_objectives
 from clplat.sweep.space import Span, finite, read_space
@@ -138,6 +140,7 @@ def read_plan(config: str | Path, keys: Sequence[str], trials: int | None) -> Pl
             faults.append(f"sweep.{key}: {given[key]!r} is not a name (valid: text)")
     if faults:
         raise UserError(*faults)
+    base = _overridden(base, flags)
     study = str(given.get("study", path.stem))
     folder = (Path(flags.get("output") or base.get("output") or "runs") / study).absolute()
     storage = str(given.get("storage") or folder / "study.log")
@@ -145,13 +148,22 @@ def read_plan(config: str | Path, keys: Sequence[str], trials: int | None) -> Pl
 
 
 def _flags(keys: Sequence[str]) -> dict[str, str]:
-    """`--key value` and `--key=value`; values only matter for a few keys here."""
+    """`--key value`, `--key=value`, and `--key` alone, which is ""."""
     found = {}
     for token, following in itertools.zip_longest(keys, keys[1:], fillvalue=""):
         if token.startswith("--"):
             key, equals, value = token[2:].partition("=")
-            found[key] = value if equals else following
+            found[key] = value if equals else "" if following.startswith("--") else following
     return found
+
+
+def _overridden(base: Mapping[str, Any], flags: Mapping[str, str]) -> dict[str, Any]:
+    """`base` with the flags in it: best.yaml holds them, and what is searched is of a part that a flag names."""
+    values = {key: yaml.safe_load(value) if value else True for key, value in flags.items() if key != "output"}
+    named = {p: values.pop(f"{p}.name", values.pop(p, None)) for p in _PARTS}
+    held = {p: v["name"] if isinstance(v, dict) and "name" in v else v for p, v in base.items() if p in _PARTS}
+    other = {part: name for part, name in named.items() if name is not None and name != held.get(part)}
+    return nested(base, other | values)
 
 
 def _leaks(base: Mapping[str, Any], flags: Mapping[str, str]) -> list[str]:
