@@ -297,7 +297,7 @@ def export(run_dir: str | Path, *, to: str = "safetensors", dest: str | Path | N
     Args:
         run_dir: of the run; needs no data.
         to: "safetensors"; "hf" for language models and CLIP: the folder that transformers reads; "peft": low-rank
-            adapters beside a pretrained model.
+            adapters beside a pretrained model; "onnx": one graph, from what the stream holds to logits.
         dest: a new or empty folder; None is `export/<to>` in the run's.
 
     Raises:

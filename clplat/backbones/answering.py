@@ -211,7 +211,7 @@ class ImageText(_Told):
 def trimmed(ids: Tensor) -> Tensor:
     """ids (B, L), filled with -1, as int64 and without the columns that only hold padding."""
     try:
-        longest = int((ids >= 0).sum(1).max())
+        longest = ids.shape[1] if torch.compiler.is_exporting() else int((ids >= 0).sum(1).max())
     except RuntimeError:  # inside vmap, where no number can be read
         longest = ids.shape[1]
     return ids[:, : max(longest, 1)].long()

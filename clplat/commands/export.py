@@ -9,7 +9,9 @@ from clplat.commands.arguments import Parser
 
 def configure(parser: Parser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run")
-    parser.add_argument("--to", default="safetensors", metavar="FORMAT", help="safetensors (the default), hf, or peft")
+    parser.add_argument(
+        "--to", default="safetensors", metavar="FORMAT", help="safetensors (the default), hf, peft, or onnx"
+    )
     parser.add_argument("--dest", metavar="DIR", help="a new folder (default: RUN_DIR/export/FORMAT)")
 
 

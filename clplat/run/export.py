@@ -27,6 +27,7 @@ from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
 from clplat.run.build import build_model
 from clplat.run.learner import Learner, actions, size
+from clplat.run.onnx_graph import onnx_graph
 from clplat.run.peft_folder import peft_folder
 from clplat.strategy import evaluating
 
@@ -145,4 +146,5 @@ WRITERS: dict[str, Callable[[Learner, Classifier, Config], Writer]] = {
     "safetensors": _safetensors,
     "hf": _transformers,
     "peft": peft_folder,
+    "onnx": lambda learner, network, _: onnx_graph(learner, network, probe(learner)),
 }
