@@ -29,6 +29,9 @@ class LoopSettings:
         log_every: read losses from the device, check that they are finite and log their mean every so many batches and
             at the end of an experience, ≥ 1; they are checked before each checkpoint, too.
         eval_samples: test samples per experience in those extra evaluations; null takes all.
+        evaluate: all scores every test set after each experience; seen, those of the experiences met so far; last, that
+            of the experience just finished, and at the end of the stream all; both that of a request that comes next. Metrics that need a score left out are
+            null with that reason: forward transfer; with last also forgetting, stability and means over rows.
         evaluate_on: test, or valid for choosing hyper-parameters.
         checkpoint_every: save after so many steps, and wait until that is on the disk; null only at experience
             boundaries and by time, written while the run goes on. While acting, a step in the environment after which
@@ -56,6 +59,7 @@ class LoopSettings:
     eval_every: int | None = None
     log_every: int = 50
     eval_samples: int | None = None
+    evaluate: Literal["all", "seen", "last"] = "all"
     evaluate_on: Literal["test", "valid"] = "test"
     checkpoint_every: int | None = None
     checkpoint_seconds: float | None = 60.0

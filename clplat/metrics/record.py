@@ -5,7 +5,7 @@ Indices: E experiences; row i of the accuracy matrix is after i experiences, col
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from clplat.stream import Kind
@@ -71,8 +71,14 @@ class RunRecord:
     class_names: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON, none of them shared with the record."""
+        # What grows with the stream's square is copied in rows: `asdict` goes number by number.
+        plain = asdict(replace(self, experiences=[], matrix=[], anytime=[], reference=None))
+        plain["experiences"] = [dict(vars(e)) for e in self.experiences]
+        plain["matrix"] = [list(row) for row in self.matrix]
+        plain["anytime"] = [{**point, "scores": list(point["scores"])} for point in self.anytime]
+        plain["reference"] = None if self.reference is None else [list(row) for row in self.reference]
+        return plain
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> RunRecord:

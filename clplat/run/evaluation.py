@@ -25,14 +25,14 @@ class _Group:
     data: Data
     columns: Tensor  # (n,) test set of each sample
     task: int | None
-    features: list[Tensor] = field(default_factory=list)  # of this process's batches, where they never change
+    features: dict[int, Tensor] = field(default_factory=dict)  # of this process's batches, where they never change
 
 
 class Evaluator:
     """Scores a strategy on every test set of a stream.
 
-    Where the strategy declares `frozen_features`, the backbone is run once for each test sample, in the first
-    evaluation; its features are kept on `device`, n · D numbers, and later evaluations call `readout` on them.
+    Where the strategy declares `frozen_features`, the backbone is run once for each test sample, when first
+    scored; its features are kept on `device`, n · D numbers, and later evaluations call `readout` on them.
 
     Args:
         stream: gives data, preparation and score.
@@ -63,8 +63,12 @@ class Evaluator:
             self.counts += torch.bincount(group.columns.cpu(), minlength=len(stream))
 
     @torch.no_grad()
-    def __call__(self, strategy: Strategy) -> list[float | None]:
+    def __call__(self, strategy: Strategy, asked: range | None = None) -> list[float | None]:
         """Mean score in [0, 1] on each test set; None where an experience has none. Leaves all modes as they were.
+
+        Args:
+            asked: test sets to score; the others are None, too. Batches are cut as for all of them, so that what is
+                scored does not depend on what is not; those that hold none of its samples are left out.
 
         Raises:
             DivergedError: outputs are NaN or infinite; on all processes. (−∞ is a class that is out of the question.)
@@ -80,6 +84,8 @@ class Evaluator:
                 own = range(self.rank * size, len(group.data), size * self.world_size)
                 for number, start in enumerate(own):
                     positions = torch.arange(start, min(start + size, len(group.data)), device=group.columns.device)
+                    if asked is not None and not any(j in asked for j in group.columns[positions].unique().tolist()):
+                        continue
                     data = group.data.subset(positions)
                     logits = self._logits(strategy, group, number, data)
                     totals[-1] += not_finite(logits)
@@ -92,7 +98,11 @@ class Evaluator:
         if broken:
             total = int(self.counts.sum())
             raise DivergedError(f"outputs are NaN or infinite for {int(broken)} of {total} test samples")
-        return [t / c if c else None for t, c in zip(sums, self.counts.tolist(), strict=True)]
+        scored = range(len(sums)) if asked is None else asked
+        return [
+            t / c if c and j in scored else None
+            for j, (t, c) in enumerate(zip(sums, self.counts.tolist(), strict=True))
+        ]
 
     def _logits(self, strategy: Strategy, group: _Group, number: int, data: Data) -> Tensor:
         """Logits (B, C) of this process's batch `number` of a group."""
@@ -100,8 +110,8 @@ class Evaluator:
         task = () if group.task is None else (group.task,)
         if not strategy.frozen_features:
             return strategy.predict(self._inputs(data), *task)
-        if number == len(group.features):
-            group.features.append(strategy.model.features(self._inputs(data)))  # type: ignore[operator]
+        if number not in group.features:
+            group.features[number] = strategy.model.features(self._inputs(data))  # type: ignore[operator]
         return strategy.readout(group.features[number], *task)
 
     def _inputs(self, data: Data) -> Tensor:

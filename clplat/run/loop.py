@@ -76,7 +76,7 @@ class Runner(RunState):
         cost = self.record.cost
         cost["warmup_seconds"] = float(cost.get("warmup_seconds") or 0.0) + warm_up(self.fabric)
         if not self.progress.measured_first_row:
-            self.record.matrix.append(measuring.evaluate(self))
+            self.record.matrix.append(measuring.row(self, 0))
             self.progress.measured_first_row = True
         last = min(len(self.stream), self.loop.stop_after or len(self.stream))
         while self.progress.experience < last:

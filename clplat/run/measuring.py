@@ -22,8 +22,8 @@ from clplat.stream import Actions, Experience, Kind, Stream
 _SAMPLES = 512
 
 
-def evaluate(run: RunState, evaluator: Evaluator | None = None) -> list[float | None]:
-    """The next row of the accuracy matrix, or what `evaluator` finds.
+def evaluate(run: RunState, asked: range | None = None, evaluator: Evaluator | None = None) -> list[float | None]:
+    """Scores on the test sets `asked`, all for None, by the run's evaluator or another.
 
     Raises:
         DivergedError: outputs are not finite; says when.
@@ -31,12 +31,23 @@ def evaluate(run: RunState, evaluator: Evaluator | None = None) -> list[float | 
     started = time.perf_counter()
     try:
         with run.fabric.autocast():
-            row = (evaluator or run.evaluate)(run.strategy)
+            scores = (evaluator or run.evaluate)(run.strategy, asked)
     except DivergedError as error:
         flush(run)  # a loss not yet read comes first
         raise _diverged(run, str(error)) from error
     run.spent["eval_seconds"] += time.perf_counter() - started
-    return row
+    return scores
+
+
+def row(run: RunState, finished: int) -> list[float | None]:
+    """The row of the accuracy matrix after `finished` experiences, of the test sets that `loop.evaluate` names."""
+    at_end = finished == min(len(run.stream), run.loop.stop_after or len(run.stream))
+    request = not at_end and run.stream[finished].kind is Kind.FORGET  # of samples met already: what it starts from
+    met = range(finished + request)
+    asked = {"all": None, "seen": met, "last": met if at_end else range(max(finished - 1, 0), met.stop)}[
+        run.loop.evaluate
+    ]
+    return evaluate(run, asked)
 
 
 def _diverged(run: RunState, what: str, step: int | None = None) -> DivergedError:
@@ -53,7 +64,8 @@ def _diverged(run: RunState, what: str, step: int | None = None) -> DivergedErro
 
 def evaluate_inside(run: RunState, experience: Experience) -> None:
     """Evaluation between steps, for anytime accuracy and the stability gap."""
-    p, scores = run.progress, evaluate(run, run.evaluate_inside)
+    asked = None if run.loop.evaluate == "all" else range(experience.index + 1)
+    p, scores = run.progress, evaluate(run, asked, run.evaluate_inside)
     run.record.anytime.append({"step": p.total_steps, "experience": experience.index, "scores": scores})
     seen = [s for s in scores[: experience.index + 1] if s is not None]
     named = {f"anytime/{run.stream[j].name}": s for j, s in enumerate(scores) if s is not None}
@@ -105,7 +117,7 @@ def check(run: RunState) -> Tensor | None:
 def measure_experience(run: RunState, experience: Experience) -> dict[str, float]:
     """Take what an experience has left into the record; what is to be logged of it."""
     record, norms = run.record, run.gradient_norms
-    record.matrix.append(evaluate(run))
+    record.matrix.append(row(run, experience.index + 1))
     if experience.kind is Kind.ADAPT:
         predictions.write(run, experience)
         record.online.append({"experience": experience.index, **run.all_processes(run.online)})
