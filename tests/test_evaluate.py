@@ -60,7 +60,8 @@ def test_evaluations_inside_leave_out_what_is_to_come(tmp_path):
 
 def test_a_request_is_scored_before_it_and_after(tmp_path):
     config = mixed_config(tmp_path)
-    kinds = [e["kind"] for e in (whole := clplat.run(config, quiet=True).summary)["experiences"]]
+    whole = clplat.run(config, quiet=True).summary
+    kinds = [e["kind"] for e in whole["experiences"]]
     config["loop"]["evaluate"] = "seen"
     config["output"] = str(tmp_path / "seen")
     found = clplat.run(config, quiet=True).summary

@@ -30,8 +30,9 @@ class LoopSettings:
             at the end of an experience, ≥ 1; they are checked before each checkpoint, too.
         eval_samples: test samples per experience in those extra evaluations; null takes all.
         evaluate: all scores every test set after each experience; seen, those of the experiences met so far; last, that
-            of the experience just finished, and at the end of the stream all; both that of a request that comes next. Metrics that need a score left out are
-            null with that reason: forward transfer; with last also forgetting, stability and means over rows.
+            of the experience just finished, and at the end of the stream all. Both also take that of a request which
+            comes next. Metrics that need a score left out are null with that reason: forward transfer; with last also
+            forgetting, stability and means over rows.
         evaluate_on: test, or valid for choosing hyper-parameters.
         checkpoint_every: save after so many steps, and wait until that is on the disk; null only at experience
             boundaries and by time, written while the run goes on. While acting, a step in the environment after which
