@@ -89,6 +89,9 @@ class Strategy(LightningModule):
     needs_classes: ClassVar[bool] = False
     # It can't be split over processes: a run in several is refused, and `clplat check` does not ask for it.
     one_process: ClassVar[bool] = False
+    # What a sweep searches unless it is told: option → (low, high), (low, high, "log") or a list of choices, the
+    # default among them, in literals; None takes a base's away. What trades space or time for accuracy is left out.
+    searched: ClassVar[dict[str, Any]] = {"lr": (1e-3, 1.0, "log")}
     # The optimizer's state goes on from one interact experience to the next, and comes along from a start run.
     carries_optimizer: ClassVar[bool] = False
 

@@ -36,6 +36,7 @@ class OffPolicy(AcrossEnvironments):
     """
 
     kinds = frozenset({Kind.INTERACT})
+    searched = {"lr": (3e-5, 3e-3, "log")}
 
     def __init__(
         self, *, gamma: float = 0.99, polyak: float = 0.005, batch: int = 256, memory: int = 1_000_000,

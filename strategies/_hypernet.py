@@ -49,6 +49,7 @@ class Hypernet(Strategy):
     """
 
     kinds = frozenset({Kind.LEARN})
+    searched = {"lr": (1e-4, 1e-2, "log"), "beta": (1e-4, 1.0, "log")}
     model: GeneratedClassifier
 
     def __init__(

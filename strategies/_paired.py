@@ -37,6 +37,7 @@ class Paired(Strategy):
     """
 
     kinds = frozenset({Kind.LEARN, Kind.FORGET})
+    searched = {"forget_lr": (1e-3, 0.1, "log")}
     model: Classifier
     replays = True
     data_access = "the samples to erase, and a memory of retained ones"

@@ -37,6 +37,8 @@ class Stepping(TTA):
         training_mode: whether the model drops while adapting what it drops in training, as the authors' code lets it.
     """
 
+    searched = {"adapt_lr": (1e-5, 0.1, "log")}
+
     def __init__(
         self,
         *,

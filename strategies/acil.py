@@ -35,6 +35,7 @@ class ACIL(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2205.14922"
+    searched = {"lr": None, "gamma": (1e-3, 100.0, "log")}
     needs_classes = True
     frozen_features = True
     expansion: Tensor

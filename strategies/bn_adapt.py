@@ -29,6 +29,7 @@ class BNAdapt(TTA):
     """
 
     paper = "arXiv:2006.10963"
+    searched = {"share": (0.0, 1.0)}
 
     def __init__(self, *, share: float = 1.0, **base: Any) -> None:
         super().__init__(**base)

@@ -40,6 +40,7 @@ class CQL(SAC):
     """
 
     paper = "arXiv:2006.04779"
+    searched = {"penalty": (0.5, 20.0, "log")}
 
     def __init__(
         self, *, penalty: float = 5.0, target_gap: float | None = None, penalty_actions: int = 10,

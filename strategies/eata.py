@@ -46,6 +46,7 @@ class EATA(NormStepping):
     """
 
     paper = "arXiv:2204.02610"
+    searched = {"margin": (0.2, 1.0), "redundancy": (0.05, 0.8), "fisher_weight": (0.1, 100.0, "log")}
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class EWC(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1612.00796"
+    searched = {"penalty": (1.0, 1e4, "log")}
 
     def __init__(
         self,

@@ -31,7 +31,6 @@ ZERO = 1e-3  # a group whose norm is below counts as zero in the measurements
 
 class GSLoRA(Paired):
     """Group-sparse LoRA. C classes, or answers to choose from; b samples of a step, those to keep first.
-
     Where the user froze adapted layers nothing is merged: each request keeps an adapter of its own.
 
     Args:
@@ -48,6 +47,7 @@ class GSLoRA(Paired):
     """
 
     paper = "arXiv:2403.11530"
+    searched = {"sparsity": (1e-5, 1e-2, "log"), "bound_chance": (1.0, 4.0)}
     uses_features = False  # whether `_extra` has terms
     erasure = "approximate: adapted layers no longer recognise what was erased; all else, the head too, is as it was"
 

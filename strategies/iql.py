@@ -30,6 +30,7 @@ class IQL(OffPolicy):
     """
 
     paper = "arXiv:2110.06169"
+    searched = {"expectile": (0.5, 0.95), "inverse_temperature": (0.5, 10.0, "log")}
 
     def __init__(
         self, *, expectile: float = 0.7, inverse_temperature: float = 3.0,

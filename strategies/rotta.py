@@ -42,6 +42,7 @@ class RoTTA(Taught):
     """
 
     paper = "arXiv:2303.13899"
+    searched = {"share": (0.01, 0.2, "log"), "slow_rate": (1e-4, 1e-2, "log")}
     statistics = "follow"
 
     def __init__(

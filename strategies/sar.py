@@ -54,6 +54,7 @@ class SAR(NormStepping):
     """
 
     paper = "arXiv:2302.12400"
+    searched = {"margin": (0.2, 1.0), "rho": (0.01, 0.2, "log")}
 
     def __init__(
         self,

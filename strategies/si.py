@@ -28,6 +28,7 @@ class SI(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1703.04200"
+    searched = {"penalty": (0.01, 10.0, "log"), "damping": (1e-3, 1.0, "log")}
 
     def __init__(self, *, penalty: float = 0.1, damping: float = 0.1, **base):
         super().__init__(**base)

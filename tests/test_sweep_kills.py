@@ -11,7 +11,7 @@ from sweeping import write
 # Three of the trials are killed when first run: before anything of the run is there, in the middle of training, and
 # when the run is complete and the study does not know yet.
 RUN = """
-    import os, signal, threading, time
+    import contextlib, os, signal, threading, time
     from clplat.sweep.study import perform
 
     def kill():
@@ -22,19 +22,27 @@ RUN = """
             time.sleep(0.005)
         kill()
 
+    def next_moment(run_dir):
+        for moment in ("before", "training", "after"):
+            with contextlib.suppress(FileExistsError):
+                (run_dir.parents[1] / moment).mkdir()
+                (run_dir / moment).touch()
+                return moment
+
     def run(config, run_dir, *more):
         run_dir.mkdir(parents=True, exist_ok=True)
-        first, trial = not (run_dir / "begun").exists(), run_dir.parent.name
+        first = not (run_dir / "begun").exists()
         with open(run_dir / "begun", "a") as file:
             file.write("resumed " if list(run_dir.glob("checkpoints/*/*")) else "new ")
-        if first and trial == "trial-0000":
+        moment = next_moment(run_dir) if first else None
+        if moment == "before":
             kill()
-        if first and trial == "trial-0001":
+        if moment == "training":
             threading.Thread(target=kill_in_training, args=[run_dir], daemon=True).start()
         found = perform([], config, run_dir, *more)
         if first:
             (run_dir / "written").write_text(str((run_dir / "summary.json").stat().st_mtime_ns))
-        if first and trial == "trial-0002":
+        if moment == "after":
             kill()
         return found
 """
@@ -62,12 +70,13 @@ def test_no_trial_is_lost_and_no_finished_one_repeated(tmp_path):
     folder = tmp_path / "runs" / "demo"
     trials = json.loads((folder / "sweep.json").read_text())["trials"]
     assert [t["state"] for t in trials].count("complete") == 5
+    before, training, after = (next(folder.glob(f"*/*/{m}")) for m in ("before", "training", "after"))
     failed = [t["folder"].rpartition("/")[2] for t in trials if t["state"] == "fail"]
-    assert failed == ["trial-0000", "trial-0001", "trial-0002"]
-    history = {f.parent.parent.name: f.read_text().split() for f in folder.glob("*/*/begun")}
-    assert history.pop("trial-0000") == ["new", "new"]
-    assert history.pop("trial-0001") == ["new", "resumed"]
-    assert history.pop("trial-0002") == ["new", "resumed"]  # it is not trained again:
+    assert sorted(failed) == sorted(f.parent.parent.name for f in (before, training, after))
+    history = {f.parent: f.read_text().split() for f in folder.glob("*/*/begun")}
+    assert history.pop(before.parent) == ["new", "new"]
+    assert history.pop(training.parent) == ["new", "resumed"]
+    assert history.pop(after.parent) == ["new", "resumed"]  # and is not trained again:
     for mark in folder.glob("*/*/written"):
         assert mark.read_text() == str((mark.parent / "summary.json").stat().st_mtime_ns)
     assert set(map(tuple, history.values())) == {("new",)}

@@ -10,8 +10,9 @@ TAKES_KEYS = True
 
 
 def configure(parser: Parser) -> None:
-    parser.usage = "clplat sweep CONFIG [--trials N] [--workers N] [--join] [--key value ...]"
-    parser.add_argument("config", metavar="CONFIG", help="YAML file with a `sweep:` section, or shipped experiment")
+    parser.usage = "clplat sweep [CONFIG] [--trials N] [--workers N] [--join] [--key value ...]"
+    text = "YAML file with a `sweep:` section, or shipped experiment; none: --strategy NAME says what is searched"
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help=text)
     parser.add_argument("--trials", type=int, metavar="N", help="in the whole study (default: sweep.trials)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     parser.add_argument("--join", action="store_true", help="the study must exist already")

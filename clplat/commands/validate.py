@@ -44,7 +44,7 @@ def _sweep(args: argparse.Namespace) -> int:
     from clplat.sweep.plan import read_plan
 
     plan = read_plan(args.config, args.keys, None)
-    check(plan, args.keys)
+    check(plan, plan.keys)
     what = f"{plan.trials} trials, {len(plan.seeds)} seed(s) each, {' and '.join(plan.metrics)}"
     print(f"{args.config}: no faults (a sweep: {what})")
     return 0

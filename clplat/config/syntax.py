@@ -163,13 +163,17 @@ def lineage(cls: Class) -> Iterator[Class]:
 
 def class_value(cls: Class, name: str) -> ast.AST | None:
     """The expression assigned to a class attribute, here or in a base."""
+    return next(class_values(cls, name), None)
+
+
+def class_values(cls: Class, name: str) -> Iterator[ast.expr]:
+    """The expressions assigned to a class attribute, here and then in its bases."""
     for owner in lineage(cls):
         for node in owner.node.body:
             if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-                return node.value
+                yield node.value
             if isinstance(node, ast.AnnAssign) and node.value is not None and ast.unparse(node.target) == name:
-                return node.value
-    return None
+                yield node.value
 
 
 def class_options(cls: Class) -> list[Option] | None:

@@ -11,7 +11,7 @@ sweep:
   study: er-digits              # default: the name of the file
   storage: /shared/study.log    # a journal file, or a database URL; default: in the study's folder
   grace_seconds: 300            # without a sign of life after which a worker on another machine counts as dead
-  space:
+  space:                        # default: what the strategy declares (`Strategy.searched`)
     strategy.lr: {low: 1e-4, high: 1e-1, log: true}
     strategy.memory: {low: 50, high: 500, step: 50}     # both ends whole numbers: an int
     strategy.optimizer: {choices: [sgd, adam]}
@@ -31,8 +31,10 @@ from typing import Any
 
 import yaml
 
+from clplat.config import discovery
 from clplat.errors import UserError
 from clplat.sweep.objectives import BALANCED, read_choice, read_objectives
+from clplat.sweep.ranges import spans
 from clplat.sweep.space import Span, finite, read_space
 
 _KEYS = ("metric", "direction", "choose", "trials", "sampler", "seeds", "study", "storage", "grace_seconds", "space")
@@ -110,7 +112,7 @@ def nested(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]
 
 
 def read_plan(config: str | Path, keys: Sequence[str], trials: int | None) -> Plan:
-    """The plan of a configuration file.
+    """The plan of a configuration file; flags `--sweep.key value` are of its section.
 
     Raises:
         UserError: one line for each fault.
@@ -122,11 +124,28 @@ def read_plan(config: str | Path, keys: Sequence[str], trials: int | None) -> Pl
     given = base.pop("sweep", None)
     if not isinstance(given, dict) or not given:
         raise UserError(f"sweep: {path} has no `sweep:` section (metric, trials, space)")
+    own, keys = section_flags(keys)
+    return make_plan(base, {**given, **own}, keys, trials, path.stem)
+
+
+def make_plan(
+    base: dict[str, Any], given: Mapping[str, Any], keys: Sequence[str], trials: int | None, name: str
+) -> Plan:  # fmt: skip
+    """The plan of a `sweep:` section.
+
+    Args:
+        base: the configuration beside it.
+        trials: instead of the section's.
+        name: of the study, unless it says.
+
+    Raises:
+        UserError: one line for each fault.
+    """
     given = {**given, **({"trials": trials} if trials is not None else {})}
     faults = [f"sweep.{key}: no such key (valid: {', '.join(_KEYS)})" for key in given if key not in _KEYS]
-    flags = _flags(keys)
+    flags = flags_of(keys)
     faults += _leaks(base, flags)
-    space = read_space(given.get("space"), flags, faults)
+    space = read_space(given["space"], flags, faults) if "space" in given else _declared(base, flags, faults)
     metrics, directions = read_objectives(given, faults)
     values: dict[str, Any] = {"choose": read_choice(given.get("choose"), metrics, faults)}
     values |= _numbers(given, faults) | _sampler(given, space, faults)
@@ -141,13 +160,49 @@ def read_plan(config: str | Path, keys: Sequence[str], trials: int | None) -> Pl
     if faults:
         raise UserError(*faults)
     base = _overridden(base, flags)
-    study = str(given.get("study", path.stem))
+    study = str(given.get("study", name))
     folder = (Path(flags.get("output") or base.get("output") or "runs") / study).absolute()
     storage = str(given.get("storage") or folder / "study.log")
     return Plan(base, study, folder, space, storage, seeds, metrics, directions, keys=list(keys), **values)
 
 
-def _flags(keys: Sequence[str]) -> dict[str, str]:
+def section_flags(keys: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What flags say of the `sweep:` section, read as YAML, and the other flags."""
+    own: dict[str, Any] = {}
+    others, tokens = [], list(keys)
+    while tokens:
+        token = tokens.pop(0)
+        if not token.startswith("--sweep."):
+            others.append(token)
+            continue
+        key, equals, value = token.removeprefix("--sweep.").partition("=")
+        if not equals:
+            value = tokens.pop(0) if tokens and not tokens[0].startswith("--") else ""
+        try:
+            own[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"sweep.{key}: {value!r} is not YAML") from error
+    return own, others
+
+
+def _declared(base: Mapping[str, Any], flags: Mapping[str, str], faults: list[str]) -> dict[str, Span]:
+    """What the strategy declares to be searched, but for what a flag says."""
+    part = flags.get("strategy") or base.get("strategy")
+    name = part.get("name") if isinstance(part, Mapping) else part
+    if not isinstance(name, str):
+        faults.append("strategy: is required where there is no sweep.space (it declares what is searched)")
+        return {}
+    try:
+        found = {key: span for key, span in spans(discovery.find("strategies", name)).items() if key not in flags}
+    except UserError as error:
+        faults += error.faults
+        return {}
+    if not found:
+        faults.append(f"sweep.space: is empty: flags fix all that {name} declares to be searched")
+    return found
+
+
+def flags_of(keys: Sequence[str]) -> dict[str, str]:
     """`--key value`, `--key=value`, and `--key` alone, which is ""."""
     found = {}
     for token, following in itertools.zip_longest(keys, keys[1:], fillvalue=""):

@@ -18,6 +18,12 @@ class Span:
     log: bool = False
     step: float | None = None
 
+    def __str__(self) -> str:
+        if self.choices:
+            return " | ".join("null" if c is None else str(c) for c in self.choices)
+        how = " (log)" if self.log else f" by {self.step:g}" if self.step else ""
+        return f"{self.low:g} to {self.high:g}{how}"
+
     def ends(self) -> list[Any]:
         """All choices, or both ends."""
         return list(self.choices) if self.choices else [self.low, self.high]
@@ -83,13 +89,14 @@ def read_space(given: Any, flags: Mapping[str, str], faults: list[str]) -> dict[
         elif not isinstance(entry, dict):
             faults.append(f"{where}: {entry!r} is not {{low: ..., high: ...}} or {{choices: [...]}}")
         else:
-            span = _span(where, entry, faults)
+            span = read_span(where, entry, faults)
             if span is not None:
                 space[str(key)] = span
     return space
 
 
-def _span(where: str, entry: dict[str, Any], faults: list[str]) -> Span | None:
+def read_span(where: str, entry: dict[str, Any], faults: list[str]) -> Span | None:
+    """A range or choices as written; None, and a line in `faults` for each, where it is neither."""
     before = len(faults)
     allowed = ("choices",) if "choices" in entry else ("low", "high", "log", "step")
     faults += [f"{where}.{k}: no such key (valid: {', '.join(allowed)})" for k in entry if k not in allowed]

@@ -24,7 +24,7 @@ from clplat.sweep.workers import employ
 
 
 def sweep(
-    config: str | Path,
+    config: str | Path | None = None,
     keys: Sequence[str] = (),
     *,
     trials: int | None = None,
@@ -36,8 +36,10 @@ def sweep(
     """Work on a study until it has all its trials, then write best.yaml and sweep.json.
 
     Args:
-        config: YAML file with a `sweep:` section, or the name of a shipped experiment that has one.
-        keys: flags that override the configuration in every trial, `["--loop.max_epochs", "2"]`.
+        config: YAML file with a `sweep:` section, or the name of a shipped experiment that has one; None takes all from
+            `keys`, and searches what the strategy declares.
+        keys: flags that override the configuration in every trial, `["--loop.max_epochs", "2"]`, or its section,
+            `["--sweep.sampler", "tpe"]`.
         trials: in the whole study, ≥ 1; instead of `sweep.trials`.
         workers: processes here, ≥ 1.
         join: the study must exist already (a guard against a mistyped name or storage).
@@ -49,14 +51,14 @@ def sweep(
         MissingError: data or weights are not there.
         Interrupted, KeyboardInterrupt: the trials under way are given back; the same command goes on.
     """
-    plan = read_plan(config, keys, trials)
     if workers < 1:
         raise UserError(f"workers: {workers} is out of range (valid: ≥ 1)")
+    plan = _plan(config, keys, trials, quiet)
     if run is None:
-        run = functools.partial(perform, list(keys))
+        run = functools.partial(perform, plan.keys)
         from clplat.sweep.check import check
 
-        check(plan, keys)
+        check(plan, plan.keys)
     default = default_of(plan)
     queue = _queue(plan, default)
     study = open_study(plan, plan.seed if workers == 1 and not join else None, must_exist=join)
@@ -74,6 +76,17 @@ def sweep(
         except Interrupted as error:
             raise Interrupted(*error.faults, "sweep: the same command goes on with the study") from None
         return conclude(study, plan, quiet)
+
+
+def _plan(config: str | Path | None, keys: Sequence[str], trials: int | None, quiet: bool) -> Plan:
+    if config is not None:
+        return read_plan(config, keys, trials)
+    from clplat.sweep.unwritten import plan_of_flags
+
+    plan, notes = plan_of_flags(keys, trials)
+    if not quiet:
+        print("\n".join(notes), flush=True)
+    return plan
 
 
 def perform(keys: Sequence[str], config: dict[str, Any], run_dir: Path) -> Mapping[str, Any]:
