@@ -140,10 +140,15 @@ class _Kept:
         records["features"] = features[list(new.values())].numpy()
         records["sum"] = [_sum(row) for row in records["features"]]
         self._note(list(new), torch.from_numpy(records["features"].copy()))
-        with open(self.path, "ab") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            handle.truncate(handle.tell() - handle.tell() % self.record.itemsize)  # what a crash cut off
-            handle.write(records.tobytes())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                size = handle.seek(0, 2)  # as it is now that no other process writes
+                handle.truncate(size - size % self.record.itemsize)  # what a crash cut off
+                handle.write(records.tobytes())
+        except OSError as error:
+            raise UserError(f"backbone.cache: {self.path} can't be written ({error.strerror})") from error
 
     def _note(self, keys: list[bytes], features: Tensor) -> None:
         self.table.update(zip(keys, features, strict=True))
@@ -176,13 +181,7 @@ def frozen(
     except ClplatError as error:
         faults = (f.replace("backbone.", "backbone.base_options.", 1) for f in error.faults)
         raise type(error)(*faults) from error
-    folder = None
-    if cache is not None:
-        folder = (find_root(None) or Path()) / Path(cache).expanduser()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"backbone.cache: {folder} can't be made ({error.strerror})") from error
+    folder = None if cache is None else (find_root(None) or Path()) / Path(cache).expanduser()
     return Frozen(net, json.dumps([base, base_options, input_shape], sort_keys=True), folder)
 
 

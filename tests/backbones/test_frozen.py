@@ -140,8 +140,10 @@ def test_faults_name_the_option(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"backbone\.base_options\.weights"):
         frozen((3, 8, 8), base="timm", base_options={"weights": "nowhere/at/all.safetensors"})
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"backbone\.cache: .*file can't be made"):
-        frozen(SHAPE, **OPTIONS, cache=str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"backbone\.cache: .*\.features can't be written"):
+        made(tmp_path / "file")(torch.rand(2, *SHAPE))
+    made(tmp_path / "none")
+    assert not (tmp_path / "none").exists()  # nothing is made where nothing runs
     for wrong, said in {"widht": "no such key (did you mean width", "width": "'two' is not an int"}.items():
         with pytest.raises(UserError) as error:
             resolve(backbone={"name": "frozen", "base": "slim_resnet18", "base_options": {wrong: "two"}})
@@ -192,3 +194,15 @@ def test_what_has_other_features_each_time_is_not_kept(
     parts["backbone"]["cache"] = str(tmp_path)
     with pytest.raises(UserError, match=rf"backbone\.cache: {fault}"):
         build(resolve(**parts))
+
+
+def test_processes_that_write_side_by_side_keep_the_records_of_both(count: list[int], tmp_path: Path) -> None:
+    x, nets = torch.rand(6, *SHAPE), []
+    for _ in range(2):
+        nets.append(made(tmp_path))
+        nets[-1]._file()
+        _Kept._open.clear()  # as if each were of a process of its own
+    first = [nets[0](x[:2]), nets[1](x[2:4]), nets[0](x[4:])]
+    _Kept._open.clear()
+    assert torch.equal(made(tmp_path)(x), torch.cat(first))
+    assert count == [2, 2, 2]
