@@ -6,7 +6,7 @@ Shapes: B samples of a batch, C classes, D features.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -71,9 +71,11 @@ class Strategy(LightningModule):
 
     kinds: ClassVar[frozenset[Kind]]
     paper: ClassVar[str]
+    # Batches hold samples of other tasks, or a teacher scores them. With `head: taskwise` it tells the task of each:
+    # `self.losses(x, y)` does, and `self.model(x, tasks_of(self.model, y))`.
+    replays: ClassVar[bool] = False
     # Whether what it keeps grows with the samples seen (upper bounds that store all data); the conformance suite
     # holds all others to a bound.
-    replays: ClassVar[bool] = False  # batches hold samples of other tasks, or a teacher scores them: no task-wise head
     unbounded_memory: ClassVar[bool] = False
     # For the erasure report: "exact: ..." or "approximate: ...", what a request changes and what it leaves as it was;
     # and which data it reads. Without `data_access` that is told from `unbounded_memory` and `replays`.
@@ -94,6 +96,9 @@ class Strategy(LightningModule):
     searched: ClassVar[dict[str, Any]] = {"lr": (1e-3, 1.0, "log")}
     # The optimizer's state goes on from one interact experience to the next, and comes along from a start run.
     carries_optimizer: ClassVar[bool] = False
+
+    # Lines that the user is told before the run: what of the choices made has no part, or another one, in this method.
+    notes: Sequence[str] = ()
 
     # Set by the runner: inputs of the current batch as the stream holds them (what a memory should keep), their rows
     # (B,) in the data set, the stream's `prepare`, and the number of samples of the batch over all processes.

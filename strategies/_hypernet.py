@@ -82,6 +82,8 @@ class Hypernet(Strategy):
         require("own_rows", own_rows, headed or not own_rows, "false for a model without a head")
         require("infer", infer, infer in ("entropy", "network"), "entropy or network")
         require("replay_batch", replay_batch, replay_batch >= 1, "≥ 1")
+        if headed and hasattr(model.head, "tasks_of"):
+            self.notes = ("head: taskwise: each task's rows are generated, and its classes compete, as with any head",)
         self.beta, self.lookahead, self.embedding = beta, lookahead, embedding
         self.teller = TaskTeller(model.backbone, memory, replay_batch) if infer == "network" else None
         self.target = Target(model, (0 if headed else 8) if rank is None else rank, role)

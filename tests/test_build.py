@@ -78,3 +78,10 @@ def test_weights_in_bfloat16_are_refused_where_they_would_be_trained(strategy: s
     else:
         with pytest.raises(UserError, match=r"backbone\.dtype: bfloat16 loses most steps of the weights, which"):
             build(config)
+
+
+def test_what_a_strategy_notes_is_told_with_what_the_stream_does() -> None:
+    hnet = {"strategy": "hnet", "backbone": {"name": "mlp", "hidden": [2]}, "stream.scenario": "task"}
+    told = {head: build(resolve(head=head, **hnet))[0].notes for head in ("growing", "taskwise")}
+    (note,) = set(told["taskwise"]) - set(told["growing"])
+    assert note.startswith("head: taskwise: each task's rows are generated")

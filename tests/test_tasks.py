@@ -14,6 +14,7 @@ from clplat.backbones.base import Classifier
 from clplat.backbones.heads import Growing, Taskwise
 from clplat.backbones.mlp import mlp
 from clplat.config.resolve import resolve
+from clplat.errors import DivergedError
 from clplat.run.build import build
 from clplat.strategy import losses
 from clplat.stream import Experience, Kind
@@ -114,3 +115,62 @@ def test_runs_task_incremental_with_rows_for_each_task(tmp_path: Path, strategy:
     with torch.no_grad():
         right = (learner.predict(stream.prepare(x, False), 1).argmax(1) == y).double().mean()
     assert float(right) == pytest.approx(result.accuracy_matrix[-1][1])
+
+
+REPLAY = """
+import torch
+from torch.nn import functional as F
+from clplat import Kind, Strategy
+from clplat.components.memory import Reservoir
+
+
+class Mine(Strategy):
+    '''Replay by a third party.'''
+
+    kinds = frozenset({Kind.LEARN})
+    paper = "none"
+    replays = True
+
+    def __init__(self, **base):
+        super().__init__(**base)
+        self.memory = Reservoir(50)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        new = y
+        if len(self.memory):
+            mx, my = self.memory.sample(8)
+            x, y = torch.cat([x, self.prepare(mx)]), torch.cat([y, my])
+        loss = LOSS
+        self.memory.add(self.raw, new)
+        return loss
+"""
+
+
+def third_party(tmp_path: Path, loss: str, head: str = "taskwise") -> Any:
+    (tmp_path / "mine.py").write_text(REPLAY.replace("LOSS", loss))
+    stream = {"name": "digits", "scenario": "task", "train_per_class": 20}
+    return clplat.run(
+        {"strategy": f"{tmp_path / 'mine.py'}:Mine", "backbone": "mlp", "head": head, "stream": stream,
+         "tracking": {"enabled": False}, "output": str(tmp_path), "loop": {"max_steps": 3, "stop_after": 2}},
+        quiet=True,
+    )  # fmt: skip
+
+
+def test_a_third_partys_replay_tells_the_task_of_each_sample(tmp_path: Path) -> None:
+    assert third_party(tmp_path, "self.mean(self.losses(x, y))").status == "complete"
+
+
+def test_a_third_partys_replay_that_tells_no_task_is_told_how_to(tmp_path: Path) -> None:
+    """Once a batch holds another task's samples, whose classes the current one has not; said in that experience."""
+    with pytest.raises(DivergedError, match=r"loss is inf in experience 1 .*Mine .*self\.losses\(x, y\)"):
+        third_party(tmp_path, "F.cross_entropy(self.model(x), y)")
+
+
+@pytest.mark.parametrize(("head", "held", "experience"), [("taskwise", 0, 0), ("growing", 40, 1)])
+def test_another_loss_that_diverges_is_not_laid_to_the_head(
+    tmp_path: Path, head: str, held: int, experience: int
+) -> None:
+    loss = f"self.mean(self.losses(x, y)) * (1 if len(self.memory) <= {held} else float('inf'))"
+    with pytest.raises(DivergedError, match=rf"experience {experience} .* \(try a smaller strategy\.lr, or set loop"):
+        third_party(tmp_path, loss, head)

@@ -78,6 +78,7 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     trial.end()
     assert stream is not None
     assert strategy is not None
+    stream.notes = (*stream.notes, *strategy.notes)
     return stream, strategy
 
 

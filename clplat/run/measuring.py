@@ -56,10 +56,16 @@ def _diverged(run: RunState, what: str, step: int | None = None) -> DivergedErro
     where = f"experience {p.experience} ({run.stream[p.experience].name})"
     if not p.begun:
         return DivergedError(f"{what} before {where}: look at the weights that the run starts from")
-    return DivergedError(
-        f"{what} in {where} at step {p.steps if step is None else step}; "
-        "the last good checkpoint is kept (try a smaller strategy.lr, or set loop.clip_norm)"
-    )
+    advice = "try a smaller strategy.lr, or set loop.clip_norm"
+    head = getattr(run.strategy.model, "head", None)
+    if p.experience and hasattr(head, "tasks_of"):  # gives -inf outside the task that it is told
+        advice = (
+            f"head: taskwise scores a batch by the current task alone: if {type(run.strategy).__name__} mixes samples "
+            "of other tasks into it, let it take self.losses(x, y), or self.model(x, tasks_of(self.model, y)) of "
+            f"clplat.strategy, or set another head; if not, {advice}"
+        )
+    where += f" at step {p.steps if step is None else step}"
+    return DivergedError(f"{what} in {where}; the last good checkpoint is kept ({advice})")
 
 
 def evaluate_inside(run: RunState, experience: Experience) -> None:
