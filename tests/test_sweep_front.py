@@ -100,7 +100,7 @@ def test_the_default_is_the_first_trial_and_what_tuning_gained_is_said(tmp_path,
     assert said in capsys.readouterr().out
     assert said in (result.folder / "report.md").read_text()
     assert said in json.loads((result.folder / "sweep.json").read_text())["gain"]
-    assert said[1:] in result.best_config.read_text().splitlines()[1]
+    assert said[1:] in result.best_config.read_text().splitlines()[3]
 
 
 def test_a_default_outside_of_the_space_is_tried_too_and_the_space_is_not_widened(tmp_path):

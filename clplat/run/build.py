@@ -136,12 +136,16 @@ class _Trial:
 
 
 def build_stream(config: Config, options: dict[str, Any] | None = None) -> Stream:
-    """The stream; its draws come from its own seed, or else the run's. `options` stand for those of `config`."""
+    """The stream; its draws come from its own seed, or else the run's. `options` stand for those of `config`.
+
+    Test data are withheld where validation data are scored: nothing of the run can read them.
+    """
     options = real(config, config.stream.options) if options is None else dict(options)
     seed = options.pop("seed", None)
     root = config.data_root or os.environ.get("CLPLAT_DATA")
     _speak(options, config)
-    return maker(config, "stream")(seed=config.seed if seed is None else seed, data_root=root, **options)
+    stream = maker(config, "stream")(seed=config.seed if seed is None else seed, data_root=root, **options)
+    return stream.without_test() if config.loop.evaluate_on == "valid" else stream
 
 
 def _speak(options: dict[str, Any], config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from clplat.errors import MissingError, UserError
 from clplat.run.build import build
 from clplat.sweep.objectives import check_kinds
 from clplat.sweep.plan import Plan
+from clplat.sweep.protocol import protocol_faults
 
 
 def check(plan: Plan, keys: Sequence[str]) -> None:
@@ -19,18 +21,21 @@ def check(plan: Plan, keys: Sequence[str]) -> None:
         UserError: one line for each fault; of a searched key, under its name in the file.
         MissingError: data or weights are not there, and nothing else is wrong.
     """
-    faults, missing, kinds = dict[str, None](), dict[str, None](), set[str]()
-    for values in _corners(plan):
+    faults, missing, kinds, lengths = dict[str, None](), dict[str, None](), set[str](), set[int]()
+    for values, stream in itertools.product(_corners(plan), plan.protocol.streams or [None]):
         try:
-            resolved = resolve(argv=list(keys), config=plan.config(values, plan.seeds[0], "trial"))
+            resolved = resolve(argv=list(keys), config=plan.config(values, plan.seeds[0], "trial", stream))
             if resolved.loop.evaluate_on != "valid":
                 raise UserError("loop.evaluate_on: 'test' would choose hyper-parameters on test labels (valid: valid)")
-            kinds |= {str(e.kind) for e in build(resolved)[0]}
+            built = build(resolved)[0]
+            kinds |= {str(e.kind) for e in built}
+            lengths.add(len(built))
         except UserError as error:
             faults |= dict.fromkeys(_named(plan, fault) for fault in error.faults)
         except MissingError as error:
             missing |= dict.fromkeys(error.faults)
     faults |= dict.fromkeys(check_kinds(plan.metrics, kinds))
+    faults |= dict.fromkeys(protocol_faults(plan.protocol, plan.metrics, lengths))
     if faults:
         raise UserError(*faults, *missing)
     if missing:

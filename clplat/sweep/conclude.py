@@ -13,7 +13,7 @@ from clplat.files import to_json, write_atomic
 from clplat.sweep.objectives import choose, front
 from clplat.sweep.plan import Plan, nested
 from clplat.sweep.progress import outcome, scores, shown
-from clplat.sweep.trials import values
+from clplat.sweep.trials import finished, values
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,18 @@ def conclude(study: Any, plan: Plan, quiet: bool) -> SweepResult:
         raise UserError(f"sweep: none of {len(rows)} trials succeeded: {'; '.join(reasons) or 'their workers died'}")
     best_ones = [complete[i] for i in front([t.values for t in complete], plan.directions)]
     best = best_ones[choose([t.values for t in best_ones], plan.metrics, plan.directions, plan.choose)]
-    gain = _gain(complete, best, plan)
+    gain, effort = _gain(complete, best, plan), _effort(known)
     for old in (plan.folder / "front").glob("trial-*.yaml"):  # of a study that had fewer trials then
         old.unlink()
-    points = [_point(t, plan, gain) for t in best_ones] if len(plan.metrics) > 1 else []
-    path = _write_config(plan, best, plan.folder / "best.yaml", f"Best of {len(complete)} trials", gain)
+    points = [_point(t, plan, effort) for t in best_ones] if len(plan.metrics) > 1 else []
+    path = _write_config(plan, best, plan.folder / "best.yaml", f"Best of {len(complete)} trials", [effort, gain])
     facts = {"study": plan.study, "metric": plan.metrics[0], "direction": plan.directions[0],
              "metrics": plan.metrics, "directions": plan.directions, "evaluated_on": "valid", "seeds": plan.seeds,
              "best": {"number": best.number, "value": best.values[0], "values": best.values, "params": values(best)},
-             "front": points, "gain": gain, "trials": rows}  # fmt: skip
+             "front": points, "gain": gain, "protocol": str(plan.protocol), "effort": effort,
+             "trials": rows}  # fmt: skip
     write_atomic(plan.folder / "sweep.json", to_json(facts, indent=1))
-    lines = _lines(complete, best, best_ones, plan, gain)
+    lines = [*_lines(complete, best, best_ones, plan), gain, f"protocol: {plan.protocol}", f"spent: {effort}"]
     write_atomic(plan.folder / "report.md", _report(lines, rows, plan))
     if not quiet:
         print("\n".join(lines))
@@ -65,13 +66,13 @@ def conclude(study: Any, plan: Plan, quiet: bool) -> SweepResult:
     return SweepResult(best.values[0], values(best), path, rows, plan.folder, points)
 
 
-def _lines(complete: Sequence[Any], best: Any, best_ones: Sequence[Any], plan: Plan, gain: str) -> list[str]:
+def _lines(complete: Sequence[Any], best: Any, best_ones: Sequence[Any], plan: Plan) -> list[str]:
     """What a study found, a fact a line."""
     found = [f"best of {len(complete)}: trial {best.number}, {scores(best.values, plan)}  {shown(values(best))}"]
     if len(plan.metrics) > 1:
         found[0] = f"{found[0]}  ({plan.choose} of {len(best_ones)} on the front)"
         found += [f"front: trial {t.number}, {scores(t.values, plan)}  {shown(values(t))}" for t in best_ones]
-    return [*found, gain]
+    return found
 
 
 def _gain(complete: Sequence[Any], best: Any, plan: Plan) -> str:
@@ -84,21 +85,32 @@ def _gain(complete: Sequence[Any], best: Any, plan: Plan) -> str:
     return f"default → best, on validation data: {changes}"
 
 
-def _point(trial: Any, plan: Plan, gain: str) -> dict[str, Any]:
+def _point(trial: Any, plan: Plan, effort: str) -> dict[str, Any]:
     path = plan.folder / "front" / f"trial-{trial.number:04d}.yaml"
     path.parent.mkdir(exist_ok=True)
-    _write_config(plan, trial, path, f"Trial {trial.number}, on the front", "")
+    _write_config(plan, trial, path, f"Trial {trial.number}, on the front", [effort])
     return {"number": trial.number, "values": trial.values, "params": values(trial), "config": str(path)}
 
 
-def _write_config(plan: Plan, trial: Any, path: Path, what: str, gain: str) -> Path:
-    """A configuration to run, which says where its values are from."""
+def _effort(known: Sequence[Any]) -> str:
+    """What tuning took, in all trials, also those that failed."""
+    counted = [t for t in known if finished(t)]
+    total = {k: sum(t.user_attrs.get("spent", {}).get(k, 0) for t in counted) for k in ("runs", "seconds", "flops")}
+    flops = f", {total['flops']:.3g} FLOPs" if total["flops"] else ""
+    return f"{len(counted)} trials, {total['runs']} runs, {total['seconds']:.0f} s in training and evaluation{flops}"
+
+
+def _write_config(plan: Plan, trial: Any, path: Path, what: str, notes: Sequence[str]) -> Path:
+    """A configuration to run, which says where its values are from. One for several streams has a run for each."""
     import yaml
 
     chosen = nested(plan.base, values(trial))
-    lines = [f"{what} of study {plan.study}: {scores(trial.values, plan)} on validation data."]
-    lines += [gain[0].upper() + gain[1:] + "."] if gain else []
-    head = "".join(f"# {line}\n" for line in lines)
+    if plan.protocol.streams and not plan.protocol.transfers:
+        chosen.pop("stream", None)
+        streams = zip(plan.protocol.labels(), plan.protocol.streams, strict=True)
+        chosen["runs"] = {label: {"stream": stream} for label, stream in streams}
+    lines = [f"{what} of study {plan.study}: {scores(trial.values, plan)} on validation data.", f"{plan.protocol}."]
+    head = "".join(f"# {line[0].upper()}{line[1:]}\n" for line in [*lines, *notes])
     write_atomic(path, head + yaml.safe_dump(copy.deepcopy(chosen), sort_keys=False, allow_unicode=True))
     return path
 

@@ -8,6 +8,7 @@ sweep:
   trials: 20                    # in the whole study
   sampler: auto                 # auto, tpe, gp, nsgaii, random, grid
   seeds: [0, 1]                 # of each trial; the metric is their mean
+  protocol: end_of_stream       # on which data: see `protocol.py`
   study: er-digits              # default: the name of the file
   storage: /shared/study.log    # a journal file, or a database URL; default: in the study's folder
   grace_seconds: 300            # without a sign of life after which a worker on another machine counts as dead
@@ -34,10 +35,12 @@ import yaml
 from clplat.config import discovery
 from clplat.errors import UserError
 from clplat.sweep.objectives import BALANCED, read_choice, read_objectives
+from clplat.sweep.protocol import Protocol, read_protocol
 from clplat.sweep.ranges import spans
 from clplat.sweep.space import Span, finite, read_space
 
-_KEYS = ("metric", "direction", "choose", "trials", "sampler", "seeds", "study", "storage", "grace_seconds", "space")
+_KEYS = ("metric", "direction", "choose", "trials", "sampler", "seeds", "protocol", "study", "storage", "grace_seconds",
+         "space")  # fmt: skip
 SAMPLERS = ("auto", "tpe", "gp", "nsgaii", "random", "grid")
 _PARTS = ("strategy", "stream", "backbone", "head")
 
@@ -67,24 +70,34 @@ class Plan:
     sampler: str = "auto"
     grace_seconds: float = 300.0
     keys: list[str] = field(default_factory=list)
+    protocol: Protocol = field(default_factory=Protocol)
 
     @property
     def seed(self) -> int:
         """Of the sampler, where one worker works alone."""
         return self.seeds[0]
 
-    def config(self, params: Mapping[str, Any], seed: int, folder: str) -> dict[str, Any]:
-        """Configuration of one trial under one seed: always on validation data."""
+    def config(self, params: Mapping[str, Any], seed: int, folder: str, stream: Any = None) -> dict[str, Any]:
+        """Configuration of one trial under one seed, on one of the protocol's streams: always on validation data."""
         name = f"{self.study}-{folder}"
         fixed = {"loop.evaluate_on": "valid", "seed": seed, "name": name, "tracking.tags.sweep": self.study}
-        config = nested(self.base, {**params, **fixed})
+        settings = self.protocol.settings(stream)
+        base = self.base if stream is None else {k: v for k, v in self.base.items() if k.partition(".")[0] != "stream"}
+        config = nested(base, {**params, **fixed, **settings})
         config.pop("seeds", None)
         return config
+
+    def cells(self) -> list[tuple[Any, int, Path]]:
+        """What a trial consists of: on which stream (None: the configuration's), under which seed, in which folder."""
+        streams = list(zip(self.protocol.streams, self.protocol.labels(), strict=True)) or [(None, "")]
+        return [(stream, seed, Path(label) / f"seed-{seed}") for seed in self.seeds for stream, label in streams]
 
     def identity(self) -> str:
         """What two workers must agree on."""
         space = {key: repr(span) for key, span in self.space.items()}
-        return json.dumps([self.base, self.keys, space, self.metrics, self.directions, self.seeds], sort_keys=True)
+        return json.dumps([self.base, self.keys, space, self.metrics, self.directions, self.seeds]
+                          + ([] if self.protocol == Protocol() else [str(self.protocol), self.protocol.streams]),
+                          sort_keys=True)  # fmt: skip
 
 
 def nested(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,6 +162,7 @@ def make_plan(
     metrics, directions = read_objectives(given, faults)
     values: dict[str, Any] = {"choose": read_choice(given.get("choose"), metrics, faults)}
     values |= _numbers(given, faults) | _sampler(given, space, faults)
+    values["protocol"] = read_protocol(given.get("protocol"), base, flags, faults)
     seeds = given.get("seeds", [base.get("seed", 0)])
     if not (isinstance(seeds, list) and seeds and all(type(s) is int and s >= 0 for s in seeds)):
         faults.append(f"sweep.seeds: {seeds!r} is not a list of integers ≥ 0")

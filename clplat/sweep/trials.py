@@ -118,7 +118,7 @@ def _attempt(study: Any, trial: Any, plan: Plan, run: Run) -> None:
     found: list[float] | None = None
     try:
         with _beating(trial, plan.grace_seconds / 4):
-            found = _evaluate(plan, values(trial), folder, run)
+            found = _evaluate(trial, plan, values(trial), folder, run)
     except (Interrupted, KeyboardInterrupt, MissingError, SystemExit):
         trial.set_user_attr("given_back", True)
         give_back(study, trial.number, counted=False)
@@ -134,11 +134,16 @@ def _twin(study: Any, trial: Any) -> Any:
     return next((t for t in done if values(t) == values(trial) and "folder" in t.user_attrs), None)
 
 
-def _evaluate(plan: Plan, params: Mapping[str, Any], folder: str, run: Run) -> list[float]:
-    """Mean of each metric over the seeds, on validation data."""
-    rows = []
-    for seed in plan.seeds:
-        summary = run(plan.config(params, seed, folder), plan.folder / folder / f"seed-{seed}")
+def _evaluate(trial: Any, plan: Plan, params: Mapping[str, Any], folder: str, run: Run) -> list[float]:
+    """Mean of each metric over the seeds and streams, on validation data; notes in the trial what it took."""
+    rows, spent = [], {"runs": 0, "seconds": 0.0, "flops": 0.0}
+    for stream, seed, place in plan.cells():
+        summary = run(plan.config(params, seed, folder, stream), plan.folder / folder / place)
+        cost = summary.get("cost", {})
+        spent["runs"] += 1
+        spent["seconds"] += sum(cost.get(k) or 0.0 for k in ("train_seconds", "eval_seconds"))
+        spent["flops"] += cost.get("train_flops") or 0.0
+        trial.set_user_attr("spent", spent)
         rows.append(values_of(summary, plan.metrics))
     return [sum(column) / len(column) for column in zip(*rows, strict=True)]
 
@@ -169,7 +174,7 @@ def give_back(study: Any, number: int, *, counted: bool) -> bool:
     repeats = old.user_attrs.get("repeats", 0) + counted
     if repeats > MAX_REPEATS:
         return True
-    attrs = {k: v for k, v in old.user_attrs.items() if k not in ("worker", "beat", "queued", "given_back")}
+    attrs = {k: v for k, v in old.user_attrs.items() if k not in ("worker", "beat", "queued", "given_back", "spent")}
     study.add_trial(
         optuna.create_trial(
             state=optuna.trial.TrialState.WAITING, params=old.params, distributions=old.distributions,
