@@ -1,4 +1,5 @@
-"""Squared gradients of single samples, or of groups of them: the diagonal of the empirical Fisher information."""
+"""Sizes of the gradients of single samples, or of groups of them; squared: the diagonal of the empirical Fisher
+information."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ VALUES_AT_ONCE = 2**25  # gradient values held at a time
 
 
 def mean_squared_gradient(
-    loss: Callable[[Any, Tensor, Tensor], Tensor], values: Any, inputs: Tensor, labels: Tensor, group: int = 1
-) -> Any:
+    loss: Callable[[Any, Tensor, Tensor], Tensor], values: Any, inputs: Tensor, labels: Tensor, group: int = 1,
+    measure: Callable[[Tensor], Tensor] = torch.square,
+) -> Any:  # fmt: skip
     """Mean over groups of `group` consecutive samples, of which the last may be smaller, of (∂ loss / ∂ values)².
 
     Args:
@@ -24,6 +26,7 @@ def mean_squared_gradient(
         values: tensors without gradient, nested as `loss` takes them; what is returned is nested alike.
         inputs: (n, ...), n ≥ 1.
         labels: (n, ...).
+        measure: what is taken of each gradient instead of its square (`torch.abs`).
     """
     total = tree_map(torch.zeros_like, values)
     chunk = max(1, VALUES_AT_ONCE // sum(v.numel() for v in tree_leaves(values))) * group
@@ -32,12 +35,15 @@ def mean_squared_gradient(
         for part in (slice(0, even), slice(even, len(x))):
             if size := min(group, len(x[part])):
                 groups = x[part].unflatten(0, (-1, size)), y[part].unflatten(0, (-1, size))
-                total = tree_map(torch.add, total, _squares(loss, values, *groups))
+                total = tree_map(torch.add, total, _sizes(measure, loss, values, *groups))
     return tree_map(lambda t: t / -(-len(inputs) // group), total)
 
 
-def _squares(loss: Callable[[Any, Tensor, Tensor], Tensor], values: Any, inputs: Tensor, labels: Tensor) -> Any:
-    """Sum over groups of the squared gradient; inputs (groups, b, ...), labels (groups, b, ...)."""
+def _sizes(
+    measure: Callable[[Tensor], Tensor], loss: Callable[[Any, Tensor, Tensor], Tensor], values: Any, inputs: Tensor,
+    labels: Tensor,
+) -> Any:  # fmt: skip
+    """Sum over groups of the size of the gradient; inputs (groups, b, ...), labels (groups, b, ...)."""
     with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the fused kernel, and warns
         try:
             found = vmap(grad(loss), in_dims=(None, 0, 0))(values, inputs, labels)
@@ -45,9 +51,9 @@ def _squares(loss: Callable[[Any, Tensor, Tensor], Tensor], values: Any, inputs:
             if "data-dependent control flow" not in str(error):
                 raise
         else:
-            return tree_map(lambda g: g.square().sum(0), found)
+            return tree_map(lambda g: measure(g).sum(0), found)
         # A model that looks at its numbers (the masks of some in transformers) is run for one group after the other.
         total = tree_map(torch.zeros_like, values)
         for x, y in zip(inputs, labels, strict=True):
-            total = tree_map(lambda t, g: t + g.square(), total, grad(loss)(values, x, y))
+            total = tree_map(lambda t, g: t + measure(g), total, grad(loss)(values, x, y))
         return total
