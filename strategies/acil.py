@@ -11,17 +11,19 @@ Differs  A and B are kept instead of (A + γI)⁻¹, which the recursion of thei
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clplat import Experience, Kind, Strategy, require
-from clplat.components.frozen import frozen_features, in_chunks
+from clplat.components.frozen import in_chunks
 from clplat.components.ridge import Ridge
+from clplat.components.sums import Sums
+from clplat.strategies._frozen import Summing
 
 
-class ACIL(Strategy):
+class ACIL(Summing):
     """Analytic class-incremental learning. Shapes: B samples of a batch, k features, d expanded, C classes.
 
     Args:
@@ -29,59 +31,34 @@ class ACIL(Strategy):
             has 8192 for CIFAR-100 and 16384 for ImageNet.
         gamma: γ > 0, weight of ‖W‖² beside the sum (not the mean) of squared errors.
         bits: h is rounded to multiples of 2^-bits, 0..26, which makes the sums A and B exact; null does not round.
-        chunk: samples that the backbone is run on at a time, ≥ 1, raised to a multiple of 16. Always so many, so that
-            features do not depend on the batch.
     """
 
-    kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2205.14922"
-    searched = {"lr": None, "gamma": (1e-3, 100.0, "log")}
-    needs_classes = True
-    frozen_features = True
+    searched = {"gamma": (1e-3, 100.0, "log")}
     expansion: Tensor
-    left: Tensor
-    whole: Tensor
 
-    def __init__(
-        self, *, width: int = 1024, gamma: float = 0.1, bits: int | None = None, chunk: int = 32, **base
-    ):  # fmt: skip
+    def __init__(self, *, width: int = 1024, gamma: float = 0.1, bits: int | None = None, **base):
         super().__init__(**base)
-        require("chunk", chunk, chunk >= 1, "≥ 1")
-        self.ridge, self.chunk = Ridge(width, gamma, bits=bits), chunk
-        self.model.requires_grad_(False)
+        self.ridge = Ridge(width, gamma, bits=bits)
         backbone: Any = self.model.backbone
         features: int = backbone.embed_dim
         expansion = torch.empty(features, width, dtype=torch.float64)
         self.register_buffer("expansion", expansion.uniform_(-1, 1) / features**0.5)  # E (k, d)
-        self.register_buffer("left", torch.zeros((), dtype=torch.int64))  # samples of the experience still to come
-        self.register_buffer("whole", torch.ones((), dtype=torch.bool))  # no experience was cut short
 
-    def grow(self, experience: Experience) -> None:
-        super().grow(experience)
-        self.ridge.grow(max(experience.classes, default=-1) + 1)
+    def _open(self) -> Sequence[Sums]:
+        return [self.ridge]
 
-    def begin(self, experience: Experience) -> None:
-        self.left.fill_(len(self.training_data(experience)))
-        self.ridge.open()
+    def _take(self, features: Tensor, labels: Tensor) -> None:
+        self.ridge.add(self._expanded(features), labels)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x, y = batch  # (B, ...), (B,)
-        if self.left > 0:  # later epochs bring nothing new
-            self.ridge.add(self._expanded(frozen_features(self.model, x, self.chunk)), y)
-            self.left -= self.global_batch
-
-    def end(self, experience: Experience) -> None:
-        self.whole &= self.left <= 0
-        self.ridge.close()
+    def _solve(self) -> None:
+        self.ridge.solve()
 
     def readout(self, features: Tensor, task: int | None = None) -> Tensor:
         return self.ridge(self._expand(features))  # (B, C)
 
     def measurements(self) -> dict[str, float]:
         return {"samples": int(self.ridge.counts.sum()), "condition_bound": self.ridge.condition_bound()}
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        self.ridge.merge()
 
     def _expand(self, features: Tensor) -> Tensor:
         """h (B, d) of features (B, k), as it enters the sums."""

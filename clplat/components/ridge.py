@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from clplat.components.sums import Sums
 from clplat.errors import UserError
 from clplat.strategy import require
 
@@ -30,7 +31,7 @@ TOLERANCE = 1e-10  # relative error of W that an answer through the inverse may 
 MANTISSA = 53  # integers below 2**53 are exact in float64, and so is any sum of them, in any order
 
 
-class Ridge(nn.Module):
+class Ridge(Sums):
     """The sums, and W (d, C). A class without a sample predicts −inf.
 
     Args:
@@ -49,7 +50,6 @@ class Ridge(nn.Module):
     known: Tensor
     inverse: Tensor
     class_grams: Tensor
-    apart: Tensor
 
     def __init__(
         self, width: int, gamma: float, *, bits: int | None = None, inverse: bool = False, per_class: bool = False
@@ -67,7 +67,6 @@ class Ridge(nn.Module):
         self.register_buffer("known", torch.zeros(0, dtype=torch.bool))  # (C,) had a sample when W was found
         self.register_buffer("inverse", torch.zeros(0, 0, **zeros))  # (A + γI)⁻¹, or empty
         self.register_buffer("class_grams", torch.zeros(0, width, width, **zeros))  # (C, d, d), or empty
-        self.register_buffer("apart", torch.zeros((), dtype=torch.bool))  # each process holds sums of its own samples
 
     def grow(self, classes: int) -> None:
         """Columns for classes 0 … `classes` − 1: zeros, which is exact, since their columns of B are zero."""
@@ -88,28 +87,15 @@ class Ridge(nn.Module):
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Begin to add. Under DDP process 0 keeps the sums and the others start theirs from zero."""
-        self.apart.fill_(_world_size() > 1)
-        self._keep_on_one()
-
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add samples of this process: features (n, d), labels (n,) int64. W stays as it is."""
         self._add(self.gram, self.class_grams, x, y, 1)
         self.cross.addmm_(x.T, self._one_hot(y))
         self.counts += torch.bincount(y, minlength=len(self.counts))
 
-    def merge(self) -> None:
-        """Bring the sums of all processes together on process 0, for a checkpoint: the others start again from zero."""
-        if self.apart:
-            self._reduce()
-            self._keep_on_one()
-
     def close(self) -> None:
-        """Bring the sums together on every process (one all-reduce), and solve for W. Raises as `solve` does."""
-        if self.apart:
-            self._reduce()
-            self.apart.fill_(False)
+        """Bring the sums together on every process, and solve for W. Raises as `solve` does."""
+        self.gather()
         self.solve()
 
     def solve(self) -> None:
@@ -129,7 +115,7 @@ class Ridge(nn.Module):
                     f"strategy.bits: {self.bits} is too fine for exact sums up to {largest:.3g} (valid: ≤ {valid}, or "
                     "null for sums with rounding errors)"
                 )
-        factor = self._factor(gram)
+        factor = self._factor(gram, self.gamma)
         self.weight, self.known = torch.cholesky_solve(cross, factor).contiguous(), counts > 0
         self.inverse = self.inverse.new_zeros(0, 0)
         if self.keep_inverse:
@@ -137,17 +123,29 @@ class Ridge(nn.Module):
             if not self._error(gram, cross) < TOLERANCE / 4:  # too ill-conditioned to answer through it
                 self.inverse = self.inverse.new_zeros(0, 0)
 
-    def _factor(self, gram: Tensor) -> Tensor:
+    def _factor(self, gram: Tensor, gamma: float) -> Tensor:
         """Cholesky factor of A + γI."""
         matrix = gram.clone()
-        matrix.diagonal().add_(self.gamma)
+        matrix.diagonal().add_(gamma)
         factor, info = torch.linalg.cholesky_ex(matrix)
         if info or not factor.diagonal().isfinite().all():
             raise UserError(
-                f"strategy.gamma: {self.gamma} leaves A + γI without a Cholesky factor in float64: raise it (or the "
+                f"strategy.gamma: {gamma} leaves A + γI without a Cholesky factor in float64: raise it (or the "
                 "features are not finite, or samples were taken out that had not been put in)"
             )
         return factor
+
+    def error(self, held: Ridge, gamma: float) -> float:
+        """Mean squared error, on the samples in `held`, of the W that the samples here have with γ = `gamma`.
+
+        Of sums alone: ‖Y − XW‖² = n − 2 ⟨W, B⟩ + ⟨W, A W⟩ for n one-hot labels, A and B of `held`. W stays as it is.
+
+        Raises:
+            UserError: `gamma` is too small for a Cholesky factor.
+        """
+        w = torch.cholesky_solve(self.cross, self._factor(self.gram, gamma))
+        n = held.counts.sum()
+        return float((n - 2 * (w * held.cross).sum() + (w * times(held.gram, w)).sum()) / (n * w.shape[1]))
 
     # --- forgetting ---------------------------------------------------------------------------------------------------
 
@@ -242,32 +240,15 @@ class Ridge(nn.Module):
             add_products(class_grams[c], x[y == c], sign)
 
     def _sums(self) -> Iterator[Tensor]:
-        """Everything that is a sum over samples, as views; of symmetric matrices the part that is kept up."""
         for matrix in (self.gram, *self.class_grams):
             yield from (part for part, _, _ in lower(matrix))
         yield from (self.cross, self.counts)
-
-    def _reduce(self) -> None:
-        """Add the sums of all processes up on each of them, in one all-reduce."""
-        parts = list(self._sums())
-        flat = torch.cat([part.reshape(-1).double() for part in parts])
-        torch.distributed.all_reduce(flat)
-        for part, values in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
-            part.copy_(values.view_as(part))
-
-    def _keep_on_one(self) -> None:
-        """Where the sums are apart, only process 0 keeps what there is."""
-        if self.apart and _rank() > 0:
-            for part in self._sums():
-                part.zero_()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         kept = state_dict.get(f"{prefix}inverse")
         if kept is not None:
             self.inverse = self.inverse.new_zeros(kept.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.apart &= _world_size() > 1
-        self._keep_on_one()
 
 
 def lower(matrix: Tensor) -> Iterator[tuple[Tensor, int, int]]:
@@ -292,12 +273,3 @@ def times(matrix: Tensor, v: Tensor) -> Tensor:
         out[:start] += part[:, :start].T @ v[start:end]
         out[start:end] += square.tril(-1).T @ v[start:end]
     return out
-
-
-def _world_size() -> int:
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if _world_size() > 1 else 0
