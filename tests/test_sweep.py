@@ -34,7 +34,7 @@ def test_finds_the_best_and_writes_a_configuration_that_runs(tmp_path, capsys):
         seen.append((config, run_dir))
         return objective(config, run_dir)
 
-    result = sweep(write(tmp_path, {"trials": 12, "seeds": [0, 4]}), run=run)
+    result = sweep(write(tmp_path, {"trials": 12, "seeds": [0, 4], "give_up": "never"}), run=run)
     assert len(result.trials) == 12
     assert len(seen) == 24
     assert all(c["loop"]["evaluate_on"] == "valid" for c, _ in seen)
@@ -191,6 +191,9 @@ def test_missing_data_end_the_search_at_once(tmp_path):
         ({"sampler": "grid"}, {}, [], r"sweep\.space\.strategy\.lr: a grid needs \{choices: \[\.\.\.\]\}, or a step"),
         ({"metric": "forgetting", "direction": "maximize"}, {}, [], r"worst forgetting \(valid: minimize\)"),
         ({"seeds": [0, 0]}, {}, [], r"sweep\.seeds: \[0, 0\] names a seed twice"),
+        ({"held_out": [3, 3]}, {}, [], r"sweep\.held_out: \[3, 3\] names a seed twice"),
+        ({"held_out": [0]}, {}, [], r"sweep\.held_out: 0 is one of sweep\.seeds, by which is chosen"),
+        ({"give_up": "soon"}, {}, [], r"sweep\.give_up: 'soon' is not valid \(valid: median, never\)"),
         ({"study": ["a"]}, {}, [], r"sweep\.study: \['a'\] is not a name"),
         ({"space": {"strategy.lr": {"choices": []}}}, {}, [], r"lr\.choices: \[\] is not a list of plain values"),
         ({"space": {"strategy.lr": {"choices": [1, 1]}}}, {}, [], r"lr\.choices: \[1, 1\] names a value twice"),

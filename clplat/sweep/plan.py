@@ -8,6 +8,8 @@ sweep:
   trials: 20                    # in the whole study
   sampler: auto                 # auto, tpe, gp, nsgaii, random, grid
   seeds: [0, 1]                 # of each trial; the metric is their mean
+  give_up: median               # leave out the seeds of a trial that falls behind the median of the others; or never
+  held_out: [10, 11]            # seeds that the default and the best are measured on at the end; default: none
   protocol: end_of_stream       # on which data: see `protocol.py`
   study: er-digits              # default: the name of the file
   storage: /shared/study.log    # a journal file, or a database URL; default: in the study's folder
@@ -39,8 +41,9 @@ from clplat.sweep.protocol import Protocol, read_protocol
 from clplat.sweep.ranges import spans
 from clplat.sweep.space import Span, finite, read_space
 
-_KEYS = ("metric", "direction", "choose", "trials", "sampler", "seeds", "protocol", "study", "storage", "grace_seconds",
-         "space")  # fmt: skip
+_KEYS = ("metric", "direction", "choose", "trials", "sampler", "seeds", "give_up", "held_out", "protocol", "study",
+         "storage", "grace_seconds", "space")  # fmt: skip
+GIVE_UP = ("median", "never")
 SAMPLERS = ("auto", "tpe", "gp", "nsgaii", "random", "grid")
 _PARTS = ("strategy", "stream", "backbone", "head")
 
@@ -54,6 +57,8 @@ class Plan:
         folder: of the study.
         metrics: one or two.
         directions: of each, maximize or minimize.
+        give_up: median: a trial that falls behind it is spared its remaining seeds; never.
+        held_out: seeds that nothing is chosen by, on which the default and the best are measured at the end.
         choose: of two, which point of the front is taken for the best: `balanced`, or the name of one.
     """
 
@@ -71,6 +76,8 @@ class Plan:
     grace_seconds: float = 300.0
     keys: list[str] = field(default_factory=list)
     protocol: Protocol = field(default_factory=Protocol)
+    give_up: str = "median"
+    held_out: list[int] = field(default_factory=list)
 
     @property
     def seed(self) -> int:
@@ -87,10 +94,17 @@ class Plan:
         config.pop("seeds", None)
         return config
 
-    def cells(self) -> list[tuple[Any, int, Path]]:
+    @property
+    def runs_per_seed(self) -> int:
+        """Streams of the protocol."""
+        return max(1, len(self.protocol.streams))
+
+    def cells(self, seeds: Sequence[int] | None = None) -> list[tuple[Any, int, Path]]:
         """What a trial consists of: on which stream (None: the configuration's), under which seed, in which folder."""
         streams = list(zip(self.protocol.streams, self.protocol.labels(), strict=True)) or [(None, "")]
-        return [(stream, seed, Path(label) / f"seed-{seed}") for seed in self.seeds for stream, label in streams]
+        return [
+            (stream, seed, Path(label) / f"seed-{seed}") for seed in seeds or self.seeds for stream, label in streams
+        ]
 
     def identity(self) -> str:
         """What two workers must agree on."""
@@ -163,11 +177,13 @@ def make_plan(
     values: dict[str, Any] = {"choose": read_choice(given.get("choose"), metrics, faults)}
     values |= _numbers(given, faults) | _sampler(given, space, faults)
     values["protocol"] = read_protocol(given.get("protocol"), base, flags, faults)
-    seeds = given.get("seeds", [base.get("seed", 0)])
-    if not (isinstance(seeds, list) and seeds and all(type(s) is int and s >= 0 for s in seeds)):
-        faults.append(f"sweep.seeds: {seeds!r} is not a list of integers ≥ 0")
-    elif len(set(seeds)) < len(seeds):
-        faults.append(f"sweep.seeds: {seeds} names a seed twice")
+    seeds = _seeds("seeds", given.get("seeds", [base.get("seed", 0)]), faults)
+    values["held_out"] = _seeds("held_out", given["held_out"], faults) if "held_out" in given else []
+    if both := sorted(set(seeds) & set(values["held_out"])):
+        faults.append(f"sweep.held_out: {both[0]} is one of sweep.seeds, by which is chosen (valid: others)")
+    values["give_up"] = given.get("give_up", "median")
+    if values["give_up"] not in GIVE_UP:
+        faults.append(f"sweep.give_up: {values['give_up']!r} is not valid (valid: {', '.join(GIVE_UP)})")
     for key in ("study", "storage"):
         if key in given and not (isinstance(given[key], str) and given[key].strip()):
             faults.append(f"sweep.{key}: {given[key]!r} is not a name (valid: text)")
@@ -242,6 +258,15 @@ def _leaks(base: Mapping[str, Any], flags: Mapping[str, str]) -> list[str]:
     if asked - {None, "valid"}:
         return ["loop.evaluate_on: 'test' would choose hyper-parameters on test labels (valid: valid)"]
     return []
+
+
+def _seeds(key: str, given: Any, faults: list[str]) -> list[int]:
+    if not (isinstance(given, list) and given and all(type(s) is int and s >= 0 for s in given)):
+        faults.append(f"sweep.{key}: {given!r} is not a list of integers ≥ 0")
+        return []
+    if len(set(given)) < len(given):
+        faults.append(f"sweep.{key}: {given} names a seed twice")
+    return given
 
 
 def _numbers(given: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:

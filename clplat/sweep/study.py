@@ -75,7 +75,7 @@ def sweep(
                 progress.update()
         except Interrupted as error:
             raise Interrupted(*error.faults, "sweep: the same command goes on with the study") from None
-        return conclude(study, plan, quiet)
+        return conclude(study, plan, quiet, run)
 
 
 def _plan(config: str | Path | None, keys: Sequence[str], trials: int | None, quiet: bool) -> Plan:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clplat.errors import Interrupted, MissingError
+from clplat.sweep.early import GivenUp, hopeless, means
 from clplat.sweep.objectives import values_of
 from clplat.sweep.owners import is_gone, me
 from clplat.sweep.plan import Plan
@@ -118,14 +119,16 @@ def _attempt(study: Any, trial: Any, plan: Plan, run: Run) -> None:
     found: list[float] | None = None
     try:
         with _beating(trial, plan.grace_seconds / 4):
-            found = _evaluate(trial, plan, values(trial), folder, run)
+            found = _evaluate(study, trial, plan, folder, run)
     except (Interrupted, KeyboardInterrupt, MissingError, SystemExit):
         trial.set_user_attr("given_back", True)
         give_back(study, trial.number, counted=False)
         raise
+    except GivenUp as why:
+        trial.set_user_attr("stopped", str(why))
     except Exception as error:  # noqa: BLE001 - one bad combination must not end the search
         trial.set_user_attr("reason", f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
-    tell(study, trial.number, found)
+    tell(study, trial.number, found, stopped="stopped" in trial.user_attrs)
 
 
 def _twin(study: Any, trial: Any) -> Any:
@@ -134,27 +137,40 @@ def _twin(study: Any, trial: Any) -> Any:
     return next((t for t in done if values(t) == values(trial) and "folder" in t.user_attrs), None)
 
 
-def _evaluate(trial: Any, plan: Plan, params: Mapping[str, Any], folder: str, run: Run) -> list[float]:
-    """Mean of each metric over the seeds and streams, on validation data; notes in the trial what it took."""
-    rows, spent = [], {"runs": 0, "seconds": 0.0, "flops": 0.0}
+def _evaluate(study: Any, trial: Any, plan: Plan, folder: str, run: Run) -> list[float]:
+    """Mean of each metric over the seeds and streams, on validation data; notes in the trial what it took.
+
+    Raises:
+        GivenUp: it falls behind; the default, which others are compared with, never does.
+    """
+    rows: list[list[float]] = []
+    spent = {"runs": 0, "seconds": 0.0, "flops": 0.0}
     for stream, seed, place in plan.cells():
-        summary = run(plan.config(params, seed, folder, stream), plan.folder / folder / place)
+        summary = run(plan.config(values(trial), seed, folder, stream), plan.folder / folder / place)
         cost = summary.get("cost", {})
         spent["runs"] += 1
         spent["seconds"] += sum(cost.get(k) or 0.0 for k in ("train_seconds", "eval_seconds"))
         spent["flops"] += cost.get("train_flops") or 0.0
-        trial.set_user_attr("spent", spent)
         rows.append(values_of(summary, plan.metrics))
-    return [sum(column) / len(column) for column in zip(*rows, strict=True)]
+        trial.set_user_attr("spent", spent)
+        trial.set_user_attr("rows", rows)
+        if not trial.user_attrs.get("default") and (why := hopeless(study, plan, rows)):
+            raise GivenUp(why)
+    return means(rows)
 
 
-def tell(study: Any, number: int, found: list[float] | None) -> bool:
-    """End a trial; False if another worker has ended it already."""
+def tell(study: Any, number: int, found: list[float] | None, *, stopped: bool = False) -> bool:
+    """End a trial; False if another worker has ended it already.
+
+    Args:
+        found: None: it has no figure, since it failed or was stopped early.
+    """
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
     try:
-        study.tell(number, found, state=TrialState.FAIL if found is None else TrialState.COMPLETE)
+        state = TrialState.COMPLETE if found is not None else TrialState.PRUNED if stopped else TrialState.FAIL
+        study.tell(number, found, state=state)
     except (ValueError, RuntimeError, UpdateFinishedTrialError):
         return False
     return True
@@ -174,7 +190,9 @@ def give_back(study: Any, number: int, *, counted: bool) -> bool:
     repeats = old.user_attrs.get("repeats", 0) + counted
     if repeats > MAX_REPEATS:
         return True
-    attrs = {k: v for k, v in old.user_attrs.items() if k not in ("worker", "beat", "queued", "given_back", "spent")}
+    attrs = {
+        k: v for k, v in old.user_attrs.items() if k not in ("worker", "beat", "queued", "given_back", "spent", "rows")
+    }
     study.add_trial(
         optuna.create_trial(
             state=optuna.trial.TrialState.WAITING, params=old.params, distributions=old.distributions,

@@ -1,0 +1,65 @@
+"""Trials of several seeds: given up early, and measured again on seeds that nothing was chosen by."""
+
+import json
+
+import pytest
+from sweeping import write
+
+from clplat.sweep.study import sweep
+
+SPACE = {"strategy.lr": {"choices": [0.1, 1, 2, 3, 4, 5, 6]}}
+
+
+def grid(**more):
+    return {"sampler": "grid", "space": SPACE, "seeds": [0, 1, 2], "trials": 7, **more}
+
+
+def test_a_trial_behind_the_median_on_the_same_seeds_is_spared_the_others(tmp_path, capsys):
+    """Seed 1 gives all more, so that a mean over one seed must not be compared with one over three."""
+    ran = []
+
+    def run(config, run_dir):
+        rate, seed = config["strategy"]["lr"], config["seed"]
+        ran.append((rate, seed))
+        return {"metrics": {"average_accuracy": {0.1: 0.1, 5: 0.35, 6: 0.9}.get(rate, 0.4) + 10 * seed}}
+
+    result = sweep(write(tmp_path, grid()), run=run)
+    assert [s for r, s in ran if r == 0.1] == [0, 1, 2]  # the default is what others are compared with
+    assert [s for r, s in ran if r == 5] == [0]
+    assert [s for r, s in ran if r == 6] == [0, 1, 2]
+    stopped = next(t for t in result.trials if t["params"]["strategy.lr"] == 5)
+    assert (stopped["state"], stopped["value"]) == ("pruned", None)
+    assert stopped["outcome"] == "given up after 1 of 3 seeds: average_accuracy 0.3500, median 0.4000"
+    assert stopped["outcome"] in capsys.readouterr().out
+    assert len(result.trials) == 7
+    assert json.loads((result.folder / "sweep.json").read_text())["effort"].startswith("7 trials, 19 runs")
+
+
+@pytest.mark.parametrize("section", [{"give_up": "never"}, {"metric": ["plasticity", "stability"]}])
+def test_no_trial_is_given_up_if_asked_or_where_it_is_good_in_one_of_two(tmp_path, section):
+    ran = []
+
+    def run(config, run_dir):
+        rate = config["strategy"]["lr"]
+        ran.append(rate)
+        return {"metrics": {"average_accuracy": -rate, "plasticity": rate, "stability": 1 - rate}}
+
+    sweep(write(tmp_path, grid(**section)), run=run, quiet=True)
+    assert len(ran) == 21
+
+
+def test_the_default_and_the_best_are_measured_on_held_out_seeds(tmp_path, capsys):
+    def run(config, run_dir):
+        rate, seed = config["strategy"]["lr"], config["seed"]
+        assert config["loop"]["evaluate_on"] == "valid"
+        return {"metrics": {"average_accuracy": rate / 10 if seed < 9 else 1 - rate / 10 - seed / 100}}
+
+    result = sweep(write(tmp_path, grid(held_out=[10, 12], seeds=[0])), run=run)
+    assert result.best_params == {"strategy.lr": 6}  # held-out seeds choose nothing
+    facts = json.loads((result.folder / "sweep.json").read_text())
+    best = facts["best"]["number"]
+    assert facts["held_out"]["seeds"] == [10, 12]
+    assert facts["held_out"]["values"] == {"0": [pytest.approx(0.88)], str(best): [pytest.approx(0.29)]}
+    out = capsys.readouterr().out
+    assert "on held-out seeds [10, 12], on validation data: default (trial 0), average_accuracy 0.8800" in out
+    assert f"on held-out seeds [10, 12], on validation data: trial {best}, average_accuracy 0.2900" in out
