@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clplat.data.arrays import as_inputs
 from clplat.data.datasets import stratified_split
-from clplat.data.pictures import pixels, squeezed, stacked
+from clplat.data.pictures import WHITE, pixels, squeezed, stacked
 from clplat.data.scenarios import ScenarioStream, Source
 from clplat.errors import MissingError, UserError
 
@@ -36,7 +36,8 @@ class HuggingFace(ScenarioStream):
         test_share: in (0, 1), of each class's samples, always the same ones, held out of a set of one split only.
         size: images are resized to so many pixels in height and width, ≥ 1; null leaves them, all of one size.
         grey: images become one channel; otherwise three.
-        scale: number that arrays of numbers are divided by, > 0; null: 1, and images of integers are refused.
+        scale: number that arrays of numbers, and pictures of 16 bits, are divided by, > 0: for pictures the one that is
+            white. null: 1, and images of integers are refused; for pictures 65535.
 
     Raises:
         UserError: the package is not installed or too old, a column or split is missing, or samples do not match.
@@ -125,17 +126,15 @@ def _inputs(
     """Each part's pictures as (N, C, H, W), or numbers as (N, ...) floats; lines that say what was not sure; and
     `Stream.origin`."""
     if any(hasattr(value, "convert") for part in parts for value in part):
-        if scale is not None:
-            raise UserError(f"stream.scale: {scale} has no meaning for pictures (valid: null)")
         fit = None if size is None else squeezed(size)
         for part in parts:
             empty = next((row for row, value in enumerate(part) if not hasattr(value, "convert")), None)
             if empty is not None:
                 raise UserError(f"stream.inputs: row {empty} holds {type(part[empty]).__name__} (valid: pictures)")
         rows = [[pixels(v, f"the picture in row {i}", grey=grey, fit=fit) for i, v in enumerate(p)] for p in parts]
-        found = stacked(*rows)
+        found = stacked(*rows, scale=scale)
         deep = found[0].dtype != torch.uint8
-        return found, [], {"fit": "none" if size is None else "squeezed"} | ({"white": 65535} if deep else {})
+        return found, [], {"fit": "none" if size is None else "squeezed"} | ({"white": scale or WHITE} if deep else {})
     if size is not None or grey:
         raise UserError("stream.size, stream.grey: have no meaning for numbers (valid: null, false)")
     try:

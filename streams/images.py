@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from clplat.data.datasets import CLASSES, ImageSet, find_path, load_images
 from clplat.data.folders import Pictures, read_pictures
-from clplat.data.pictures import measured
+from clplat.data.pictures import WHITE, measured
 from clplat.data.scenarios import ScenarioStream, Source
 from clplat.errors import UserError
 
@@ -50,6 +50,8 @@ class Images(ScenarioStream):
         size: side of your own in pixels, ≥ 1: the shorter side is scaled to it and the middle cut out; null: as they
             are, all of one size.
         grey: your own have one channel; otherwise three.
+        scale: number that your own of 16 bits are divided by, > 0: the one that is white. null: 65535, refused where
+            two bits are unused in all of them.
         test_share: in (0, 1), of each class's pictures, always the same, held out where your own have no test part.
         labels: fine, or coarse for the superclasses of cifar100.
         normalize: by mean and standard deviation of the dataset or of imagenet (three channels), or none: in [0, 1].
@@ -73,6 +75,7 @@ class Images(ScenarioStream):
         path: str | None = None,
         size: int | None = None,
         grey: bool = False,
+        scale: float | None = None,
         test_share: float = 0.2,
         labels: Literal["fine", "coarse"] = "fine",
         normalize: Literal["dataset", "imagenet", "none"] | None = None,
@@ -82,7 +85,7 @@ class Images(ScenarioStream):
     ) -> None:
         names: list[str] = list(dataset) if isinstance(dataset, list) else [dataset or "cifar10"]
         faults = _faults(names, {"labels": labels, "normalize": normalize, "augment": augment})
-        own: dict[str, Any] = {"size": size, "grey": grey, "test_share": test_share}
+        own: dict[str, Any] = {"size": size, "grey": grey, "scale": scale, "test_share": test_share}
         faults += _own_faults(path, own, {"dataset": dataset, "labels": labels, "download": download})
         if faults:
             raise UserError(*faults)
@@ -109,7 +112,7 @@ class Images(ScenarioStream):
         self.normalize_asked = normalize is not None
         self.notes = (*self.notes, *found.notes)
         deep = found.train.images.dtype != torch.uint8  # some of the pictures have 16 bits
-        self.origin = {"fit": "none" if size is None else "middle"} | ({"white": 65535} if deep else {})
+        self.origin = {"fit": "none" if size is None else "middle"} | ({"white": scale or WHITE} if deep else {})
 
 
 def _faults(names: list[str], options: dict[str, Any]) -> list[str]:
@@ -129,7 +132,7 @@ def _faults(names: list[str], options: dict[str, Any]) -> list[str]:
 
 def _own_faults(path: str | None, own: dict[str, Any], sets: dict[str, Any]) -> list[str]:
     """One line for each option out of range, and for each that the other kind of source takes."""
-    idle = {"size": None, "grey": False, "test_share": 0.2} if path is None else dict(_SETS)
+    idle = {"size": None, "grey": False, "scale": None, "test_share": 0.2} if path is None else dict(_SETS)
     given, where = (own, "with stream.path") if path is None else (sets, "without stream.path")
     faults = [f"stream.{key}: {given[key]!r} has no meaning here (valid: {value!r}; used {where})"
               for key, value in idle.items() if given[key] != value]  # fmt: skip

@@ -44,13 +44,16 @@ class Pictures:
     notes: list[str]
 
 
-def read_pictures(path: Path, *, size: int | None, grey: bool, test_share: float) -> Pictures:
+def read_pictures(
+    path: Path, *, size: int | None, grey: bool, test_share: float, scale: float | None = None
+) -> Pictures:
     """The pictures of a folder or a listing.
 
     Args:
         size: side in pixels; the shorter side is scaled to it and the middle cut out. None: all must be of one size.
         grey: one channel instead of three.
         test_share: in (0, 1), of each class's pictures, held out where there is no test part.
+        scale: as in `stacked`.
 
     Raises:
         UserError: an unclear layout, a picture that can be read in several ways, pictures of several sizes.
@@ -64,7 +67,7 @@ def read_pictures(path: Path, *, size: int | None, grey: bool, test_share: float
     whole = [[read_picture(p, grey=grey, fit=fit) for p in part.paths] for part in parts.values()]
     sets = [
         ImageSet(images, _numbers(part.labels, classes), _domains(part, domains))
-        for images, part in zip(stacked(*whole), parts.values(), strict=True)
+        for images, part in zip(stacked(*whole, scale=scale), parts.values(), strict=True)
     ]
     if len(sets) == 1:
         sets = _split(sets[0], classes, test_share)

@@ -1,7 +1,8 @@
 """Pictures of any mode to grey or RGB pixels, scaled by their true range: 8 bits a channel, or 16 where they have them.
 
 Told apart: 1 bit, grey, palette, RGB, CMYK, YCbCr, HSV and 16-bit grey; opaque alpha channels; the turn that EXIF asks
-for. Refused, since what is meant can't be known: transparent pixels, several frames, 32-bit and floating-point pixels.
+for; the bits that a TIFF says it has. Refused, since what is meant can't be known: transparent pixels, several frames,
+32-bit and floating-point pixels, and 16 bits that leave the upper ones unused throughout, as cameras of 12 bits do.
 
 Shapes: N pictures, H rows, W columns, C channels.
 """
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from clplat.errors import MissingError, UserError
 
 _MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LA", "PA", "RGBA", "La", "RGBa")
+WHITE = 65535  # of 16 bits
 Fit = Callable[[Any], Any]  # a Pillow image to one of the wanted size
 
 
@@ -40,6 +42,7 @@ def pixels(image: Any, name: str, *, grey: bool = False, fit: Fit | None = None)
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's MPO has a preview as second frame
         raise UserError(f"stream: {name} has {image.n_frames} frames (valid: one picture a file)")
     try:
+        bits = _bits(image, name)
         image = ImageOps.exif_transpose(image)
         deep = image.mode.startswith("I;16")
         if not deep and image.mode not in _MODES:
@@ -50,7 +53,7 @@ def pixels(image: Any, name: str, *, grey: bool = False, fit: Fit | None = None)
         raise MissingError(f"stream: {name} can't be read ({error}): replace it by a whole picture") from error
     array = np.asarray(image if fit is None else fit(image))
     if deep:
-        array = array.round().clip(0, 65535).astype(np.uint16)
+        array = (array * (65535 / (2**bits - 1))).round().clip(0, 65535).astype(np.uint16)
     array = array if array.ndim == 3 else array[..., None]
     return array if grey or array.shape[-1] == 3 else array.repeat(3, -1)
 
@@ -68,20 +71,31 @@ def read_picture(path: Path, *, grey: bool = False, fit: Fit | None = None) -> n
         raise MissingError(f"stream: {path} can't be read ({error}): replace it by a whole picture") from error
 
 
-def stacked(*parts: Sequence[np.ndarray], key: str = "stream.size") -> list[Tensor]:
+def stacked(*parts: Sequence[np.ndarray], key: str = "stream.size", scale: float | None = None) -> list[Tensor]:
     """Each part's pictures as (N, C, H, W): bytes, or floats in [0, 1] where a picture of any part has 16 bits.
 
     Args:
         parts: (H, W, C) uint8 or uint16 pixels of each picture.
         key: of the configuration that resizes.
+        scale: what is white in those of 16 bits, > 0; None: 65535, and refused where two bits are unused in all.
     """
     shapes = sorted({a.shape for part in parts for a in part})
+    if scale is not None and not scale > 0:
+        raise UserError(f"stream.scale: {scale} is out of range (valid: > 0, or null)")
     if len(shapes) > 1:
         raise UserError(f"{key}: images of {len(shapes)} shapes, {shapes[0]} to {shapes[-1]} (give a size)")
     if all(a.dtype == np.uint8 for part in parts for a in part):
+        if scale is not None:
+            raise UserError(f"stream.scale: {scale} has no meaning for pictures of 8 bits (valid: null)")
         tables = [np.stack(part) for part in parts]
     else:
-        tables = [np.stack([a / np.float32(np.iinfo(a.dtype).max) for a in part]) for part in parts]
+        highest = max(int(a.max()) for part in parts for a in part if a.dtype == np.uint16)
+        if scale is None and 0 < highest < 65535 // 4:
+            what = f"the pictures of 16 bits reach at most {highest}, not {WHITE}"
+            valid = f"the number that is white, as {2 ** highest.bit_length() - 1}, or {WHITE}"
+            raise UserError(f"stream.scale: {what} (valid: {valid})")
+        white = {np.dtype(np.uint8): np.float32(255), np.dtype(np.uint16): np.float32(scale or WHITE)}
+        tables = [np.stack([a / white[a.dtype] for a in part]) for part in parts]
     return [channels_first(table) for table in tables]
 
 
@@ -143,6 +157,20 @@ def stretched(images: Tensor, side: int) -> Tensor:
     if tuple(found.shape[-2:]) != (side, side):
         found = F.interpolate(found, (side, side), mode="bilinear", align_corners=False, antialias=True)
     return found.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+
+
+def _bits(image: Any, name: str) -> int:
+    """Bits of a grey pixel that comes in 16: those a TIFF names, else 16. (sBIT of a PNG is of values scaled to 16.)
+
+    Raises:
+        UserError: colours of 16 bits that use the lower ones alone, of which Pillow reads the upper 8.
+    """
+    if ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I;16"):
+        highest = max(high for _, high in (band.getextrema() for band in image.split()))
+        if 0 < highest < 16:
+            what = f"{name} has 16 bits a channel and uses the lower 12 alone, of which 4 would be read"
+            raise UserError(f"stream: {what} (valid: colours scaled to 16 bits or 8, or grey)")
+    return int(image.tag_v2.get(258, (16,))[0]) if image.format == "TIFF" and image.mode.startswith("I;16") else 16
 
 
 def _opaque(image: Any, name: str) -> Any:

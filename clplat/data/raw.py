@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clplat.data.arrays import CHANNELS, channel_axis
-from clplat.data.pictures import FITS, channels_first, pixels, stacked, stretched
+from clplat.data.pictures import FITS, WHITE, channels_first, pixels, stacked, stretched
 from clplat.data.pixels import scaled
 from clplat.data.prompts import Prompts
 from clplat.data.tokens import Tokenizer, load_tokenizer, padded
@@ -89,7 +89,8 @@ class Raw:
             if picture.shape[:2] != (height, width):
                 what = f"picture {number} has {picture.shape[1]}x{picture.shape[0]} pixels"
                 raise UserError(f"inputs: {what}, and this run scaled none (valid: {width}x{height})")
-        return stacked(found)[0]
+        deep = any(picture.dtype == np.uint16 for picture in found)
+        return stacked(found, scale=(WHITE if known.white == 255 else known.white) if deep else None)[0]
 
     # --- numbers ------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import struct
+import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,9 @@ import torch
 from PIL import Image
 
 from clplat.data.pictures import measured, pixels, read_picture, squeezed, stacked
+from clplat.data.raw import Raw
 from clplat.errors import MissingError, UserError
+from clplat.preprocessing import Preprocessing
 from clplat.streams.images import Images
 
 RNG = np.random.default_rng(0)
@@ -60,6 +65,51 @@ def test_sixteen_bits_keep_their_range(tmp_path):
     np.testing.assert_allclose(images[1, 0], GREYS / 255, rtol=1e-6)
     small = pixels(Image.fromarray(np.full((4, 4), 60000, np.uint16)), "it", fit=squeezed(2))
     np.testing.assert_array_equal(small, np.full((2, 2, 3), 60000))
+
+
+def test_twelve_bits_in_sixteen_are_asked_about():
+    """Divided by 65535 they would be dark; the deepest of all parts decides."""
+    dim = DEEP[..., None] >> 4  # up to 4095
+    with pytest.raises(UserError, match=r"stream\.scale: the pictures of 16 bits reach at most \d+, not 65535 .*4095"):
+        stacked([dim], [dim // 2])
+    np.testing.assert_allclose(stacked([dim], scale=4095)[0][0, 0], dim[..., 0] / 4095, rtol=1e-6)
+    np.testing.assert_allclose(stacked([dim], [DEEP[..., None]])[0][0, 0], dim[..., 0] / 65535, rtol=1e-6)
+    np.testing.assert_allclose(stacked([dim], scale=65535)[0][0, 0], dim[..., 0] / 65535, rtol=1e-6)
+    for images, scale, message in (
+        ([GREYS[..., None]], 4095, "no meaning for pictures of 8"),
+        ([dim], 0, "out of range"),
+    ):
+        with pytest.raises(UserError, match=message):
+            stacked(images, scale=scale)
+
+
+@pytest.mark.parametrize(("white", "factor"), [(4095, 4095), (65535, 65535), (255, 65535)])
+def test_a_loaded_learner_scales_them_as_its_stream_did(white, factor):
+    dim = DEEP >> 4
+    held = Raw(Preprocessing(shape=(1, 4, 6), white=white)).held(Image.fromarray(dim))
+    np.testing.assert_allclose(held[0, 0], dim / factor, rtol=1e-6)
+
+
+def test_a_tiff_says_its_bits(tmp_path):
+    packed = bytes([0x00, 0x0F, 0xFF, 0x80, 0x00, 0x01])  # 0, 4095, 2048, 1 in 12 bits each
+    tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(packed)}
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(packed))
+    (tmp_path / "t.tif").write_bytes(head + packed + struct.pack("<H", len(tags)) + fields + bytes(4))
+    array = read_picture(tmp_path / "t.tif", grey=True)
+    np.testing.assert_array_equal(array[0, :, 0], np.round(np.array([0, 4095, 2048, 1]) * 65535 / 4095))
+
+
+def test_colours_of_sixteen_bits_that_use_twelve_are_refused(tmp_path):
+    """Of them the upper eight are read: four would be left."""
+    for shift, fault in (0, None), (4, r"t\.png has 16 bits a channel and uses the lower 12 alone"):
+        wide = (np.full((2, 2, 3), 65535, np.uint16) >> shift).astype(">u2")
+        rows = b"".join(b"\0" + row.tobytes() for row in wide)
+        parts = (b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+        chunks = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts]
+        (tmp_path / "t.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+        with pytest.raises(UserError, match=fault) if fault else nullcontext():
+            assert (read_picture(tmp_path / "t.png") == 255).all()
 
 
 @pytest.mark.parametrize("values", [DEEP.astype(np.int32), DEEP.astype(np.float32)])
@@ -201,6 +251,8 @@ def test_a_listing_names_its_faulty_row(root, change, error, message):
         ({"size": 0}, UserError, r"stream\.size: 0 is out of range"),
         ({"test_share": 1.0}, UserError, r"stream\.test_share: 1\.0 is out of range"),
         ({"dataset": "mnist"}, UserError, r"stream\.dataset: 'mnist' has no meaning here .*without stream\.path"),
+        ({"path": None, "scale": 4095.0}, UserError, r"stream\.scale: 4095\.0 has no meaning here .*with stream\.path"),
+        ({"scale": 4095.0}, UserError, r"stream\.scale: 4095\.0 has no meaning for pictures of 8 bits"),
         ({"labels": "coarse"}, UserError, r"stream\.labels: 'coarse' has no meaning here"),
         ({"path": None, "size": 8}, UserError, r"stream\.size: 8 has no meaning here .*with stream\.path"),
     ],

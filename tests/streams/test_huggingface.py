@@ -76,7 +76,7 @@ def test_numbers_become_floats(hub: types.SimpleNamespace) -> None:
         ({"inputs": "words"}, r"stream\.inputs: neither images nor numbers"),
         ({}, r"stream\.size: images of 2 shapes"),
         ({"size": 0}, r"stream\.size: 0 is out of range"),
-        ({"size": 6, "scale": 255.0}, r"stream\.scale: 255\.0 has no meaning for pictures"),
+        ({"size": 6, "scale": 255.0}, r"stream\.scale: 255\.0 has no meaning for pictures of 8 bits"),
         ({"test_share": 0.0}, r"stream\.test_share: 0\.0 is out of range"),
     ],
     ids=str,
