@@ -6,12 +6,15 @@ A stream says it (`Stream.preprocessing`), a checkpoint holds it as JSON, `clpla
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from clplat.errors import UserError
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel of images in [0, 1]
 Fit = Literal["none", "middle", "squeezed", "cropped"]
@@ -80,3 +83,37 @@ def normalized(inputs: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tens
         mean, std = (t.to(inputs.device) for t in statistics)
         inputs = (inputs - mean) / std
     return inputs
+
+
+def input_range(inputs: Iterable[tuple[str, Tensor]]) -> tuple[float, float] | None:
+    """Smallest and largest of stored inputs once they are in [0, 1] if they are bytes; None: neither bytes nor floats.
+
+    Every tensor is looked at once.
+
+    Args:
+        inputs: (N, ...) each, with what they are of, for the message.
+
+    Raises:
+        UserError: an input is NaN or infinite; names its row.
+    """
+    seen, low, high = set[int](), math.inf, -math.inf
+    for name, held in inputs:
+        if id(held) in seen or not held.numel():
+            continue
+        seen.add(id(held))
+        if held.dtype == torch.uint8:
+            low, high = min(low, 0.0), max(high, 1.0)
+        elif held.is_floating_point():
+            least, most = (float(end) for end in held.aminmax())  # NaN where any is
+            if not math.isfinite(least) or not math.isfinite(most):
+                raise UserError(f"stream: {name} inputs hold {_worst(held)} (valid: finite 32-bit numbers)")
+            low, high = min(low, least), max(high, most)
+    return None if low > high else (low, high)
+
+
+def _worst(inputs: Tensor) -> str:
+    """The first number of `inputs` (N, ...) that is not finite, and its row."""
+    rows = (~inputs.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
+    row = inputs[rows[0]].flatten()
+    more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+    return f"{float(row[~row.isfinite()][0])} in row {rows[0]}{more}"

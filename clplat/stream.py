@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,8 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from clplat.errors import UserError
-from clplat.preprocessing import Preprocessing, normalized, tensors
+from clplat.preprocessing import Preprocessing, input_range, normalized, tensors
 from clplat.preprocessing import Statistics as Statistics
 
 
@@ -261,7 +259,7 @@ class Stream(Sequence[Experience]):
         augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.experiences = tuple(experiences)
-        self.input_range = _range(self.experiences)
+        self.input_range = input_range(_inputs(self.experiences))
         self.num_classes = num_classes
         self.input_shape = tuple(input_shape)
         self.task_known = task_known
@@ -366,42 +364,16 @@ def _listed(items: Sequence[Any]) -> str:
     return ", ".join(map(str, items[:6])) + (f" and {len(items) - 6} more" if len(items) > 6 else "")
 
 
+def _inputs(experiences: Sequence[Experience]) -> Iterator[tuple[str, Tensor]]:
+    """The stored inputs of each part, but for transitions, which their reader checks: a return not known yet is NaN."""
+    for e in experiences:
+        for part, data in (("training", e.train), ("test", e.test), ("validation", e.valid)):
+            if data is not None and e.kind is not Kind.INTERACT:
+                yield part, data.inputs
+
+
 def only(logits: Tensor, classes: Sequence[int]) -> Tensor:
     """Logits (B, C) with −∞ for all but `classes`, each below C."""
     kept = torch.full_like(logits, -torch.inf)
     kept[:, classes] = logits[:, classes]
     return kept
-
-
-def _range(experiences: Sequence[Experience]) -> tuple[float, float] | None:
-    """Smallest and largest input as prepared, before it is normalised; None where there are no bytes and no floats.
-
-    Every tensor is looked at once.
-
-    Raises:
-        UserError: an input is NaN or infinite; names its row.
-    """
-    seen, low, high = set[int](), math.inf, -math.inf
-    for e in experiences:
-        if e.kind is Kind.INTERACT:  # transitions, which their reader checks: a return not known yet is NaN
-            continue
-        for name, data in (("training", e.train), ("test", e.test), ("validation", e.valid)):
-            if data is None or id(data.inputs) in seen or not data.inputs.numel():
-                continue
-            seen.add(id(data.inputs))
-            if data.inputs.dtype == torch.uint8:
-                low, high = min(low, 0.0), max(high, 1.0)
-            elif data.inputs.is_floating_point():
-                least, most = (float(end) for end in data.inputs.aminmax())  # NaN where any is
-                if not math.isfinite(least) or not math.isfinite(most):
-                    raise UserError(f"stream: {name} inputs hold {_worst(data.inputs)} (valid: finite 32-bit numbers)")
-                low, high = min(low, least), max(high, most)
-    return None if low > high else (low, high)
-
-
-def _worst(inputs: Tensor) -> str:
-    """The first number of `inputs` (N, ...) that is not finite, and its row."""
-    rows = (~inputs.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
-    row = inputs[rows[0]].flatten()
-    more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
-    return f"{float(row[~row.isfinite()][0])} in row {rows[0]}{more}"
