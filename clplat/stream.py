@@ -5,7 +5,6 @@ Shapes: N samples of a data set, n of an experience, B of a batch, C classes.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -314,12 +313,6 @@ class Stream(Sequence[Experience]):
         if type(self).prepare is not Stream.prepare:
             refused["all"] = f"{type(self).__name__}.prepare is code of its own, which no checkpoint holds"
         return Preprocessing(**{"normalize": self.normalize, **made, **self.origin, "refused": refused})
-
-    def without_test(self) -> Stream:
-        """The same stream, whose experiences hold no test data."""
-        bare = copy.copy(self)
-        bare.experiences = tuple(dataclasses.replace(e, test=None) for e in self.experiences)
-        return bare
 
     def leave_normalization(self) -> None:
         """From now on inputs stay in [0, 1]: the model normalises them."""

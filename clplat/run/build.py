@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import random
 from collections.abc import Callable
@@ -145,7 +147,14 @@ def build_stream(config: Config, options: dict[str, Any] | None = None) -> Strea
     root = config.data_root or os.environ.get("CLPLAT_DATA")
     _speak(options, config)
     stream = maker(config, "stream")(seed=config.seed if seed is None else seed, data_root=root, **options)
-    return stream.without_test() if config.loop.evaluate_on == "valid" else stream
+    return _without_test(stream) if config.loop.evaluate_on == "valid" else stream
+
+
+def _without_test(stream: Stream) -> Stream:
+    """The same stream, whose experiences hold no test data; a user's own object stays as it is."""
+    bare = copy.copy(stream)
+    bare.experiences = tuple(dataclasses.replace(e, test=None) for e in stream)
+    return bare
 
 
 def _speak(options: dict[str, Any], config: Config) -> None:
