@@ -182,12 +182,15 @@ class TrackingSettings:
         uri: tracking URI; null is $MLFLOW_TRACKING_URI, or else the store `mlflow.db` beside the run's output folder.
         experiment: MLflow experiment; null is $MLFLOW_EXPERIMENT_NAME, or else `clplat`.
         tags: further tags of the run.
+        model: log the learner of the finished run as a model of MLflow's, to be served; costs two more copies of the
+            last checkpoint, with the memory in it, and seconds.
     """
 
     enabled: bool = True
     uri: str | None = None
     experiment: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    model: bool = False
 
 
 @dataclass

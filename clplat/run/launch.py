@@ -30,7 +30,8 @@ from clplat.errors import ClplatError, Interrupted, UserError, users_code
 from clplat.files import to_json, write_atomic
 from clplat.lightning import Fabric
 from clplat.metrics.record import RunRecord
-from clplat.run import checkpoint
+from clplat.preprocessing import Preprocessing
+from clplat.run import checkpoint, model
 from clplat.run.build import build, new_record, read_reference
 from clplat.run.given import check_travels
 from clplat.run.loop import Runner
@@ -144,6 +145,8 @@ def _work(
     if config.fabric.threads is not None:
         torch.set_num_threads(config.fabric.threads)
     stream, strategy = build(config, start)
+    if unserved := model.faults(config, stream.preprocessing()):
+        raise UserError(*unserved)
     if first:
         for line in stream.notes:
             print(f"clplat: {line}", file=sys.stderr, flush=True)
@@ -211,7 +214,7 @@ def _go(
     finally:
         log.close()
         if first:
-            result = _close(config, run_dir, record, status, tracker, report)
+            result = _close(config, run_dir, record, status, tracker, report, stream.preprocessing())
     return result
 
 
@@ -254,8 +257,9 @@ def _cut_log(run_dir: Path, state: dict[str, Any]) -> str | None:
 
 
 def _close(
-    config: Config, run_dir: Path, record: RunRecord, status: str, tracker: Tracker | None, report: Report | None
-) -> dict[str, Any]:
+    config: Config, run_dir: Path, record: RunRecord, status: str, tracker: Tracker | None, report: Report | None,
+    preprocessing: Preprocessing,
+) -> dict[str, Any]:  # fmt: skip
     """Write summary and report, and hand everything to tracking. A full disk must not hide the error that led here."""
     facts, artifacts = summary(config, record, status), [run_dir / "config.yaml"]
     try:
@@ -267,6 +271,9 @@ def _close(
             for folder in sorted((run_dir / audit.FOLDER).glob("*")):
                 let_go(folder)
         close_seal(run_dir)
+        if status == "complete" and tracker is not None and config.tracking.model:
+            tracker.start()  # which sets what MLflow reads
+            artifacts.append(model.write_model(run_dir, config, preprocessing))
     except OSError as error:
         if status == "complete":
             raise UserError(f"output: could not write in {run_dir}: {error.strerror}") from error

@@ -39,6 +39,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_UV_AUTO_DETECT": "false",  # a logged model would take along the uv.lock of whatever folder one is in
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is told by us, in one line, at the end
 }
 _ALWAYS_NEW = {"params", "tags", "datasets", "run_name", "finish", "done", "described"}
@@ -126,6 +127,7 @@ class Tracker:
             "tags": {k: str(v)[:5000] for k, v in {**tags, **settings.tags, "clplat": __version__}.items()},
             "datasets": [list(d) for d in datasets],
             "run_id": None,
+            "model_id": None,
             "offset": 0,
             "tail": "",
             "described": False,

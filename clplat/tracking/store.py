@@ -66,13 +66,30 @@ class RunSender:
         self._send_final(finish["time"])
         for name in finish["artifacts"]:
             path = self.run_dir / name
-            if path.is_dir():
+            if (path / "MLmodel").is_file():
+                self._log_model(path)
+            elif path.is_dir():
                 self._client.log_artifacts(self.state["run_id"], str(path), path.name)
             elif path.is_file():
                 self._client.log_artifact(self.state["run_id"], str(path))
         self._client.set_terminated(self.state["run_id"], finish["status"], int(finish["time"] * 1000))
         self.state["done"] = True
         self._save()
+
+    def _log_model(self, folder: Path) -> None:
+        """A folder that MLflow takes for a model, as one of this run's; that of an earlier end is deleted."""
+        from mlflow.exceptions import MlflowException
+
+        client, run_id = self._client, self.state["run_id"]
+        if (former := self.state.get("model_id")) is not None:
+            with contextlib.suppress(MlflowException):  # deleted by hand
+                client.delete_logged_model(former)
+        experiment = client.get_run(run_id).info.experiment_id
+        model = client.create_logged_model(experiment, name="learner", source_run_id=run_id, model_type="clplat")
+        self.state["model_id"] = model.model_id
+        self._save()
+        client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, "READY")
 
     def next_sample(self) -> float:
         """Seconds until the next sample of the system is due."""
