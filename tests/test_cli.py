@@ -122,7 +122,14 @@ def test_help_shows_the_text_of_each_hyper_parameter(capsys: pytest.CaptureFixtu
         ),
         (["list", "strategys"], ["list: unknown group 'strategys' (did you mean strategies?)"]),
         (["list", "--jsn"], ["list: no such option --jsn (did you mean --json?)"]),
-        (["check", "naiv"], ["strategy: unknown name 'naiv' (did you mean naive, acil?)"]),
+        (["check", "digit"], ["check: unknown name 'digit' (did you mean digits?)"]),
+        (["check", "avalanche"], ["check: 'avalanche' is a strategy and a stream (say --as strategy, or --as stream)"]),
+        (["check", "away.py"], None),
+        (["check", "er", "--stream.seed", "1"], None),
+        (["check", "digits", "--loop.max_epochs", "1"], None),
+        (["new", "strategy", "er"], None),
+        (["new", "stream", "torch"], None),
+        (["new", "method", "mine"], None),
         (["check"], ["check: the following arguments are required: PATH_OR_NAME"]),
         (["validate", "away"], ["config: 'away' is neither a file nor an experiment"]),
         (["report"], ["report: name folders of runs, or --experiment NAME"]),
@@ -300,7 +307,7 @@ def test_validate(capsys: pytest.CaptureFixture[str], tmp_path: Path):
 @pytest.mark.parametrize(
     ("argv", "module", "function", "asked"),
     [
-        (["check", "naive"], "testing", "check", (("naive",), {})),
+        (["check", "naive"], "testing", "check", (("naive", "strategies", []), {})),
         (
             ["sweep", "c.yaml", "--trials", "3", "--loop.max_epochs", "2"],
             "sweep.study",

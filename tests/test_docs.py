@@ -90,7 +90,7 @@ def check_command(words):
         return
     args = parser.parse_args(own)
     if command == "check":
-        discovery.find("strategies", args.strategy)
+        assert discovery.groups_of(args.part)
     elif command == "cp":
         find_config(args.name)
     elif command == "list":
@@ -209,6 +209,18 @@ def test_checks_are_documented():
 
     text = (ROOT / "docs" / "strategy.md").read_text()
     assert [c for c in CHECKS if f"`{c}`" not in text] == []
+
+
+def test_checks_of_streams_are_documented():
+    from clplat.testing import STREAM_CHECKS
+
+    text = (ROOT / "docs" / "streams.md").read_text()
+    assert [c for c in STREAM_CHECKS if f"`{c}`" not in text] == []
+
+
+def test_stream_of_the_tutorial_passes_its_checks(folder):
+    results = run_checks("learn_then_forget.py", group="streams")
+    assert [r for r in results if r.status != "passed"] == []
 
 
 def test_exit_codes_are_documented():

@@ -7,7 +7,8 @@ everything but `cli`.
 COMMANDS = {
     "run": "run a configuration, or several of them under several seeds",
     "list": "strategies, streams, backbones, heads, metrics and experiments",
-    "check": "the conformance suite on a strategy, a third party's too",
+    "check": "the conformance suite on a strategy or a stream, a third party's too",
+    "new": "write a strategy or a stream that runs and passes, to change it",
     "cp": "copy a shipped experiment, to change it",
     "validate": "report all faults of a configuration at once",
     "sweep": "search hyper-parameters; any number of workers may join",

@@ -77,8 +77,8 @@ def _complete(command: str, action: argparse.Action) -> None:
         action.choices = list(GROUPS)
     elif command == "cp" and action.dest == "name":
         action.choices = list(experiments())
-    elif action.dest == "strategy" and command == "check":
-        action.choices = list(discovery.entries("strategies"))
+    elif action.dest == "part":
+        action.choices = sorted({n for g in discovery.ROOTS for n in discovery.entries(g)})
     elif action.dest == "config":
         action.complete = dict.fromkeys(SHELLS, "_clplat_configs")  # type: ignore[attr-defined]
     elif action.dest == "dest":

@@ -108,6 +108,20 @@ def find(group: str, name: str, given: Mapping[str, Any] | None = None) -> Entry
     return known[name]
 
 
+def groups_of(name: str) -> list[str]:
+    """Which of strategies and streams have a part of this name, or of this file."""
+    found = []
+    for group in ROOTS:
+        try:
+            entry = find(group, name)
+        except UserError:
+            continue
+        cls = entry.qualname.rpartition(":")[2]
+        if not (".py:" in name and cls not in _candidates(syntax.read(entry.file), group)):
+            found.append(group)
+    return found
+
+
 def load(group: str, name: str) -> Any:
     """Import a part: the class of a strategy, stream or head, the function of a backbone.
 

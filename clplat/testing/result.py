@@ -7,16 +7,16 @@ from typing import Literal
 
 
 class CheckFailed(Exception):
-    """The strategy breaks what the check guards; the message says where."""
+    """What is checked breaks what the check guards; the message says where."""
 
 
 class NotApplicable(Exception):
-    """The check says nothing about this strategy; the message says why."""
+    """The check says nothing about what is checked; the message says why."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check of one strategy.
+    """One check of one strategy or stream.
 
     Args:
         name: of the check.

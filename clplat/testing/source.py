@@ -1,4 +1,4 @@
-"""What can be told from a strategy's source: arguments that are ignored or not documented."""
+"""What can be told from a part's source: arguments that are ignored or not documented."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from clplat.config import syntax
 from clplat.strategy import Strategy
 
 
-def argument_faults(cls: type[Strategy]) -> list[str]:
-    """One line for each constructor argument between `cls` and Strategy that has no effect or no documentation."""
-    owners = [c for c in cls.__mro__ if issubclass(c, Strategy)]
+def argument_faults(cls: type, root: type = Strategy, given: frozenset[str] = frozenset()) -> list[str]:
+    """One line for each constructor argument between `cls` and `root` that has no effect or no documentation.
+
+    Args:
+        given: arguments that the platform gives and that need not be used.
+    """
+    owners = [c for c in cls.__mro__ if issubclass(c, root)]
     trees = {owner: ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0] for owner in owners}
     read = {n.attr for t in trees.values() for n in ast.walk(t) if isinstance(n, ast.Attribute) and _loads(n)}
     texts: dict[str, str] = {}  # of all classes: one that takes an argument again may leave the text to its base
@@ -22,9 +26,11 @@ def argument_faults(cls: type[Strategy]) -> list[str]:
     faults = []
     for owner in owners:
         init = next((n for n in _body(trees[owner]) if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-        if init is None or owner is Strategy:
+        if init is None or owner is root:
             continue
         for argument in [*init.args.posonlyargs, *init.args.args, *init.args.kwonlyargs][1:]:
+            if argument.arg in given:
+                continue
             name = f"{owner.__name__}({argument.arg})"
             if not _used(init, argument.arg, read):
                 faults.append(f"{name} is accepted and ignored")
