@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,19 @@ def only_run(folder: Path) -> Path:
     """The folder of the one run of test_interaction's configuration below `folder`."""
     (found,) = (folder / "acting").iterdir()
     return found
+
+
+def whole(path: str, folder: Path) -> Path:
+    """The folder of the run of a configuration that writes below `folder`, not killed."""
+    done = command("explore", 0, "run", path, "--quiet")
+    assert done.returncode == 0, done.stderr
+    return only_run(folder)
+
+
+def killed(path: str, folder: Path, kind: str, count: int) -> Path:
+    """As `whole`, killed once as `command` says and resumed."""
+    done = command(kind, count, "run", path, "--quiet")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    again = command("explore", 0, "run", "--resume", str(only_run(folder)), "--quiet")
+    assert again.returncode == 0, again.stderr
+    return only_run(folder)

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ def outcome(runner: Runner) -> dict[str, Any]:
     }
 
 
+def after_each_step(runner: Runner, then: Callable[[int], None]) -> None:
+    """Have `then` called with the number of each step taken, before anything is saved."""
+    update = runner._update
+
+    def both(loss: Any) -> None:
+        update(loss)
+        then(runner.progress.total_steps)
+
+    runner._update = both
+
+
 def test_the_run_goes_on_and_what_is_written_is_of_the_moment_it_was_taken(
     tmp_path: Path, make_runner: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,13 +97,11 @@ def test_the_run_goes_on_and_what_is_written_is_of_the_moment_it_was_taken(
     straight.run()
     (tmp_path / "run").mkdir()
     runner, far, write, late = make_runner(tmp_path / "run"), threading.Event(), checkpoint.write, list[bool]()
-    update = runner._update
 
-    def watched(loss: Any) -> None:
-        update(loss)
-        if runner.progress.total_steps == 5:
+    def stopping(step: int) -> None:
+        if step == 5:
             runner.save()
-        if runner.progress.total_steps == 17:
+        if step == 17:
             far.set()
             raise KeyboardInterrupt
 
@@ -99,7 +109,7 @@ def test_the_run_goes_on_and_what_is_written_is_of_the_moment_it_was_taken(
         late.append(far.wait(WAIT))
         return write(*arguments)
 
-    runner._update = watched
+    after_each_step(runner, stopping)
     monkeypatch.setattr(checkpoint, "write", held_back)
     with pytest.raises(KeyboardInterrupt):
         runner.run()
@@ -151,18 +161,16 @@ def test_a_run_that_ends_early_leaves_no_writing_behind(
 ) -> None:
     slowly(monkeypatch)
     runner = make_runner(tmp_path)
-    update = runner._update
 
-    def ending(loss: Any) -> None:
-        update(loss)
-        if runner.progress.total_steps == 3:
+    def ending(step: int) -> None:
+        if step == 3:
             runner.save()
-        if runner.progress.total_steps == 4:
+        if step == 4:
             runner.stop_requested = kind is Interrupted
             if kind is not Interrupted:
                 raise kind("so it ends")
 
-    runner._update = ending
+    after_each_step(runner, ending)
     with pytest.raises(kind):
         runner.run()
     assert not runner.writer.busy
@@ -196,8 +204,7 @@ def test_a_stop_whose_checkpoint_fails_does_not_claim_that_it_was_written(
 
     monkeypatch.setattr(checkpoint, "write", full)
     runner = make_runner(tmp_path)
-    update = runner._update
-    runner._update = lambda loss: (update(loss), setattr(runner, "stop_requested", True))
+    after_each_step(runner, lambda step: setattr(runner, "stop_requested", True))
     with pytest.raises(UserError, match="could not write it"):
         runner.run()
 

@@ -15,6 +15,7 @@ from clplat.testing.checks_of_processes import compare, drawn_by, in_processes
 
 HERE = Path(__file__).parent
 BAD, GOOD = HERE / "bad" / "offenders.py", HERE / "good" / "each_kind.py"
+ACTING = HERE / "bad" / "acting_offenders.py"
 
 
 def classes(file):
@@ -27,7 +28,7 @@ def classes(file):
     return fails
 
 
-OFFENDERS, EXAMPLES = classes(BAD), list(classes(GOOD))
+OFFENDERS, EXAMPLES = classes(BAD) | classes(ACTING), list(classes(GOOD))
 QUICK = [c for c in CHECKS if c != "processes"]
 
 
@@ -38,7 +39,8 @@ def test_every_check_has_an_offender():
 @pytest.mark.parametrize("name", [n for n, fails in OFFENDERS.items() if fails in QUICK])
 def test_an_offender_fails_its_check(name, monkeypatch):
     monkeypatch.setenv("CLPLAT_OFFENDER", "")
-    (result,) = run_checks(f"{BAD}:{name}", [OFFENDERS[name]])
+    file = ACTING if name in classes(ACTING) else BAD
+    (result,) = run_checks(f"{file}:{name}", [OFFENDERS[name]])
     if name == "LeavesThread":
         discovery.load("strategies", f"{BAD}:{name}").gate.set()
     assert result.status == "failed"

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from killing import command, only_run
+from killing import killed, whole
 from test_interaction import assert_same, config, outcome
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("straight")
-    done = command("explore", 0, "run", written(folder), "--quiet")
-    assert done.returncode == 0, done.stderr
-    return outcome(only_run(folder))
+    return outcome(whole(written(folder), folder))
 
 
 def written(folder: Path) -> str:
@@ -32,8 +29,4 @@ def written(folder: Path) -> str:
 )
 def test_killed_while_acting_it_resumes_exactly(kind: str, count: int, straight: Any, tmp_path: Path) -> None:
     """Before the first update, after it, in the second episode, in episodes of evaluation."""
-    killed = command(kind, count, "run", written(tmp_path), "--quiet")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    again = command("explore", 0, "run", "--resume", str(only_run(tmp_path)), "--quiet")
-    assert again.returncode == 0, again.stderr
-    assert_same(outcome(only_run(tmp_path)), straight)
+    assert_same(outcome(killed(written(tmp_path), tmp_path, kind, count)), straight)
