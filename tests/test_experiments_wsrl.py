@@ -36,6 +36,8 @@ def test_a_published_setting_takes_two_steps_offline_and_two_online(domain: str,
     try:
         gym = Maker(options["env"], options["env_options"])()
     except UserError as error:
+        if "clplat[robotics]" not in str(error):  # an extra for environments of its own
+            raise
         pytest.skip(str(error))
     steps = {"stream.env_steps": 4, "loop.max_steps": 2, "strategy.warmup_steps": 2, "strategy.batch": 2}
     small = {"loop.batch_size": 8, "loop.eval_every": None, "loop.eval_episodes": 1, "tracking.enabled": False}

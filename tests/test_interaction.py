@@ -13,7 +13,7 @@ from clplat.errors import Interrupted
 from clplat.run import checkpoint
 from clplat.run.loop import Runner
 
-pytest.importorskip("gymnasium")
+pytest.importorskip("gymnasium", reason="needs the extra rl")
 
 
 def config(folder: Path, **stream: Any) -> dict[str, Any]:

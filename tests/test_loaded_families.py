@@ -239,7 +239,7 @@ def test_images_for_clip(tmp_path: Path) -> None:
 
 def test_an_agent_acts_in_the_environment_itself(tmp_path: Path) -> None:
     """In gymnasium's own environment, in its units, from the seeds of the run's last evaluation."""
-    gymnasium = pytest.importorskip("gymnasium")
+    gymnasium = pytest.importorskip("gymnasium", reason="needs the extra rl")
     from clplat.run.interaction import _seed
 
     loop = {"max_steps": None, "eval_episodes": 2, "eval_every": 150}

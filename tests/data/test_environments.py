@@ -11,7 +11,7 @@ from clplat.components.state import flatten, unflatten
 from clplat.data.environments import Maker
 from clplat.errors import UserError
 
-pytest.importorskip("mujoco")
+pytest.importorskip("mujoco", reason="needs the extra rl")
 
 
 @pytest.mark.parametrize("name", ["Pendulum-v1", "MountainCarContinuous-v0", "Hopper-v5", "Ant-v5", "Reacher-v5"])

@@ -14,7 +14,7 @@ from clplat.config import discovery
 from clplat.data.transitions import unpack
 from clplat.errors import ClplatError, MissingError, UserError
 
-pytest.importorskip("gymnasium")
+pytest.importorskip("gymnasium", reason="needs the extra rl")
 LIMIT = 200  # of Pendulum
 
 
@@ -74,7 +74,7 @@ def test_what_is_read_is_what_was_recorded_with_actions_scaled(tmp_path: Path, n
 
 
 def test_minari_folder_gives_the_same_transitions_and_its_reference_returns(tmp_path: Path, monkeypatch: Any) -> None:
-    minari = pytest.importorskip("minari")
+    minari = pytest.importorskip("minari", reason="needs the extra rl")
     from minari.data_collector import EpisodeBuffer
 
     arrays, parts = recording(), []
