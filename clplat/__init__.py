@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clplat.package import Moved, __version__
 
 if TYPE_CHECKING:
+    from clplat.api import compare as compare
     from clplat.api import export as export
     from clplat.api import forget as forget
     from clplat.api import load as load
@@ -66,6 +67,7 @@ _HOME = {
     "Strategy": "strategy",
     "Stream": "stream",
     "UserError": "errors",
+    "compare": "api",
     "export": "api",
     "forget": "api",
     "load": "api",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -17,6 +17,7 @@ from clplat.run.rundir import newest, runs_in
 from clplat.run.seal import break_seal, close_seal, seal_faults
 
 if TYPE_CHECKING:
+    from clplat.report.compared import Compared
     from clplat.run.learner import Learner
 
 
@@ -289,6 +290,24 @@ def report(*runs: str | Path | Result, dest: str | Path = "report") -> Path:
     if not folders:
         raise UserError("report: name runs (valid: results, or folders of runs)")
     return write_report(folders, dest, png=True)
+
+
+def compare(runs: Iterable[str | Path | Result]) -> Compared:
+    """Runs side by side: `frame()`, `tests()`, and a table in a notebook.
+
+    Args:
+        runs: results, or folders of runs, or of experiments and studies, whose runs are all taken.
+
+    Raises:
+        UserError: no runs, or a folder without any.
+    """
+    from clplat.report.compare import load_summaries, split_streams
+    from clplat.report.compared import Compared
+
+    folders = runs_in(run.run_dir if isinstance(run, Result) else run for run in runs)
+    if not folders:
+        raise UserError("compare: name runs (valid: results, or folders of runs)")
+    return Compared(split_streams(load_summaries(folders)))
 
 
 def export(run_dir: str | Path, *, to: str = "safetensors", dest: str | Path | None = None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import clplat
 from clplat.errors import MissingError, UserError
 from clplat.streams.avalanche import Avalanche
 
@@ -183,6 +185,30 @@ def test_a_benchmark_of_the_library_itself() -> None:
         for x, y in zip(*experience.train.all(), strict=True):
             found[tuple(x.flatten().tolist())] = int(stream.class_names[int(y)])
     assert found == {tuple(x.flatten().tolist()): int(y) for x, y in zip(inputs, labels, strict=True)}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_takes_a_benchmark_of_the_library_as_its_stream(tmp_path: Path) -> None:
+    """Given as it is to `clplat.run`: one experience a step of the benchmark, with its classes and samples."""
+    pytest.importorskip("avalanche", reason="avalanche-lib is not installed: clplat[avalanche]")
+    from avalanche.benchmarks import class_incremental_benchmark
+    from avalanche.benchmarks.utils.classification_dataset import _make_taskaware_tensor_classification_dataset
+
+    inputs, labels = torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 6
+    dataset = _make_taskaware_tensor_classification_dataset(inputs, labels)
+    order = [5, 0, 3, 1, 4, 2]
+    made = class_incremental_benchmark({"train": dataset, "test": dataset}, num_experiences=3, class_order=order)
+    plain: dict[str, Any] = {"tracking": {"enabled": False}, "loop": {"max_steps": 2}, "output": str(tmp_path)}
+    result = clplat.run({**plain, "strategy": "naive", "backbone": "mlp"}, stream=made, quiet=True)
+    learner = clplat.load(result.run_dir)
+    met = [[learner.classes[c] for c in e.classes] for e in learner.of_run.experiences]
+    assert [sorted(names) for names in met] == [sorted(map(str, order[i : i + 2])) for i in (0, 2, 4)]
+    for j, names in enumerate(met):
+        own = torch.isin(labels, torch.tensor([int(n) for n in names]))
+        found = learner.predict(inputs[own])[:, : len(learner.classes)].argmax(1)
+        right = [learner.classes[int(i)] == str(int(y)) for i, y in zip(found, labels[own], strict=True)]
+        assert sum(right) / len(right) == pytest.approx(result.accuracy_matrix[-1][j])
 
 
 def test_classes_and_tasks_of_any_size_are_numbered_densely() -> None:
