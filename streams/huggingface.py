@@ -19,7 +19,7 @@ from clplat.errors import MissingError, UserError
 
 
 class HuggingFace(ScenarioStream):
-    """Any image or feature set of Hugging Face `datasets` (version 4 or later, which runs no code of a data set).
+    """Any image or feature set of Hugging Face `datasets` (extra `huggingface`; 4 or later runs no code of a data set).
 
     It is read once into tensors, pictures as `clplat.data.pictures` says. Without a network (HF_HUB_OFFLINE=1) it must
     be in the package's cache.
@@ -85,7 +85,7 @@ class HuggingFace(ScenarioStream):
             rows = [torch.from_numpy(r) for r in _held_out(labels[0].numpy(), test_share)]
             samples, labels = [samples[0][r] for r in rows], [labels[0][r] for r in rows]
             what = f"{dataset} has one split only, of which {len(rows[1])} of {len(rows[0]) + len(rows[1])} samples"
-            notes.append(f"stream.test_share: {what} are held out")
+            notes.append(f"stream.test_share: {test_share:g}: {what} are held out, always the same ones")
         source = Source((samples[0], labels[0]), (samples[1], labels[1]), class_names=names[0])
         super().__init__(source, seed=seed, **scenario)
         self.notes = (*self.notes, *notes)
@@ -95,11 +95,13 @@ def _load(dataset: str, config: str | None) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UserError("stream: 'huggingface' needs the package datasets: pip install 'datasets>=4'") from error
+        raise UserError(
+            "stream: 'huggingface' needs the package datasets: pip install 'clplat[huggingface]'"
+        ) from error
     if int(datasets.__version__.split(".")[0]) < 4:
         raise UserError(
             f"stream: 'huggingface' needs datasets 4 or later, not {datasets.__version__} (older ones run code that a "
-            "data set brings): pip install 'datasets>=4'"
+            "data set brings): pip install 'clplat[huggingface]'"
         )
     try:
         return datasets.load_dataset(dataset, config)

@@ -323,6 +323,7 @@ def new_record(stream: Stream, reference: dict[str, Any] | None = None, evaluate
     return RunRecord(
         facts, reference=known.get("accuracy_matrix"), reference_returns=known.get("interaction"),
         class_names=list(stream.class_names),
+        notes=list(stream.notes),
     )  # fmt: skip
 
 

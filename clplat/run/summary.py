@@ -56,6 +56,7 @@ def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
             for e in record.experiences
         ],
         "class_names": record.class_names,
+        "stream_notes": record.notes,
         "accuracy_matrix": record.matrix,
         "metrics": metrics,
         "adaptation": adaptation,

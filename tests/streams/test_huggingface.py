@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import clplat
 from clplat.errors import MissingError, UserError
 from clplat.streams.huggingface import HuggingFace
 
@@ -109,12 +111,33 @@ def test_a_set_of_one_split_is_split_and_said(hub: types.SimpleNamespace) -> Non
     hub.result = {"train": Split(image=images([6] * 12), label=LABELS.tolist())}
     stream = HuggingFace(dataset="x", experiences=3, test_share=0.25)
     assert [(len(e.train), len(e.test)) for e in stream] == [(3, 1)] * 3
-    assert stream.notes == ("stream.test_share: x has one split only, of which 3 of 12 samples are held out",)
+    said = "stream.test_share: 0.25: x has one split only, of which 3 of 12 samples are held out, always the same ones"
+    assert stream.notes == (said,)
+    again = HuggingFace(dataset="x", experiences=3, test_share=0.25, seed=5)
+    assert all(
+        torch.equal(a.test.inputs[a.test.rows], b.test.inputs[b.test.rows]) for a, b in zip(stream, again, strict=True)
+    )
     shown = torch.cat([stream[0].train.inputs[:, 0, 0, 0], stream[0].test.inputs[:, 0, 0, 0]])
     assert sorted(shown.tolist()) == list(range(12))  # every picture on one side
     hub.result = {"train": Split(image=images([6] * 3), label=[0, 1, 2])}
     with pytest.raises(UserError, match=r"labels \[0, 1, 2\] have one sample only"):
         HuggingFace(dataset="x", experiences=3)
+
+
+def test_what_was_held_out_is_said_and_is_a_fact_of_the_run(
+    hub: types.SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.result = {"train": Split(image=images([6] * 12), label=LABELS.tolist())}
+    result = clplat.run(
+        strategy="naive",
+        stream={"name": "huggingface", "dataset": "x", "experiences": 3, "test_share": 0.25},
+        output=str(tmp_path),
+        tracking={"enabled": False},
+        quiet=True,
+    )
+    (said,) = result.summary["stream_notes"]
+    assert said.startswith("stream.test_share: 0.25: x has one split only, of which 3 of 12 samples are held out")
+    assert f"clplat: {said}" in capsys.readouterr().err.splitlines()
 
 
 def test_deep_pictures_keep_their_range_and_faulty_rows_are_named(hub: types.SimpleNamespace) -> None:
