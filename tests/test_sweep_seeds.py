@@ -1,6 +1,7 @@
 """Trials of several seeds: given up early, and measured again on seeds that nothing was chosen by."""
 
 import json
+from pathlib import Path
 
 import pytest
 from sweeping import write
@@ -63,3 +64,22 @@ def test_the_default_and_the_best_are_measured_on_held_out_seeds(tmp_path, capsy
     out = capsys.readouterr().out
     assert "on held-out seeds [10, 12], on validation data: default (trial 0), average_accuracy 0.8800" in out
     assert f"on held-out seeds [10, 12], on validation data: trial {best}, average_accuracy 0.2900" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pruner", ["median", "successive_halving"])
+def test_a_pruner_stops_runs_between_experiences_and_what_they_took_counts(tmp_path, pruner):
+    """Rates of 1e-9 learn nothing, and come when there is something to fall behind."""
+    rates = [0.1, 0.11, 0.12, 0.13, 0.14, 0.15, 1e-9, 2e-9, 3e-9]
+    section = {"sampler": "grid", "pruner": pruner, "space": {"strategy.lr": {"choices": rates}}, "trials": 9}
+    stream = {"name": "digits", "validation": 0.2}
+    quick = {"loop": {"max_steps": 8, "representation": False}, "tracking": {"enabled": False}}
+    result = sweep(write(tmp_path, section, stream=stream, **quick), quiet=True)
+    stopped = [t for t in result.trials if t["state"] == "pruned"]
+    assert stopped
+    for trial in stopped:
+        assert trial["outcome"].startswith(f"stopped by {pruner} after ")
+        summary = json.loads(next(iter(Path(trial["folder"]).glob("*/summary.json"))).read_text())
+        assert summary["status"] == "interrupted"
+        assert len(summary["accuracy_matrix"]) < 6
+    assert json.loads((result.folder / "sweep.json").read_text())["effort"].startswith("9 trials, 9 runs")

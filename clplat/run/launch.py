@@ -41,6 +41,7 @@ from clplat.run.runlog import RunLog
 from clplat.run.saving import known_sources, restore
 from clplat.run.seal import MADE_ANEW, break_seal, close_seal, digest, seal_faults
 from clplat.run.start import carried_optimizer, start_run
+from clplat.run.state import Watch
 from clplat.run.step import total_steps
 from clplat.run.summary import changes, git_commit, summary
 from clplat.strategy import Strategy
@@ -58,13 +59,15 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def launch(
-    config: Config, run_dir: Path | None, *, quiet: bool, resumed: bool = False, report: Report | None = None
-) -> Result:
+    config: Config, run_dir: Path | None, *, quiet: bool, resumed: bool = False, report: Report | None = None,
+    watch: Watch | None = None,
+) -> Result:  # fmt: skip
     """Run on the processes that `config.fabric` asks for. Raises as `clplat.run` does.
 
     Args:
         run_dir: of the run; None makes one once everything is built, so that a refused run leaves no folder.
         report: writes what is to be read of the run into its folder when it has ended, whatever its status.
+        watch: may stop the run between experiences; of a run in one process.
     """
     if config.tracking.enabled:
         store_of(config.tracking, config.output)  # refuses what can't be tracked before anything is made
@@ -77,7 +80,7 @@ def launch(
     else:
         fabric.launch()
         with users_code():
-            outcome = _work(fabric, config, run_dir, start, quiet, resumed, report)
+            outcome = _work(fabric, config, run_dir, start, quiet, resumed, report, watch)
     if "error" in outcome:
         error = getattr(errors_module, outcome["error"])(*outcome["faults"])
         error.add_note(outcome["traceback"])
@@ -138,6 +141,7 @@ def _work(
     quiet: bool,
     resumed: bool,
     report: Report | None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     started, first = time.perf_counter(), fabric.global_rank == 0
     if fabric.world_size > 1:
@@ -162,7 +166,7 @@ def _work(
     run_dir = Path(fabric.broadcast(str(run_dir)))
     held = checkpoint.lock(run_dir) if first else None  # until this process ends or lets go of it
     try:
-        return _go(fabric, config, run_dir, stream, strategy, record, start, quiet, resumed, report, started)
+        return _go(fabric, config, run_dir, stream, strategy, record, start, quiet, resumed, report, started, watch)
     finally:
         if held is not None:
             held.close()
@@ -171,6 +175,7 @@ def _work(
 def _go(
     fabric: Fabric, config: Config, run_dir: Path, stream: Stream, strategy: Strategy, record: RunRecord,
     start: Path | None, quiet: bool, resumed: bool, report: Report | None, started: float,
+    watch: Watch | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The run itself, in a folder that is held."""
     first = fabric.global_rank == 0
@@ -181,6 +186,7 @@ def _go(
     tracker = _tracker(config, run_dir, stream, record, age) if tracked else None
     log = RunLog(run_dir if first else None, started, None, tracker, state["metrics_offset"] if state else 0)
     runner = Runner(strategy, stream, config.loop, fabric, config.seed, log, record)
+    runner.watch = watch
     runner.audit, runner.config = config.audit, json.loads(to_json(config.to_dict()))
     if first and not config.loop.checkpoint_whole:
         runner.sources = known_sources(strategy)

@@ -86,6 +86,9 @@ class Runner(RunState):
                 self.save()
             self._finish(experience)
             self.save()
+            if self.watch is not None and self.progress.experience < last and self.watch(self.record):
+                self.writer.wait()
+                raise Interrupted(f"stopped after experience {experience.index} ({experience.name})")
 
     def _train(self, experience: Experience) -> None:
         p, seen = self.progress, experience.seen()

@@ -23,6 +23,9 @@ from clplat.run.writer import Writer
 from clplat.strategy import Strategy
 from clplat.stream import Data, Stream
 
+Watch = Callable[[RunRecord], bool]
+"""Asked after each experience but the last, with what has been measured so far: whether the run is to stop."""
+
 
 class RunState:
     """What the turns, the step, measuring and saving work on.
@@ -60,6 +63,7 @@ class RunState:
         )
         self.progress, self.audit = Progress(), AuditSettings(enabled=False)
         self.stop_requested = False
+        self.watch: Watch | None = None
         self.config: dict[str, Any] = {}  # as config.yaml has it; what a resumed run is compared with
         self.resumed: dict[str, Any] | None = None  # {"optimizer", "learning_rates"} of the experience gone on with
         self.losses: list[Tensor] = []

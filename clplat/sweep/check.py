@@ -27,6 +27,8 @@ def check(plan: Plan, keys: Sequence[str]) -> None:
             resolved = resolve(argv=list(keys), config=plan.config(values, plan.seeds[0], "trial", stream))
             if resolved.loop.evaluate_on != "valid":
                 raise UserError("loop.evaluate_on: 'test' would choose hyper-parameters on test labels (valid: valid)")
+            if plan.pruner != "none" and resolved.fabric.devices * resolved.fabric.num_nodes > 1:
+                raise UserError(f"sweep.pruner: {plan.pruner} needs runs in one process (valid: none)")
             built = build(resolved)[0]
             kinds |= {str(e.kind) for e in built}
             lengths.add(len(built))

@@ -10,11 +10,11 @@ from typing import Any
 
 from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
-from clplat.sweep.early import means
+from clplat.sweep.early import Run, means
 from clplat.sweep.objectives import choose, front, values_of
 from clplat.sweep.plan import Plan, nested
 from clplat.sweep.progress import outcome, scores, shown
-from clplat.sweep.trials import Run, finished, values
+from clplat.sweep.trials import finished, values
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,33 @@
-"""When a trial of several seeds is given up before its last one."""
+"""When a trial is given up: by a pruner within its first run, after each experience; or before its last seeds."""
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from clplat.errors import Interrupted
+from clplat.metrics import summarize
+from clplat.metrics.record import RunRecord
 from clplat.sweep.objectives import oriented
 from clplat.sweep.plan import Plan
 
 ENOUGH = 4  # trials that are whole, before any is given up
 
 
+Run = Callable[..., Mapping[str, Any]]
+"""A run: (configuration in the layout of config.yaml, its folder) → contents of summary.json. Where the plan has a
+pruner it is given `watch` by name, too: what a run asks after each experience (`clplat.run.state.Watch`)."""
+
+
 class GivenUp(Exception):
-    """A trial that is not worth its remaining seeds; its text says why."""
+    """A trial that is not worth what is left of it; its text says why, and `cost` what its unfinished run took."""
+
+    def __init__(self, why: str, cost: Mapping[str, Any] | None = None) -> None:
+        super().__init__(why)
+        self.cost = dict(cost or {})
 
 
 def hopeless(study: Any, plan: Plan, rows: Sequence[Sequence[float]]) -> str:
@@ -43,3 +57,31 @@ def hopeless(study: Any, plan: Plan, rows: Sequence[Sequence[float]]) -> str:
 def means(rows: Sequence[Sequence[float]]) -> list[float]:
     """The mean of each metric over runs."""
     return [sum(column) / len(column) for column in zip(*rows, strict=True)]
+
+
+def watched(trial: Any, plan: Plan, run: Run, config: dict[str, Any], run_dir: Path, *, first: bool) -> Any:
+    """The summary of a run, whose metric is reported to the pruner after each experience, if it is a trial's first.
+
+    Raises:
+        GivenUp: the pruner stopped it.
+    """
+    if plan.pruner == "none" or not first or trial.user_attrs.get("default"):
+        return run(config, run_dir)
+    metric, stopped = plan.metrics[0], list[str]()
+
+    def watch(record: RunRecord) -> bool:
+        value, step = summarize(record)[0].get(metric), len(record.matrix) - 1
+        if value is None:
+            return False
+        trial.report(value, step)
+        if trial.should_prune():
+            stopped.append(f"stopped by {plan.pruner} after {step} experiences: {metric} {value:.4f}")
+        return bool(stopped)
+
+    try:
+        return run(config, run_dir, watch=watch)
+    except Interrupted:
+        if not stopped:
+            raise
+        cost = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["cost"]
+        raise GivenUp(stopped[0], cost) from None

@@ -7,6 +7,7 @@ sweep:
   choose: balanced              # of two: which point of the front best.yaml is: balanced, or the best by one of them
   trials: 20                    # in the whole study
   sampler: auto                 # auto, tpe, gp, nsgaii, random, grid
+  pruner: none                  # after each experience, of one metric: hyperband, successive_halving, median
   seeds: [0, 1]                 # of each trial; the metric is their mean
   give_up: median               # leave out the seeds of a trial that falls behind the median of the others; or never
   held_out: [10, 11]            # seeds that the default and the best are measured on at the end; default: none
@@ -36,13 +37,15 @@ import yaml
 
 from clplat.config import discovery
 from clplat.errors import UserError
+from clplat.metrics.catalogue import METRICS
 from clplat.sweep.objectives import BALANCED, read_choice, read_objectives
 from clplat.sweep.protocol import Protocol, read_protocol
 from clplat.sweep.ranges import spans
 from clplat.sweep.space import Span, finite, read_space
 
-_KEYS = ("metric", "direction", "choose", "trials", "sampler", "seeds", "give_up", "held_out", "protocol", "study",
-         "storage", "grace_seconds", "space")  # fmt: skip
+_KEYS = ("metric", "direction", "choose", "trials", "sampler", "pruner", "seeds", "give_up", "held_out", "protocol",
+         "study", "storage", "grace_seconds", "space")  # fmt: skip
+PRUNERS = ("none", "hyperband", "successive_halving", "median")
 GIVE_UP = ("median", "never")
 SAMPLERS = ("auto", "tpe", "gp", "nsgaii", "random", "grid")
 _PARTS = ("strategy", "stream", "backbone", "head")
@@ -77,6 +80,7 @@ class Plan:
     keys: list[str] = field(default_factory=list)
     protocol: Protocol = field(default_factory=Protocol)
     give_up: str = "median"
+    pruner: str = "none"
     held_out: list[int] = field(default_factory=list)
 
     @property
@@ -181,6 +185,7 @@ def make_plan(
     values["held_out"] = _seeds("held_out", given["held_out"], faults) if "held_out" in given else []
     if both := sorted(set(seeds) & set(values["held_out"])):
         faults.append(f"sweep.held_out: {both[0]} is one of sweep.seeds, by which is chosen (valid: others)")
+    values["pruner"] = _pruner(given.get("pruner", "none"), metrics, faults)
     values["give_up"] = given.get("give_up", "median")
     if values["give_up"] not in GIVE_UP:
         faults.append(f"sweep.give_up: {values['give_up']!r} is not valid (valid: {', '.join(GIVE_UP)})")
@@ -258,6 +263,16 @@ def _leaks(base: Mapping[str, Any], flags: Mapping[str, str]) -> list[str]:
     if asked - {None, "valid"}:
         return ["loop.evaluate_on: 'test' would choose hyper-parameters on test labels (valid: valid)"]
     return []
+
+
+def _pruner(given: Any, metrics: Sequence[str], faults: list[str]) -> str:
+    if given not in PRUNERS:
+        faults.append(f"sweep.pruner: {given!r} is not valid (valid: {', '.join(PRUNERS)})")
+    elif given != "none" and len(metrics) > 1:
+        faults.append(f"sweep.pruner: {given} has no meaning with two metrics: Optuna prunes by one (valid: none)")
+    elif given != "none" and METRICS[metrics[0]].group != "metrics":
+        faults.append(f"sweep.pruner: {given} needs a metric; {metrics[0]} is a cost (valid: none)")
+    return str(given)
 
 
 def _seeds(key: str, given: Any, faults: list[str]) -> list[int]:

@@ -48,6 +48,7 @@ def open_study(plan: Plan, seed: int | None, *, must_exist: bool = False) -> Any
         study.set_user_attr("identity", digest)
     # A study that goes on must not draw the values of its beginning again.
     study.sampler = _sampler(plan, None if seed is None else seed + len(trials))
+    study.pruner = _pruner(plan)
     return study
 
 
@@ -116,6 +117,17 @@ class _Lock:
     def release(self) -> None:
         """Let go of it."""
         self.held.file.close()
+
+
+def _pruner(plan: Plan) -> Any:
+    """By experiences: the first rung is one of them."""
+    from optuna import pruners
+
+    if plan.pruner == "hyperband":
+        return pruners.HyperbandPruner(min_resource=1, max_resource="auto")
+    if plan.pruner == "successive_halving":
+        return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+    return pruners.MedianPruner() if plan.pruner == "median" else pruners.NopPruner()
 
 
 def _sampler(plan: Plan, seed: int | None) -> Any:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from clplat.errors import Interrupted, UserError
+from clplat.run.state import Watch
 from clplat.sweep.conclude import SweepResult, conclude
+from clplat.sweep.early import Run
 from clplat.sweep.plan import Plan, read_plan
 from clplat.sweep.progress import Progress
 from clplat.sweep.store import open_study, storage_faults
-from clplat.sweep.trials import Run, enqueue, work
+from clplat.sweep.trials import enqueue, work
 from clplat.sweep.workers import employ
 
 
@@ -89,19 +91,20 @@ def _plan(config: str | Path | None, keys: Sequence[str], trials: int | None, qu
     return plan
 
 
-def perform(keys: Sequence[str], config: dict[str, Any], run_dir: Path) -> Mapping[str, Any]:
+def perform(
+    keys: Sequence[str], config: dict[str, Any], run_dir: Path, watch: Watch | None = None
+) -> Mapping[str, Any]:  # fmt: skip
     """One run of a trial: begun, resumed where a dead worker left it, or already complete."""
-    from clplat import api
     from clplat.config.resolve import resolve
+    from clplat.run.launch import launch
 
     with contextlib.suppress(FileNotFoundError, ValueError):
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
         if summary["status"] == "complete":
             return summary
     if (run_dir / "config.yaml").is_file():
-        return api.resume(run_dir, quiet=True).summary
-    resolved = resolve(argv=list(keys), config=config)
-    return api.run_config(resolved, quiet=True, run_dir=run_dir, report=False).summary
+        return launch(resolve(config=run_dir / "config.yaml"), run_dir, quiet=True, resumed=True, watch=watch).summary
+    return launch(resolve(argv=list(keys), config=config), run_dir, quiet=True, watch=watch).summary
 
 
 def default_of(plan: Plan) -> dict[str, Any] | None:

@@ -12,11 +12,10 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from clplat.errors import Interrupted, MissingError
-from clplat.sweep.early import GivenUp, hopeless, means
+from clplat.sweep.early import GivenUp, Run, hopeless, means, watched
 from clplat.sweep.objectives import values_of
 from clplat.sweep.owners import is_gone, me
 from clplat.sweep.plan import Plan
@@ -24,9 +23,6 @@ from clplat.sweep.plan import Plan
 MAX_REPEATS = 3  # of a trial whose worker died
 POLL = 0.5  # seconds between two looks at the study while there is nothing to take
 UNOWNED = 10.0  # seconds after which a trial that has no worker's name was left by one that died as it took it
-
-Run = Callable[[dict[str, Any], Path], Mapping[str, Any]]
-"""A run: (configuration in the layout of config.yaml, its folder) → contents of summary.json."""
 
 
 def work(study: Any, plan: Plan, run: Run, told: Callable[[], None] = lambda: None) -> None:
@@ -126,6 +122,8 @@ def _attempt(study: Any, trial: Any, plan: Plan, run: Run) -> None:
         raise
     except GivenUp as why:
         trial.set_user_attr("stopped", str(why))
+        if why.cost:
+            trial.set_user_attr("spent", _spent(why.cost))
     except Exception as error:  # noqa: BLE001 - one bad combination must not end the search
         trial.set_user_attr("reason", f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
     tell(study, trial.number, found, stopped="stopped" in trial.user_attrs)
@@ -144,19 +142,23 @@ def _evaluate(study: Any, trial: Any, plan: Plan, folder: str, run: Run) -> list
         GivenUp: it falls behind; the default, which others are compared with, never does.
     """
     rows: list[list[float]] = []
-    spent = {"runs": 0, "seconds": 0.0, "flops": 0.0}
+    spent: dict[str, float] = {}
     for stream, seed, place in plan.cells():
-        summary = run(plan.config(values(trial), seed, folder, stream), plan.folder / folder / place)
-        cost = summary.get("cost", {})
-        spent["runs"] += 1
-        spent["seconds"] += sum(cost.get(k) or 0.0 for k in ("train_seconds", "eval_seconds"))
-        spent["flops"] += cost.get("train_flops") or 0.0
+        config = plan.config(values(trial), seed, folder, stream)
+        summary = watched(trial, plan, run, config, plan.folder / folder / place, first=not rows)
+        spent = {k: v + spent.get(k, 0) for k, v in _spent(summary.get("cost", {})).items()}
         rows.append(values_of(summary, plan.metrics))
         trial.set_user_attr("spent", spent)
         trial.set_user_attr("rows", rows)
         if not trial.user_attrs.get("default") and (why := hopeless(study, plan, rows)):
             raise GivenUp(why)
     return means(rows)
+
+
+def _spent(cost: Mapping[str, Any]) -> dict[str, float]:
+    """What one run took."""
+    seconds = sum(cost.get(k) or 0.0 for k in ("train_seconds", "eval_seconds"))
+    return {"runs": 1, "seconds": seconds, "flops": cost.get("train_flops") or 0.0}
 
 
 def tell(study: Any, number: int, found: list[float] | None, *, stopped: bool = False) -> bool:

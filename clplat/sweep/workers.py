@@ -13,9 +13,10 @@ from typing import Any
 
 from clplat import errors
 from clplat.errors import ClplatError, Interrupted, UserError
+from clplat.sweep.early import Run
 from clplat.sweep.plan import Plan
 from clplat.sweep.store import open_study
-from clplat.sweep.trials import POLL, Reaper, Run, is_done, work
+from clplat.sweep.trials import POLL, Reaper, is_done, work
 
 MAX_IDLE_DEATHS = 3  # of workers that held no trial, after which none is started again
 
