@@ -10,7 +10,7 @@ from clplat.cli import main
 from clplat.config import discovery
 from clplat.errors import UserError
 from clplat.sweep.plan import read_plan
-from clplat.sweep.ranges import span
+from clplat.sweep.ranges import searched, span
 from clplat.sweep.space import Span
 from clplat.sweep.study import sweep
 from clplat.sweep.unwritten import plan_of_flags
@@ -25,7 +25,7 @@ UNTUNED = {"simplecil"}  # no option of theirs changes what they compute
 def test_every_strategy_takes_what_is_searched_of_it(name):
     """There are ranges, the defaults lie in them, and the constructor accepts both ends of each."""
     entry = discovery.find("strategies", name)
-    spans = {key: span(key, value) for key, value in discovery.searched(entry).items()}
+    spans = {key: span(key, value) for key, value in searched(entry).items()}
     assert bool(spans) == (name not in UNTUNED)
     defaults = {o.name: o.default for o in discovery.options(entry)}
     assert [key for key, one in spans.items() if not one.holds(defaults[key])] == []
@@ -39,14 +39,14 @@ def test_every_strategy_takes_what_is_searched_of_it(name):
 
 
 def test_a_class_has_the_ranges_of_its_bases_but_for_what_it_takes_away(tmp_path):
-    assert set(discovery.searched(discovery.find("strategies", "acu"))) == {"gamma"}  # `acil` takes lr away
+    assert set(searched(discovery.find("strategies", "acu"))) == {"gamma"}  # `acil` takes lr away
     file = tmp_path / "mine.py"
     ranges = "{'replay_batch': [1, 2], 'none': (0, 1)}"
     file.write_text(f"from clplat.strategies.er import ER\n\nclass Mine(ER):\n    searched = {ranges}\n")
     entry = discovery.find("strategies", f"{file}:Mine")
-    assert discovery.searched(entry) == {"lr": (1e-3, 1.0, "log"), "replay_batch": [1, 2]}
+    assert searched(entry) == {"lr": (1e-3, 1.0, "log"), "replay_batch": [1, 2]}
     made = discovery.Entry("x", "strategies", file, "x", made=discovery.load("strategies", f"{file}:Mine"))
-    assert discovery.searched(made) == discovery.searched(entry)
+    assert searched(made) == searched(entry)
 
 
 @pytest.mark.parametrize("declared", [(1.0,), (2.0, 1.0), (0, 1, "log"), (0, 1, "linear"), "all", [], [[1]]])

@@ -158,31 +158,6 @@ def options(entry: Entry) -> list[Option]:
     return [o for o in found if o.name not in GIVEN[entry.group]]
 
 
-def searched(entry: Entry) -> dict[str, Any]:
-    """What a sweep over a strategy searches unless it is told: its `searched`, laid over those of its bases.
-
-    Raises:
-        UserError: it is not written in literals.
-    """
-    if entry.made is not None:
-        found = [vars(c)["searched"] for c in inspect.getmro(_class_of(entry.made)) if "searched" in vars(c)]
-    else:
-        cls = syntax.find_class(syntax.read(entry.file), entry.qualname.rpartition(":")[2])
-        try:
-            found = [] if cls is None else [ast.literal_eval(v) for v in syntax.class_values(cls, "searched")]
-        except ValueError as error:
-            raise UserError(f"strategy: {entry.name}.searched is not written in literals") from error
-    merged: dict[str, Any] = {}
-    for layer in reversed(found):
-        merged |= layer
-    known = {o.name for o in options(entry)}
-    return {name: value for name, value in merged.items() if value is not None and name in known}
-
-
-def _class_of(part: Any) -> type:
-    return part if inspect.isclass(part) else type(part)
-
-
 def has_head(entry: Entry) -> bool:
     """Whether a backbone's logits come from a head: no class of its file sets `needs_head` to False."""
     if entry.made is not None:
