@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from clplat.config import discovery, syntax
+from clplat.config.imported import options_of_object
 from clplat.errors import UserError
 
 STRATEGY = '''
@@ -109,7 +110,7 @@ def test_options_follow_base_into_its_bases(third: Path):
 def test_the_tree_and_the_imported_class_agree():
     for name in ("er", "naive"):
         entry = discovery.entries("strategies")[name]
-        imported = discovery._options_of_object(discovery.load("strategies", name))
+        imported = options_of_object(discovery.load("strategies", name))
         read = {o.name: (o.type, o.default, o.help) for o in discovery.options(entry)}
         assert read == {o.name: (o.type, o.default, o.help) for o in imported if o.name != "model"}
 

@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 from clplat.config import syntax
 from clplat.config.given import absent, is_given
+from clplat.config.imported import options_in_file, options_of_object
 from clplat.config.syntax import Option
 from clplat.errors import UserError, users_code
 
@@ -142,7 +142,7 @@ def options(entry: Entry) -> list[Option]:
     found: list[Option] | None
     if entry.made is not None:
         makes = inspect.isclass(entry.made) or inspect.isfunction(entry.made)
-        found = (_options_in_file(entry.made) or _options_of_object(entry.made)) if makes else []
+        found = (options_in_file(entry.made) or options_of_object(entry.made)) if makes else []
         return [o for o in found if o.name not in GIVEN[entry.group]]
     attribute = entry.qualname.rpartition(":")[2]
     module = syntax.read(entry.file)
@@ -154,7 +154,7 @@ def options(entry: Entry) -> list[Option]:
         found = syntax.class_options(cls)
     if found is None:
         name = entry.qualname if entry.qualname.rpartition(":")[0].endswith(".py") else entry.name
-        found = _options_of_object(load(entry.group, name))
+        found = options_of_object(load(entry.group, name))
     return [o for o in found if o.name not in GIVEN[entry.group]]
 
 
@@ -341,43 +341,3 @@ def _import_file(file: Path) -> Any:
         del sys.modules[name]
         raise
     return module
-
-
-def _options_in_file(part: Any) -> list[Option] | None:
-    """Options of a class at the top of a file, read there; None of any other."""
-    try:
-        file = Path(inspect.getsourcefile(part) or "")
-    except TypeError:  # of a notebook
-        return None
-    if not inspect.isclass(part) or part.__qualname__ != part.__name__ or not file.is_file():
-        return None
-    cls = syntax.find_class(syntax.read(file), part.__name__)
-    return None if cls is None else syntax.class_options(cls)
-
-
-def _options_of_object(part: Any) -> list[Option]:
-    """Options of an imported class or function: its own parameters, then those behind `**base`."""
-    owners = [c for c in inspect.getmro(part) if "__init__" in vars(c)] if inspect.isclass(part) else [part]
-    found: dict[str, Option] = {}
-    documented: dict[str, str] = {}
-    for owner in reversed(inspect.getmro(part) if inspect.isclass(part) else [part]):
-        documented |= syntax.help_texts(inspect.cleandoc(owner.__doc__ or ""))
-    for owner in owners:
-        function = owner.__init__ if inspect.isclass(owner) else owner
-        texts = documented | syntax.help_texts(inspect.cleandoc(function.__doc__ or ""))
-        try:
-            hints = typing.get_type_hints(function)
-        except NameError:  # of a class written within a function
-            hints = {}
-        more = False
-        for name, parameter in list(inspect.signature(function).parameters.items())[int(inspect.isclass(owner)) :]:
-            if parameter.kind is parameter.VAR_KEYWORD:
-                more = True
-            elif parameter.kind is not parameter.VAR_POSITIONAL and name not in found:
-                default = syntax.REQUIRED if parameter.default is parameter.empty else parameter.default
-                if default is syntax.REQUIRED and owner is not owners[0]:
-                    continue  # the class gives it to its base
-                found[name] = Option(name, hints.get(name, Any), default, texts.get(name, ""))
-        if not more:
-            break
-    return list(found.values())
