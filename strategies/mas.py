@@ -45,6 +45,7 @@ class MAS(Strategy):
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1711.09601"
     needs_classes = True
+    searched = {"penalty": (1e-4, 10.0, "log")}
 
     def __init__(self, *, penalty: float = 1.0, **base):
         super().__init__(**base)

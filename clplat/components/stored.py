@@ -50,6 +50,11 @@ class Stored(nn.Module):
         slots = self._held_slots()
         return Data(self.stored["inputs"][slots], self.stored["labels"][slots])
 
+    def everything(self) -> tuple[Tensor, ...]:
+        """All that is held, in the order of `sample`: inputs (len, ...), labels (len,), then the extras."""
+        slots = self._held_slots()
+        return tuple(t.index_select(0, slots) for t in self.stored.values())
+
     def erase(self, request: Experience) -> int:
         """Remove what a forget experience names: all samples of its `classes`, and its own samples; returns how many.
 
