@@ -90,7 +90,7 @@ def check_command(words):
         return
     args = parser.parse_args(own)
     if command == "check":
-        assert discovery.groups_of(args.part)
+        assert module.groups_of(args.part)
     elif command == "cp":
         find_config(args.name)
     elif command == "list":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 
 from clplat.commands.arguments import Parser
-from clplat.config import discovery
+from clplat.config import discovery, syntax
 from clplat.errors import UserError
 
 TAKES_KEYS = True  # of a stream: its options, data_root, and the backbone whose language a stream of text speaks
@@ -38,7 +39,7 @@ def _group(name: str, kind: str | None) -> str:
         group = {"strategy": "strategies", "stream": "streams"}[kind]
         discovery.find(group, name)
         return group
-    found = discovery.groups_of(name)
+    found = groups_of(name)
     if len(found) > 1:
         raise UserError(f"check: '{name}' is a strategy and a stream (say --as strategy, or --as stream)")
     if not found and ".py" not in name:
@@ -48,3 +49,13 @@ def _group(name: str, kind: str | None) -> str:
         discovery.find("strategies", name)  # says what is wrong with the file
         raise UserError(f"check: {name}: is neither a Strategy nor a Stream")
     return found[0]
+
+
+def groups_of(name: str) -> list[str]:
+    """Which of strategies and streams have a part of this name, or of this file."""
+    found = {}
+    for group in discovery.ROOTS:
+        with suppress(UserError):
+            found[group] = discovery.find(group, name)
+    stated = name.rpartition(":")[2] if ".py:" in name else None
+    return [g for g, e in found.items() if stated is None or stated in discovery.candidates(syntax.read(e.file), g)]

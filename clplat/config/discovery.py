@@ -108,20 +108,6 @@ def find(group: str, name: str, given: Mapping[str, Any] | None = None) -> Entry
     return known[name]
 
 
-def groups_of(name: str) -> list[str]:
-    """Which of strategies and streams have a part of this name, or of this file."""
-    found = []
-    for group in ROOTS:
-        try:
-            entry = find(group, name)
-        except UserError:
-            continue
-        cls = entry.qualname.rpartition(":")[2]
-        if not (".py:" in name and cls not in _candidates(syntax.read(entry.file), group)):
-            found.append(group)
-    return found
-
-
 def load(group: str, name: str) -> Any:
     """Import a part: the class of a strategy, stream or head, the function of a backbone.
 
@@ -202,12 +188,12 @@ def _class_entry(group: str, name: str, file: Path, module_name: str, attribute:
         line = getattr(error, "lineno", None)
         return Entry(name, group, file, module_name + ":", fault=f"{file.name}: syntax error in line {line}: {error}")
     if attribute is None:
-        candidates = _candidates(module, group)
-        if len(candidates) != 1:
-            what = f"{len(candidates)} public classes derive from {ROOTS[group]}" if candidates else (
+        found = candidates(module, group)
+        if len(found) != 1:
+            what = f"{len(found)} public classes derive from {ROOTS[group]}" if found else (
                 f"no public class derives from {ROOTS[group]}")  # fmt: skip
             return Entry(name, group, file, module_name + ":", fault=f"{file.name}: {what}; there must be one")
-        attribute = candidates[0]
+        attribute = found[0]
     cls = syntax.find_class(module, attribute)
     if cls is None:
         return Entry(name, group, file, module_name + ":", fault=f"{file.name}: has no class '{attribute}'")
@@ -225,7 +211,8 @@ def _class_entry(group: str, name: str, file: Path, module_name: str, attribute:
     )
 
 
-def _candidates(module: syntax.Module, group: str) -> list[str]:
+def candidates(module: syntax.Module, group: str) -> list[str]:
+    """Public classes of a file that derive from the group's base."""
     found = []
     for name, node in module.names.items():
         if not isinstance(node, ast.ClassDef) or name.startswith("_"):
