@@ -106,7 +106,11 @@ def drawn(subject: Subject, **options: int) -> set[int]:
     plain = {name: getattr(Bounded, name) for name in names}
 
     def noting(draw: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda memory, n: (counts.add(n), draw(memory, n))[1]
+        def noted(memory: Bounded, n: int) -> Any:
+            counts.add(n)
+            return draw(memory, n)
+
+        return noted
 
     try:
         for name in names:
