@@ -82,7 +82,9 @@ def names(subject: StreamSubject) -> None:
     expect(not faults, "; ".join(faults))
     declared = getattr(subject.cls, "kinds", None)
     more = sorted({e.kind for e in stream} - set(declared or Kind))
-    expect(not more, f"it holds kind {listed(more)}, which {subject.cls.__name__}.kinds does not declare")
+    expect(
+        not more, f"it holds kind {listed([str(k) for k in more])}, which {subject.cls.__name__}.kinds does not declare"
+    )
 
 
 def shapes(subject: StreamSubject) -> None:
