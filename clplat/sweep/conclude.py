@@ -103,7 +103,7 @@ def _held_out(complete: Sequence[Any], best_ones: Sequence[Any], plan: Plan, run
 def _held_out_lines(
     complete: Sequence[Any], best_ones: Sequence[Any], plan: Plan, found: Mapping[int, list[float]]
 ) -> list[str]:  # fmt: skip
-    default = next((t.number for t in complete if t.user_attrs.get("default")), None)
+    default = next((t.number for t in complete if t.user_attrs.get("default")), -1)
     where = f"on held-out seeds {plan.held_out}, on validation data"
     lines = [f"{where}: default (trial {default}), {scores(found[default], plan)}"] if default in found else []
     return lines + [f"{where}: trial {t.number}, {scores(found[t.number], plan)}" for t in best_ones

@@ -17,7 +17,9 @@ class Progress:
     def __init__(self, study: Any, plan: Plan, quiet: bool) -> None:
         self.study, self.plan, self.quiet = study, plan, quiet
         self.told = {t.number for t in study.get_trials(deepcopy=False) if finished(t)}
-        self.before, self.began, self.bar, self.task = len(self.told), time.monotonic(), None, None
+        self.before, self.began = len(self.told), time.monotonic()
+        self.bar: Any = None
+        self.task: Any = None
 
     def __enter__(self) -> Progress:
         from rich.console import Console

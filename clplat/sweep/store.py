@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from clplat.errors import UserError
 from clplat.sweep.plan import Plan
@@ -34,9 +34,8 @@ def open_study(plan: Plan, seed: int | None, *, must_exist: bool = False) -> Any
         storage = _storage(plan.storage)
         if must_exist and plan.study not in optuna.study.get_all_study_names(storage):
             raise UserError(f"sweep.study: no study {plan.study!r} in {plan.storage} to join (start it without --join)")
-        study = optuna.create_study(
-            study_name=plan.study, storage=storage, directions=plan.directions, load_if_exists=True
-        )
+        directions: Any = plan.directions
+        study = optuna.create_study(study_name=plan.study, storage=storage, directions=directions, load_if_exists=True)
         trials = study.get_trials(deepcopy=False)
         digest = hashlib.sha256(plan.identity().encode()).hexdigest()
         known = study.user_attrs.get("identity", None if trials else digest)
@@ -99,7 +98,7 @@ def _storage(where: str) -> Any:
     if "://" in where:
         return RDBStorage(where)
     Path(where).parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(where, _Lock(f"{where}.lock")))
+    return JournalStorage(JournalFileBackend(where, cast(Any, _Lock(f"{where}.lock"))))
 
 
 class _Lock:
