@@ -46,7 +46,7 @@ class Frozen(Backbone):
         self.register_buffer("input_mean", net.input_mean, persistent=False)
         self.register_buffer("input_std", net.input_std, persistent=False)
         self._kept: _Kept | None = None
-        self._version: tuple[tuple[int, int], ...] = ()
+        self._weights: tuple[tuple[int, int], ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -86,14 +86,14 @@ class Frozen(Backbone):
         """That of the weights as they are now."""
         tensors = [*self.net.parameters(), *self.net.buffers()]
         version = tuple((t.data_ptr(), t._version) for t in tensors)
-        if self._kept is None or version != self._version:
+        if self._kept is None or version != self._weights:
             assert self.folder is not None
             digest = hashlib.sha256(f"{self.made} {tensors[0].device.type} {torch.__version__}".encode())
             for name, tensor in sorted([*self.net.named_parameters(), *self.net.named_buffers()]):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(_bytes(tensor))
             self._kept = _Kept.of(self.folder / f"{digest.hexdigest()[:32]}.features", self.embed_dim)
-            self._version = version
+            self._weights = version
         return self._kept
 
 
@@ -196,4 +196,4 @@ def _digests(inputs: Tensor) -> list[bytes]:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
