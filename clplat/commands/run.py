@@ -88,9 +88,9 @@ def _tell(result: Result) -> None:
     """Where the run is and what it measured; only one of several processes has a summary to tell."""
     if not result.summary:
         return
-    for name, value in result.metrics.items():
-        if value is not None:
-            print(f"{name:<32}{value:.4f}")
+    measured = {name: value for name, value in result.metrics.items() if value is not None}
+    for name, value in measured.items():
+        print(f"{name:<{max(map(len, measured))}}  {value:.4f}")
     print(f"{result.status}: {result.run_dir}" + (f"\n{result.note}" if result.note else ""))
 
 
