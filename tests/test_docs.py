@@ -99,9 +99,10 @@ def check_command(words):
         assert args.group in (None, *GROUPS)
     elif command == "sweep":
         from clplat.sweep.check import check
-        from clplat.sweep.plan import read_plan
+        from clplat.sweep.study import _plan
 
-        check(read_plan(args.config, keys, args.trials), keys)
+        plan = _plan(args.config, keys, args.trials, quiet=True)
+        check(plan, plan.keys)
     elif command in ("run", "validate") and (keys or args.config):
         seeds = parse_seeds(args.seeds) if getattr(args, "seeds", None) else None
         assert expand(keys, args.config, seeds)

@@ -170,10 +170,15 @@ def did_you_mean(word: str, known: Any, n: int = 3) -> str:
 
 def _one_per_file(group: str) -> dict[str, Entry]:
     """Strategies and streams: the file's stem is the name; a leading underscore marks machinery."""
-    found = {}
-    for file in _sources(_HOME / group):
-        found[file.stem] = _class_entry(group, file.stem, file, f"clplat.{group}.{file.stem}")
-    return found
+    files = sorted((_HOME / group).glob("*.py"))
+    return dict(_read_once(group, tuple((f, f.stat().st_mtime_ns) for f in files)))
+
+
+@functools.lru_cache(maxsize=4)
+def _read_once(group: str, files: tuple[tuple[Path, int], ...]) -> dict[str, Entry]:
+    """What is in files, as long as none of them changes: of every configuration that is read all are asked for."""
+    public = [f for f, _ in files if not f.stem.startswith("_")]
+    return {f.stem: _class_entry(group, f.stem, f, f"clplat.{group}.{f.stem}") for f in public}
 
 
 def _sources(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -287,6 +288,7 @@ def _set_layout(client: Any, experiment: Any) -> None:
         client.set_experiment_tag(experiment.experiment_id, charts.VERSION_TAG, charts.LAYOUT_VERSION)
 
 
+@functools.cache
 def load() -> None:
     """Import what sending takes of MLflow: seconds of work, once in a process."""
     from mlflow.store.tracking import sqlalchemy_store  # noqa: F401
