@@ -11,10 +11,10 @@ demo: sync
 	$(RUN) clplat run demo/digits
 
 test: sync-dev
-	$(RUN) pytest -q -n auto --durations=15
+	$(RUN) pytest -q -n auto --dist worksteal --durations=15
 
 test-slow: sync-dev
-	$(RUN) pytest -q -n auto -m slow --durations=40
+	$(RUN) pytest -q -n auto --dist worksteal -m slow --durations=40
 
 bench: sync-dev
 	$(RUN) python -m benchmarks
