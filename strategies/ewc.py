@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clplat import Experience, Kind, Strategy, require
-from clplat.components.consolidation import add_quadratic, quadratic
+from clplat import Experience, Kind, require
+from clplat.components.consolidation import add_quadratic
 from clplat.components.fisher import mean_squared_gradient
 from clplat.components.losses import Losses
-from clplat.components.per_parameter import PerParameter, trainable
+from clplat.components.per_parameter import trainable
+from clplat.strategies._consolidated import Consolidated
 
 
 def fisher(model: nn.Module, inputs: Tensor, labels: Tensor, group: int, task: int = 0) -> dict[str, Tensor]:
@@ -39,11 +40,10 @@ def fisher(model: nn.Module, inputs: Tensor, labels: Tensor, group: int, task: i
     return mean_squared_gradient(loss, parameters, inputs, labels, group)
 
 
-class EWC(Strategy):
+class EWC(Consolidated):
     """Elastic weight consolidation.
 
     Args:
-        penalty: λ ≥ 0, weight of the penalty; 0 makes this `naive`. Too large a λ diverges: lr · λ · F < 1 is needed.
         mode: separate adds a penalty for each experience; online keeps one, around the last weights.
         online_decay: γ in [0, 1], weight of the older importances in mode online.
         fisher_batch: b ≥ 1, samples whose gradients are averaged before they are squared; 1 is the empirical Fisher,
@@ -63,28 +63,10 @@ class EWC(Strategy):
         fisher_batch: int = 1,
         **base,
     ):
-        super().__init__(**base)
-        require("penalty", penalty, penalty >= 0, "≥ 0")
+        super().__init__(penalty=penalty, **base)
         require("online_decay", online_decay, 0 <= online_decay <= 1, "in [0, 1]")
         require("fisher_batch", fisher_batch, fisher_batch >= 1, "≥ 1")
-        self.penalty, self.mode, self.online_decay, self.fisher_batch = penalty, mode, online_decay, fisher_batch
-        self.importance, self.centre = PerParameter(self.model), PerParameter(self.model)
-        self._past = False
-
-    def grow(self, experience: Experience) -> None:
-        super().grow(experience)
-        self.importance.grow(self.model)
-        self.centre.grow(self.model)
-        self._past = experience.index > 0
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x, y = batch  # (B, ...), (B,)
-        loss = self.mean(self.losses(x, y))
-        if self._past and self.penalty:
-            names = trainable(self.model)
-            held = quadratic(list(names.values()), self.importance.of(names), self.centre.of(names))
-            loss = loss + self.penalty * held
-        return loss
+        self.mode, self.online_decay, self.fisher_batch = mode, online_decay, fisher_batch
 
     def end(self, experience: Experience) -> None:
         """Add this experience's Fisher information. Every process computes it whole, so that all agree."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clplat import Experience, Kind, Strategy, require
-from clplat.components.consolidation import quadratic
+from clplat import Experience, Kind
 from clplat.components.fisher import mean_squared_gradient
-from clplat.components.per_parameter import PerParameter, trainable
+from clplat.components.per_parameter import trainable
+from clplat.strategies._consolidated import Consolidated
 
 
 def sensitivity(model: nn.Module, inputs: Tensor, task: int | None = None) -> dict[str, Tensor]:
@@ -35,39 +35,13 @@ def sensitivity(model: nn.Module, inputs: Tensor, task: int | None = None) -> di
     return mean_squared_gradient(squared_norm, parameters, inputs, unused, measure=torch.abs)
 
 
-class MAS(Strategy):
-    """Memory aware synapses. B samples of a batch, n of an experience, C classes.
-
-    Args:
-        penalty: λ ≥ 0, weight of the penalty; 0 makes this `naive`. Too large a λ diverges: lr · λ · Ω < 1 is needed.
-    """
+class MAS(Consolidated):
+    """Memory aware synapses. B samples of a batch, n of an experience, C classes; Ω is the base's F."""
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1711.09601"
     needs_classes = True
     searched = {"penalty": (1e-4, 10.0, "log")}
-
-    def __init__(self, *, penalty: float = 1.0, **base):
-        super().__init__(**base)
-        require("penalty", penalty, penalty >= 0, "≥ 0")
-        self.penalty = penalty
-        self.importance, self.centre = PerParameter(self.model), PerParameter(self.model)
-        self._past = False
-
-    def grow(self, experience: Experience) -> None:
-        super().grow(experience)
-        self.importance.grow(self.model)
-        self.centre.grow(self.model)
-        self._past = experience.index > 0
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x, y = batch  # (B, ...), (B,)
-        loss = self.mean(self.losses(x, y))
-        if self._past and self.penalty:
-            names = trainable(self.model)
-            held = quadratic(list(names.values()), self.importance.of(names), self.centre.of(names))
-            loss = loss + self.penalty * held
-        return loss
 
     def end(self, experience: Experience) -> None:
         """Add this experience's sensitivity. Every process computes it whole, so that all agree."""

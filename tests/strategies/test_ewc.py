@@ -3,9 +3,10 @@ import torch
 import torch.nn.functional as F
 
 from clplat import Data, Experience, Kind
+from clplat.components.consolidation import quadratic
 from clplat.components.per_parameter import trainable
 from clplat.errors import UserError
-from clplat.strategies.ewc import EWC, fisher, quadratic
+from clplat.strategies.ewc import EWC, fisher
 from clplat.strategies.naive import Naive
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from summing import learn
 
 from clplat import Data, Experience, Kind
 from clplat.components.ridge import Ridge
@@ -19,21 +20,6 @@ def model(model):
 def make(model, **options):
     torch.manual_seed(0)
     return RanPAC(model=model().double(), **{"width": 20, **options})
-
-
-def learn(strategy, experiences, batch=7, epochs=1):
-    """What the loop does."""
-    for e in experiences:
-        strategy.train()
-        strategy.grow(e)
-        strategy.begin(e)
-        for _ in range(epochs):
-            for positions in torch.arange(len(e.train)).split(batch):
-                raw, labels = e.train.batch(positions)
-                strategy.raw, strategy.rows, strategy.global_batch = raw, e.train.row_ids()[positions], len(raw)
-                assert strategy.training_step((strategy.prepare(raw).double(), labels), 0) is None
-        strategy.end(e)
-    return strategy
 
 
 def noisy(experiences, count):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from summing import learn
 
 from clplat import Data, Experience, Kind
 from clplat.errors import UserError
@@ -13,22 +14,6 @@ from clplat.strategies.simplecil import SimpleCIL
 def model(model):
     """With features enough to tell the classes apart untrained."""
     return lambda **options: model(**{"hidden": (60,), **options})
-
-
-def learn(strategy, experiences, batch=8, epochs=1):
-    """What the loop does."""
-    for e in experiences:
-        strategy.train()
-        strategy.grow(e)
-        strategy.begin(e)
-        for _ in range(epochs):
-            for positions in torch.arange(len(e.train)).split(batch):
-                raw, labels = e.train.batch(positions)
-                raw = raw.to(next(strategy.model.parameters()).dtype)
-                strategy.raw, strategy.global_batch = raw, len(raw)
-                assert strategy.training_step((strategy.prepare(raw), labels), 0) is None
-        strategy.end(e)
-    return strategy
 
 
 def reference(features, labels, probe, classes):
