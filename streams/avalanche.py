@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.data.arrays import channel_axis
+from clplat.data.arrays import as_inputs, channel_axis, numbers
 from clplat.data.datasets import find_root
-from clplat.data.pictures import channels_first, pixels
+from clplat.data.pictures import pixels
 from clplat.data.splits import hold_out, places
 from clplat.data.worlds import generator
 from clplat.errors import MissingError, UserError
@@ -37,6 +37,8 @@ class Avalanche(Stream):
         benchmark: name of a function in avalanche.benchmarks; or, from Python, a benchmark.
         options: arguments of that function, such as n_experiences.
         validation: share, in [0, 1), of each class's training samples held out in each experience.
+        scale: number that samples are divided by, > 0: the one that is white. null: 255 for bytes, 65535 for 16 bits,
+            refused where the upper ones are unused in all of them; floats are taken as they are.
 
     Raises:
         UserError: avalanche-lib is not installed, the benchmark is unknown, or its arguments are wrong.
@@ -54,6 +56,7 @@ class Avalanche(Stream):
         benchmark: Any = "SplitMNIST",
         options: dict[str, Any] | None = None,
         validation: float = 0.0,
+        scale: float | None = None,
     ) -> None:
         seed = 0 if seed is None else seed
         if not 0 <= validation < 1:
@@ -66,14 +69,11 @@ class Avalanche(Stream):
         if not train or len(tests) not in (1, len(train)):
             counts = f"{len(train)} training and {len(tests)} test experiences"
             raise UserError(f"stream.benchmark: {counts} (valid: as many of each, or one test experience)")
-        inputs, labels, rows = _read([e.dataset for e in train])
-        test_inputs, test_labels, test_rows = _read([e.dataset for e in tests])
+        (inputs, labels, rows), (test_inputs, test_labels, test_rows), notes, white = _read_both(train, tests, scale)
         met = list(dict.fromkeys(c for r in rows for c in np.unique(labels[r]).tolist()))
         unknown = np.setdiff1d(test_labels, met).tolist()
         if unknown:
-            raise UserError(
-                f"stream.benchmark: test labels {unknown[:5]} are in no training experience (valid: the same)"
-            )
+            raise UserError(f"stream.benchmark: test labels {unknown[:5]} are not trained on (valid: the same)")
         if len(tests) == 1:
             # One test set for all experiences: each is scored on the classes it teaches.
             test_rows = [test_rows[0][np.isin(test_labels, labels[r])] for r in rows]
@@ -105,7 +105,9 @@ class Avalanche(Stream):
             task_known=len(set(tasks)) > 1,
             class_names=[str(c) for c in met],
         )
+        self.notes = tuple(notes)
         self.origin = {"refused": {"pictures": "Avalanche's transformations are code, which no checkpoint holds"}}
+        self.origin |= {"white": white} if white is not None else {}
 
 
 def _make(name: str, options: dict[str, Any], seed: int, data_root: str | None) -> Any:
@@ -144,42 +146,52 @@ def _make(name: str, options: dict[str, Any], seed: int, data_root: str | None) 
         raise UserError(f"stream.options: {name} refuses {options!r} ({error})") from error
 
 
-def _read(parts: list[Any]) -> tuple[Tensor, np.ndarray, list[np.ndarray]]:
-    """All samples of several data sets: inputs (N, ...), labels (N,), and the rows of each part."""
+def _read_both(train: list[Any], tests: list[Any], scale: float | None) -> Any:
+    """Inputs (N, ...), labels (N,) and each experience's rows, of training and test; notes, and what is white."""
+    (raw, *known, pictures), (raw_test, *known_test, _) = (_read([e.dataset for e in part]) for part in (train, tests))
+    if scale is None and pictures and raw.dtype == np.uint8:
+        scale = 255  # however dark they are
+    layout: Any = "channels_first" if raw.ndim == 4 else None
+    found, notes, white = as_inputs({"training samples": raw, "test samples": raw_test}, layout, scale)
+    return (found["training samples"], *known), (found["test samples"], *known_test), notes, white
+
+
+def _read(parts: list[Any]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], bool]:
+    """All samples of several data sets as they come (N, ...), labels (N,), each part's rows; are they pictures?"""
     total = sum(len(p) for p in parts)
-    inputs, labels, rows, at = torch.empty(0), np.empty(total, dtype=np.int64), [], 0
+    inputs, labels, rows, at = np.empty(0), np.empty(total, dtype=np.int64), [], 0
+    pictures = False
     for part in parts:
         dataset = part.eval() if hasattr(part, "eval") else part
         rows.append(np.arange(at, at + len(dataset)))
         for i in range(len(dataset)):
             sample, label = dataset[i][:2]
+            pictures = hasattr(sample, "convert")
             sample = _sample(sample, f"sample {i} of an experience")
             if at == 0:
-                inputs = torch.empty((total, *sample.shape), dtype=sample.dtype)
+                inputs = np.empty((total, *sample.shape), sample.dtype)
             if (sample.shape, sample.dtype) != (inputs.shape[1:], inputs.dtype):
-                shapes = " and ".join(f"{tuple(x.shape)} {x.dtype}" for x in (inputs[0], sample))
+                shapes = " and ".join(f"{x.shape} {x.dtype}" for x in (inputs[0], sample))
                 raise UserError(f"stream.benchmark: samples of {shapes} (valid: one shape; resize in eval_transform)")
             try:
                 inputs[at], labels[at], at = sample, operator.index(label), at + 1
             except TypeError:
                 raise UserError(f"stream.benchmark: label {label!r} is no integer (valid: one a sample)") from None
-    return inputs, labels, rows
+    return inputs, labels, rows, pictures
 
 
-def _sample(value: Any, name: str) -> Tensor:
-    """One sample as it is held: bytes (C, H, W) of a picture or an array of bytes (H, W, C), else 32-bit floats."""
+def _sample(value: Any, name: str) -> np.ndarray:
+    """One sample, images as (C, H, W); of bytes or 16 bits where it is a picture, else as it comes."""
     if hasattr(value, "convert"):
-        value = pixels(value, name, grey=value.mode in ("1", "L", "I;16"))
-        return channels_first(value[None] if value.dtype == np.uint8 else value[None] / np.float32(65535))[0]
-    if isinstance(value, Tensor):
-        return value if value.dtype == torch.uint8 else value.float()
-    array = np.asarray(value)
+        return pixels(value, name, grey=value.mode in ("1", "L", "I;16")).transpose(2, 0, 1)
+    array = numbers(name, value)
+    if isinstance(value, Tensor) or array.ndim not in (2, 3):
+        return array
     axis = channel_axis((1, *array.shape)) if array.ndim == 3 else 0
     if axis is None:
         what = f"the channels of {array.shape} can't be told from rows and columns"
         raise UserError(f"stream.benchmark: {what} (valid: tensors (C, H, W), as by eval_transform)")
-    tensor = channels_first(array[None])[0] if axis == 3 or array.ndim == 2 else torch.from_numpy(array)
-    return tensor if tensor.dtype == torch.uint8 else tensor.float()
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1) if axis == 3 else array
 
 
 def _tasks(train: list[Any]) -> list[int]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from clplat.data.datasets import find_root, load_images
-from clplat.data.pictures import channels_first, middle, pixels, stretched
+from clplat.data.pictures import as_bytes, middle, pixels, stretched
 from clplat.data.tokens import check_different, encode_cached, load_tokenizer, padded, read_json
 from clplat.data.worlds import generator
 from clplat.errors import MissingError, UserError
@@ -299,8 +299,8 @@ def _stack(data: Any, rows: np.ndarray, side: int) -> Tensor:
     """Images (m, 3, side, side) as bytes: the shorter side scaled, the middle cut out."""
     images = torch.empty(len(rows), 3, side, side, dtype=torch.uint8)
     for place, row in enumerate(rows.tolist()):
-        picture = pixels(data[row][0], f"image {row} of {type(data).__name__}", fit=middle(side))
-        images[place] = channels_first(picture[None])[0]
+        name = f"image {row} of {type(data).__name__}"
+        images[place] = as_bytes(pixels(data[row][0], name, fit=middle(side)), name)
     return images
 
 

@@ -58,6 +58,17 @@ def pixels(image: Any, name: str, *, grey: bool = False, fit: Fit | None = None)
     return array if grey or array.shape[-1] == 3 else array.repeat(3, -1)
 
 
+def as_bytes(picture: np.ndarray, name: str) -> Tensor:
+    """(C, H, W) uint8 of the `pixels` of a published set's picture.
+
+    Raises:
+        UserError: they have 16 bits.
+    """
+    if picture.dtype != np.uint8:
+        raise UserError(f"stream: {name} has 16 bits (valid: 8, as the set is published)")
+    return channels_first(picture[None])[0]
+
+
 def read_picture(path: Path, *, grey: bool = False, fit: Fit | None = None) -> np.ndarray:
     """`pixels` of the picture in a file. Raises as it does."""
     from PIL import Image, UnidentifiedImageError

@@ -94,7 +94,7 @@ def test_validation_is_held_out() -> None:
 def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(UserError, match=r"3 training and 2 test experiences"):
         Avalanche(benchmark=benchmark(tests=[(7, 2), (4,)]))
-    with pytest.raises(UserError, match=r"test labels \[5\] are in no training experience"):
+    with pytest.raises(UserError, match=r"test labels \[5\] are not trained on"):
         Avalanche(benchmark=benchmark(tests=[(7, 2), (5,), (0, 9)]))
     with pytest.raises(UserError, match=r"stream\.validation: 1 is out of range"):
         Avalanche(benchmark=benchmark(), validation=1)
@@ -102,7 +102,7 @@ def test_refuses_what_does_not_fit() -> None:
         Avalanche(benchmark=benchmark(), options={"n_experiences": 2})
     mixed = benchmark()
     mixed.train_stream[1].dataset.kind = "image"
-    with pytest.raises(UserError, match=r"samples of \(2, 3\) torch.float32 and \(3, 4, 5\) torch.uint8"):
+    with pytest.raises(UserError, match=r"samples of \(2, 3\) float32 and \(3, 4, 5\) uint8"):
         Avalanche(benchmark=mixed)
 
 
@@ -236,14 +236,30 @@ def test_labels_are_not_cut_to_integers(monkeypatch: pytest.MonkeyPatch) -> None
         (Image.fromarray(np.eye(4, dtype=np.uint8) * 200), torch.eye(4)[None] * 200),
         (Image.fromarray(np.eye(4, dtype=np.uint16) * 65535), torch.eye(4)[None]),
         (Image.new("P", (2, 2)), torch.zeros(3, 2, 2)),
-        (np.ones((4, 4, 3), np.uint8), torch.ones(3, 4, 4)),
+        (Image.fromarray(np.eye(4, dtype=np.uint16) * 4095), r"up to 4095, not 65535 \(valid: "),
+        (np.full((4, 4, 3), 255, np.uint8), torch.full((3, 4, 4), 255.0)),
+        (np.full((3, 4, 4), 65535, np.uint16), torch.ones(3, 4, 4)),
+        (np.ones((3, 4, 4), np.int64), "int64 from 1 to 1, whose range is not known"),
         (np.ones((3, 4, 4), np.float64), torch.ones(3, 4, 4)),
         (np.ones((4, 5), np.float32), torch.ones(1, 4, 5)),
         (np.ones(7), torch.ones(7)),
         (torch.ones(7, dtype=torch.float64), torch.ones(7)),
         (np.ones((3, 5, 3)), r"the channels of \(3, 5, 3\) can't be told"),
     ],
-    ids=["image", "16_bits", "palette", "channels_last", "channels_first", "grey", "row", "tensor", "ambiguous"],
+    ids=[
+        "image",
+        "16_bits",
+        "palette",
+        "12_bits",
+        "last",
+        "words",
+        "integers",
+        "first",
+        "grey",
+        "row",
+        "tensor",
+        "odd",
+    ],
 )
 def test_samples_of_every_sort(monkeypatch: pytest.MonkeyPatch, sample: Any, expected: Any) -> None:
     monkeypatch.setattr(Samples, "__getitem__", lambda self, i: (sample, self.labels[i], 0))
@@ -254,3 +270,11 @@ def test_samples_of_every_sort(monkeypatch: pytest.MonkeyPatch, sample: Any, exp
     inputs = Avalanche(benchmark=benchmark())[0].train.inputs
     assert inputs.dtype in (torch.uint8, torch.float32)
     assert torch.equal(inputs[3].float(), expected)
+
+
+def test_twelve_bits_are_divided_by_what_is_white(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Image.fromarray(np.eye(4, dtype=np.uint16) * 4095)
+    monkeypatch.setattr(Samples, "__getitem__", lambda self, i: (picture, self.labels[i], 0))
+    stream = Avalanche(benchmark=benchmark(), scale=4095)
+    assert torch.equal(stream[0].train.inputs[0], torch.eye(4)[None])
+    assert stream.preprocessing().white == 4095

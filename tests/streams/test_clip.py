@@ -144,6 +144,12 @@ def test_sets_of_torchvision(tmp_path):
     assert sorted(raw[:, 0, 4, 4].tolist()) == [80, 80, 120, 120]
 
 
+def test_a_picture_of_16_bits_is_not_cut_to_bytes():
+    picture = Image.fromarray(np.full((8, 8), 40000, np.uint16))
+    with pytest.raises(UserError, match=r"image 0 of list has 16 bits \(valid: 8"):
+        module._stack([(picture, 0)], np.array([0]), 8)
+
+
 def test_what_is_missing_or_wrong_is_named(root):
     with pytest.raises(MissingError) as caught:
         Clip(data_root=str(root))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from clplat.data.corruptions.data import Segment
-from clplat.data.pictures import channels_first, cropped, read_picture
+from clplat.data.pictures import as_bytes, cropped, read_picture
 from clplat.errors import MissingError
 from clplat.stream import Data
 
@@ -74,7 +74,8 @@ class ImageFiles(Blocks):
         return stacked.to(self.inputs.device), None if self.labels is None else self.labels[rows]
 
     def _read(self, row: int) -> Tensor:
-        return channels_first(read_picture(self.paths[row], fit=cropped(self.side))[None])[0]
+        path = self.paths[row]
+        return as_bytes(read_picture(path, fit=cropped(self.side)), str(path))
 
 
 def read_cifar(folder: Path, segments: Sequence[Segment], chosen: np.ndarray) -> tuple[Tensor, Tensor]:
