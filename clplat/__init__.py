@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from clplat.package import Moved, __version__
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from clplat.api import report as report
     from clplat.api import resume as resume
     from clplat.api import run as run
+    from clplat.commands.list import Listing as Listing
+    from clplat.commands.list import listed as list  # noqa: F401 - kept out of `__all__`
     from clplat.components.ema import EMA as EMA
     from clplat.components.ema import Frozen as Frozen
     from clplat.components.gradients import second_gradient as second_gradient
@@ -57,6 +60,7 @@ _HOME = {
     "Interrupted": "errors",
     "Kind": "stream",
     "Learner": "run.learner",
+    "Listing": "commands.list",
     "MissingError": "errors",
     "PerParameter": "components.per_parameter",
     "Predictions": "run.learner",
@@ -70,6 +74,7 @@ _HOME = {
     "compare": "api",
     "export": "api",
     "forget": "api",
+    "list": "commands.list:listed",
     "load": "api",
     "report": "report",
     "require": "strategy",
@@ -79,18 +84,19 @@ _HOME = {
     "sweep": "sweep",
     "trainable": "components.per_parameter",
 }
-__all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604
+__all__ = [*sorted(_HOME.keys() - {"list"}), "__version__"]  # noqa: PLE0604 - `import *` leaves Python's own list
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'clplat' has no attribute {name!r}")
-    home = importlib.import_module(f"clplat.{_HOME[name]}")
-    return home if _HOME[name] == name else getattr(home, name)  # a room that can be called, or what is in it
+    where, _, inside = _HOME[name].partition(":")
+    home = importlib.import_module(f"clplat.{where}")
+    return home if where == name else getattr(home, inside or name)  # a room that can be called, or what is in it
 
 
-def __dir__() -> list[str]:
-    return __all__
+def __dir__() -> Sequence[str]:
+    return sorted([*__all__, "list"])
 
 
 sys.meta_path.append(Moved)

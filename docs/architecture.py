@@ -41,7 +41,7 @@ def room(name: str) -> str:
     parts = name.split(".")
     if parts[0] == "clplat" and len(parts) > 1:
         home = clplat._HOME.get(parts[1]) if len(parts) == 2 else None  # a name that the package hands out
-        parts = [*home.split("."), parts[1]] if home else parts[1:]
+        parts = [*home.partition(":")[0].split("."), parts[1]] if home else parts[1:]
     folder = (ROOT / "clplat" / parts[0]).is_dir()
     return parts[0] if folder or parts[0] in ("api", "cli") else BASE
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import clplat
 from clplat.cli import COMMANDS, main
 from clplat.commands.arguments import parse_seeds
 from clplat.config import resolve as config_module
@@ -279,6 +280,25 @@ def test_list(capsys: pytest.CaptureFixture[str]):
     er = next(e for e in everything["strategies"] if e["name"] == "er")
     assert er["kinds"] == ["learn"]
     assert {"name", "summary", "formula", "source"} <= set(everything["metrics"][0])
+
+
+def test_list_in_python_gives_what_the_command_prints(capsys: pytest.CaptureFixture[str]):
+    for group in ("strategies", None):
+        found = clplat.list(group)
+        assert said(capsys, "list", *([group] if group else []))[1] == f"{found!r}\n"
+        assert found.frame()["name"].tolist() == [row["name"] for row in found]
+        assert "<td>er_ace</td>" in found._repr_html_()
+    everything = json.loads(said(capsys, "list", "--json")[1])
+    assert json.loads(json.dumps(found)) == [{"section": s, **row} for s, rows in everything.items() for row in rows]
+    with pytest.raises(UserError, match=r"unknown group 'strategys' \(did you mean strategies\?\)"):
+        clplat.list("strategys")
+
+
+def test_a_star_import_leaves_pythons_own_list():
+    names: dict[str, object] = {}
+    exec("from clplat import *\nmine = list", names)
+    assert names["mine"] is list
+    assert "list" in dir(clplat)
 
 
 def test_cp(capsys: pytest.CaptureFixture[str], tmp_path: Path):

@@ -48,6 +48,7 @@ def test_it_holds_every_source_file_once(wheel: Path):
     yaml = {f"clplat/{f.relative_to(ROOT).as_posix()}" for f in (ROOT / "experiments").glob("*/*.yaml")}
     assert yaml
     assert yaml <= set(names)
+    assert "clplat/py.typed" in names  # else type checkers of those who install it see nothing
     assert {n.partition("/")[0].split("-")[0] for n in names} == {"clplat"}
     assert not [n for n in names if "__pycache__" in n or n.startswith("mlflow/")]
 

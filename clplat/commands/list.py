@@ -1,9 +1,10 @@
-"""`clplat list`: what there is, one line each, read from the syntax tree (nothing is imported)."""
+"""`clplat list`, and `clplat.list` in Python: what there is, read from the syntax tree (nothing is imported)."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 from typing import Any
 
@@ -15,24 +16,54 @@ from clplat.errors import UserError
 GROUPS = (*discovery.GROUPS, "metrics", "experiments")
 
 
+class Listing(list[dict[str, Any]]):
+    """What there is: a dict for each, with its `section`, `name` and facts. Shown as `clplat list` shows it."""
+
+    def frame(self) -> Any:
+        """A pandas DataFrame of a row for each."""
+        import pandas
+
+        return pandas.DataFrame(self)
+
+    def __repr__(self) -> str:
+        groups = [(name, [*rows]) for name, rows in itertools.groupby(self, lambda row: row["section"])]
+        if len(groups) == 1:
+            return "\n".join(_table(groups[0][1], ""))
+        return "\n\n".join("\n".join([f"{name}:", *_table(rows, "  ")]) for name, rows in groups) or "(none)"
+
+    def _repr_html_(self) -> str:
+        return self.frame().dropna(axis=1, how="all").to_html(index=False, na_rep="")
+
+
+def listed(group: str | None = None) -> Listing:
+    """What there is, as `clplat list` prints it.
+
+    Args:
+        group: strategies, streams, backbones, heads, metrics or experiments; None is all of them.
+
+    Raises:
+        UserError: there is no such group.
+    """
+    if group is not None and group not in GROUPS:
+        near = discovery.did_you_mean(group, GROUPS, n=1) or f" (one of {', '.join(GROUPS)})"
+        raise UserError(f"list: unknown group '{group}'{near}")
+    return Listing({"section": g, **row} for g in ([group] if group else GROUPS) for row in _rows(g))
+
+
 def configure(parser: Parser) -> None:
     parser.add_argument("group", nargs="?", metavar="GROUP", help=f"one of {', '.join(GROUPS)}; all if left out")
     parser.add_argument("--json", action="store_true", help="as JSON: group → list of objects")
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.group is not None and args.group not in GROUPS:
-        near = discovery.did_you_mean(args.group, GROUPS, n=1) or f" (one of {', '.join(GROUPS)})"
-        raise UserError(f"list: unknown group '{args.group}'{near}")
-    groups = {g: _rows(g) for g in ([args.group] if args.group else GROUPS)}
-    if args.json:
-        print(json.dumps(groups, indent=2, ensure_ascii=False))
+    found = listed(args.group)
+    if not args.json:
+        print(found)
         return 0
-    blocks = []
-    for group, rows in groups.items():
-        heading = [] if args.group else [f"{group}:"]
-        blocks.append("\n".join(heading + _table(rows, "" if args.group else "  ")))
-    print("\n\n".join(blocks))
+    groups: dict[str, Any] = {g: [] for g in ([args.group] if args.group else GROUPS)}
+    for row in found:
+        groups[row.pop("section")].append(row)
+    print(json.dumps(groups, indent=2, ensure_ascii=False))
     return 0
 
 
@@ -56,8 +87,6 @@ def _first_comment(file: Any) -> str:
 
 
 def _table(rows: list[dict[str, Any]], indent: str) -> list[str]:
-    if not rows:
-        return [f"{indent}(none)"]
     cells = []
     for row in rows:
         text = f"UNUSABLE: {row['fault']}" if row.get("fault") else row.get("summary") or row.get("one_line", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,8 +14,21 @@ from clplat.stream import Experience
 _REFRESH_SECONDS = 0.2
 
 
+class Cell:
+    """A line among the outputs of a notebook's cell, which changes where it stands."""
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        self.handle: Any = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def show(self, text: str) -> None:
+        """Put `text` in its place."""
+        self.handle.update({"text/plain": text}, raw=True)
+
+
 class Display:
-    """One bar over the whole stream; off a terminal, one line after each experience.
+    """One bar over the whole stream; in a notebook one line that changes; elsewhere a line after each experience.
 
     Args:
         title: what runs.
@@ -27,6 +41,8 @@ class Display:
         self.title, self.experiences, self.total = title, experiences, total_steps
         self.live = self.console.is_terminal
         self.loss, self.shown_at, self.started = "", 0.0, time.monotonic()
+        self.first, self.before, self.under_way, self.line = 0, -1, title, title
+        self.cell = Cell() if self.console.is_jupyter else None
         if self.live:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
@@ -36,15 +52,26 @@ class Display:
 
     def describe(self, experience: Experience) -> None:
         """Name the experience that is under way."""
+        if self.under_way == self.title:
+            self.first = experience.index
+        where = f"{experience.index + 1}/{self.experiences} {experience.kind} {experience.name}"
+        self.under_way = f"{self.title}  {where}"
         if self.live:
-            text = f"{self.title}  {experience.index + 1}/{self.experiences} {experience.kind} {experience.name}"
-            self.bar.update(self.task, description=text, refresh=True)
+            self.bar.update(self.task, description=self.under_way, refresh=True)
 
     def advance(self, total_steps: int) -> None:
         """Called every step; draws a few times a second."""
-        if self.live and (now := time.monotonic()) - self.shown_at > _REFRESH_SECONDS:
-            self.shown_at = now
+        if self.before < 0:
+            self.before = total_steps - 1  # of a run that is gone on with
+        if (now := time.monotonic()) - self.shown_at <= _REFRESH_SECONDS:
+            return
+        self.shown_at = now
+        if self.live:
             self.bar.update(self.task, completed=total_steps, note=self.loss, refresh=True)
+        elif self.cell is not None:
+            of = f" of {self.total}" if self.total >= total_steps else ""
+            self.line = f"{self.under_way}  step {total_steps}{of}  {self.loss}"
+            self.cell.show(f"{self.line}  {self._clock(total_steps - self.before, self.total - total_steps)}")
 
     def show(self, metrics: dict[str, float]) -> None:
         """Remember the loss for the next drawing."""
@@ -52,16 +79,25 @@ class Display:
             self.loss = f"loss {metrics['train/loss']:.3f}"
 
     def experience(self, finished: int, metrics: dict[str, float]) -> None:
-        """One line after an experience."""
+        """One line after an experience; of a notebook, in the place of the line before."""
         known = (f"{k.replace('_', ' ')} {metrics[k]:.3f}" for k in ("average_accuracy", "forgetting", "online_error")
                  if metrics.get(k) is not None)  # fmt: skip
+        clock = self._clock(finished - self.first, self.experiences - finished)
+        self.line = f"{self.title}  {finished}/{self.experiences}  {', '.join(known)}"
+        if self.cell is not None:
+            self.cell.show(f"{self.line}  {clock}")
+        else:
+            self.console.print(f"{self.line}  {clock}", highlight=False, markup=False, soft_wrap=True)
+
+    def _clock(self, done: int, remaining: int) -> str:
+        """The time since it began and what is left, if what remains goes on as what was done."""
         seconds = time.monotonic() - self.started
-        left = seconds / finished * (self.experiences - finished)
-        clock = f"[{seconds:.0f} s, about {left:.0f} s left]"
-        line = f"{self.title}  {finished}/{self.experiences}  {', '.join(known)}  {clock}"
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        left = f", about {seconds / done * remaining:.0f} s left" if remaining > 0 else ""
+        return f"[{seconds:.0f} s{left}]"
 
     def close(self) -> None:
-        """Take the bar off the screen."""
+        """Take the bar off the screen; what stands in a notebook waits for nothing more."""
         if self.live:
             self.bar.stop()
+        elif self.cell is not None:
+            self.cell.show(f"{self.line}  {self._clock(1, 0)}")

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -291,8 +292,10 @@ def _set_layout(client: Any, experiment: Any) -> None:
 @functools.cache
 def load() -> None:
     """Import what sending takes of MLflow: seconds of work, once in a process."""
-    from mlflow.store.tracking import sqlalchemy_store  # noqa: F401
-    from mlflow.system_metrics.metrics import cpu_monitor, disk_monitor, gpu_monitor, network_monitor  # noqa: F401
+    with warnings.catch_warnings():  # tqdm's, in a notebook, that bars which nobody asked for lack ipywidgets
+        warnings.filterwarnings("ignore", "IProgress not found")
+        from mlflow.store.tracking import sqlalchemy_store  # noqa: F401
+        from mlflow.system_metrics.metrics import cpu_monitor, disk_monitor, gpu_monitor, network_monitor  # noqa: F401
 
     gc.collect()  # half a second after so many objects: now, not in some later step
 
