@@ -81,7 +81,7 @@ def store_of(settings: TrackingSettings, output: str | Path) -> tuple[str, str]:
     """
     uri, experiment = absolute_uri(settings.uri or default_uri(output)), settings.experiment or default_experiment()
     if settings.enabled and (fault := deleted_in(uri, experiment)):
-        raise UserError(f"tracking.experiment: {experiment!r} in {_without_password(uri)}: {fault}")
+        raise UserError(f"tracking.experiment: {experiment!r} in {without_password(uri)}: {fault}")
     return uri, experiment
 
 
@@ -185,7 +185,7 @@ class Tracker:
         if self.state["done"]:
             return None
         return (
-            f"tracking: not everything reached {_without_password(self.state['uri'])} ({why}); "
+            f"tracking: not everything reached {without_password(self.state['uri'])} ({why}); "
             f"it is kept in {self.run_dir} and sent on resume or by `clplat ui`"
         )
 
@@ -200,7 +200,7 @@ class Tracker:
                 if gone >= bound:
                     return self._problem or f"no answer within {bound:g} s"
                 if gone > SAID_SECONDS and not said:
-                    where, said = _without_password(self.state["uri"]), True
+                    where, said = without_password(self.state["uri"]), True
                     print(
                         f"tracking: sending the rest to {where}, {bound:g} s at most (Ctrl-C: later)", file=sys.stderr
                     )
@@ -342,10 +342,11 @@ def _quiet() -> Iterator[None]:
             logger.removeFilter(elsewhere)
 
 
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
+    """`text` with the passwords of addresses in it starred out."""
     return re.sub(r"://([^/\s:@]*):[^/\s@]+@", r"://\1:***@", text)
 
 
 def _one_line(error: Exception) -> str:
-    text = _without_password(" ".join(str(error).split())) or type(error).__name__
+    text = without_password(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."

@@ -21,6 +21,7 @@ BLOCK = 1 << 18  # bytes of metrics.jsonl read at once
 SAMPLE_SECONDS = 10.0  # between two samples of the system
 HELD_SAMPLES = 2000  # system metrics kept while the store is away; older ones go first
 KEY_TAG = "clplat.run"
+CUT = " … (cut; whole in config.yaml)"  # ends a parameter that was too long
 _LONGEST_NAME = 240  # MLflow takes 250 characters; nine are the digest's
 
 
@@ -359,8 +360,7 @@ def metric_name(name: str) -> str:
 
 def shortened(value: str, most: int) -> str:
     """A parameter's value, which MLflow bounds; one that is cut says so."""
-    mark = " … (cut; whole in config.yaml)"
-    return value if len(value) <= most else value[: most - len(mark)] + mark
+    return value if len(value) <= most else value[: most - len(CUT)] + CUT
 
 
 def deleted_in(uri: str, experiment: str) -> str | None:
