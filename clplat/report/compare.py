@@ -157,10 +157,10 @@ def _load_summary(folder: Path) -> dict[str, Any]:
         summary = {**names, "seed": config.get("seed"), "status": "interrupted", "metrics": {}, "experiences": []}
     if not isinstance(summary, dict):
         raise UserError(f"{summary_file}: not a summary (valid: a JSON object)")
-    return {**summary, "config": config, "run_dir": str(folder), "start": _start(config)}
+    return {**summary, "config": config, "run_dir": str(folder), "start": start_of(config)}
 
 
-def _start(config: dict[str, Any]) -> dict[str, Any] | None:
+def start_of(config: dict[str, Any]) -> dict[str, Any] | None:
     """Configuration and seed of the run whose folder `start.run` names, and its start in turn; None where it can't be
     read: then its path tells it from others."""
     import yaml
@@ -170,7 +170,7 @@ def _start(config: dict[str, Any]) -> dict[str, Any] | None:
         own = yaml.safe_load(file.read_text()) if file.is_file() else None
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return None
-    return {"config": own, "seed": own.get("seed"), "start": _start(own)} if isinstance(own, dict) else None
+    return {"config": own, "seed": own.get("seed"), "start": start_of(own)} if isinstance(own, dict) else None
 
 
 def value_of(summary: dict[str, Any], metric: str) -> float | None:

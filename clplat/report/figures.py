@@ -12,7 +12,7 @@ from clplat.report.numbers import show, show_estimate, unit_of
 from clplat.report.spec import Bar, Bars, Figure, Heat, Lines, Panel, Point, Scatter, Series
 
 _BANDS = "Bands: 95 % interval over seeds; of two, thin lines, one a seed."
-_MOST_PANELS = 12
+MOST_PANELS = 12
 _TRADE_OFFS = (
     ("stability", "plasticity", "Plasticity against stability", "Up and to the right is better."),
     ("retain_accuracy", "forget_accuracy", "Erasure against retention", "Down and to the right is better."),
@@ -31,7 +31,7 @@ _COSTS = {
     "stored_bytes": "Stored by the strategy",
     "trainable_parameters": "Trainable parameters",
 }
-_STEP_CURVES = (
+STEP_CURVES = (
     "anytime/accuracy",
     "train/loss",
     "adapt/online_error",
@@ -109,8 +109,8 @@ def _averages(groups: list[Group], logs: dict[Group, list[Log]]) -> Figure | Non
 def _per_experience(groups: list[Group], experiences: list[dict[str, Any]]) -> Figure | None:
     matrices = [mean_matrix(g) for g in groups]
     scored = shown = _scored(matrices)
-    if len(scored) > _MOST_PANELS:
-        shown = [scored[round(k * (len(scored) - 1) / (_MOST_PANELS - 1))] for k in range(_MOST_PANELS)]
+    if len(scored) > MOST_PANELS:
+        shown = [scored[round(k * (len(scored) - 1) / (MOST_PANELS - 1))] for k in range(MOST_PANELS)]
     panels: list[Panel] = []
     for j in shown:
         columns = [[row[j] for row in m] if m and j < len(m[0]) else [] for m in matrices]
@@ -124,8 +124,8 @@ def _per_experience(groups: list[Group], experiences: list[dict[str, Any]]) -> F
             name, marks = ("source data", []) if adapted else (_name(experiences, j), [j + 1])
             panels.append(Lines(name, "experiences finished", "", lines, y_range=(0, 1), marks=marks))
     caption = "Accuracy on each test set as the run goes on. The thin line marks the end of its own experience."
-    if len(scored) > _MOST_PANELS:
-        caption += f" {_MOST_PANELS} of {len(scored)} test sets are drawn, evenly spaced; the matrix has all."
+    if len(scored) > MOST_PANELS:
+        caption += f" {MOST_PANELS} of {len(scored)} test sets are drawn, evenly spaced; the matrix has all."
     alt = f"Small charts of accuracy over time for {len(panels)} test sets."
     return Figure("accuracy-per-experience", "Accuracy on each experience", caption, alt, panels)
 
@@ -145,21 +145,21 @@ def _shared_ends(groups: list[Group], logs: dict[Group, list[Log]]) -> Sequence[
 def _anytime_per_experience(groups: list[Group], experiences: list[dict[str, Any]], logs: dict[Group, list[Log]]
                             ) -> Figure | None:  # fmt: skip
     panels: list[Panel] = []
-    for experience in experiences[:_MOST_PANELS]:
+    for experience in experiences[:MOST_PANELS]:
         lines = _step_curves(groups, logs, f"anytime/{experience.get('name')}")
         if lines:
             panels.append(Lines(str(experience.get("name")), "optimisation steps", "", lines, y_range=(0, 1),
                                 whole=False, marks=_shared_ends(groups, logs)))  # fmt: skip
     caption = "Accuracy on each test set while training goes on: a dip that comes back is the stability gap."
-    if len(experiences) > _MOST_PANELS:
-        caption += f" The first {_MOST_PANELS} of {len(experiences)} test sets."
+    if len(experiences) > MOST_PANELS:
+        caption += f" The first {MOST_PANELS} of {len(experiences)} test sets."
     alt = f"Small charts of accuracy over optimisation steps for {len(panels)} test sets."
     return Figure("anytime-per-experience", "Accuracy on each experience, step by step", caption, alt, panels)
 
 
 def _over_steps(groups: list[Group], logs: dict[Group, list[Log]]) -> Figure | None:
     drawn = any(run.get("interaction") for g in groups for run in g.counted)  # over steps in the environment
-    names = [n for n in _STEP_CURVES if n != "interact/return" or not drawn]
+    names = [n for n in STEP_CURVES if n != "interact/return" or not drawn]
     curves = {name: _step_curves(groups, logs, name) for name in names}
     panels: list[Panel] = []
     for name, lines in curves.items():

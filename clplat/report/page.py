@@ -56,13 +56,20 @@ def build_page(streams: Sequence[Sequence[Group]], figures: Sequence[Sequence[Fi
                     "Tables and figures\nstand beside this file.")  # fmt: skip
 
 
-def document(eyebrow: str, title: str, top: str, main: str, beside: str) -> str:
-    """A self-contained page around `main`; `top`, `main` and `beside` (for the footer) are HTML already."""
-    style = Path(__file__).with_name("style.css").read_text()
-    script = Path(__file__).with_name("page.js").read_text()
+def document(eyebrow: str, title: str, top: str, main: str, beside: str, more: str = "", form: str = "none") -> str:
+    """A self-contained page around `main`; `top`, `main` and `beside` (for the footer) are HTML already.
+
+    Args:
+        more: name of a further pair of style and script.
+        form: where forms may go: none, or self.
+    """
+    style, script = (
+        "".join(Path(__file__).with_name(f).read_text() for f in files)
+        for files in (["style.css", *([f"{more}.css"] if more else [])], ["page.js", *([f"{more}.js"] if more else [])])
+    )
     pictures = "img-src data:; " if 'src="data:image/png' in main else ""
     policy = (f"default-src 'none'; {pictures}style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-              "base-uri 'none'; form-action 'none'")  # fmt: skip
+              f"base-uri 'none'; form-action '{form}'")  # fmt: skip
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -136,11 +143,11 @@ def _section(index: int, groups: Sequence[Group], figures: Sequence[Figure], sev
     head = f"<h2>Stream: {escape(groups[0].stream)}</h2>" if several else ""
     experiences = longest_experiences(list(groups))
     return f"""<section class="stream" id="stream-{index}">{head}
-{_tiles(groups[0]) if len(groups) == 1 else _results(groups)}
+{_tiles(groups[0]) if len(groups) == 1 else results_table(groups)}
 {tests_table(groups)}
 {dip_table(groups)}
-{_legend(groups)}
-<div class="figures">{"".join(_figure(f, len(groups)) for f in figures)}</div>
+{legend(groups)}
+<div class="figures">{"".join(figure_card(f, len(groups)) for f in figures)}</div>
 {frames(groups)}
 {all_metrics(groups)}
 {missing_table(groups)}
@@ -166,14 +173,15 @@ def _tiles(group: Group) -> str:
     return f'<section class="card"><h3>In short</h3><dl class="tiles">{"".join(tiles)}</dl>{note}</section>'
 
 
-def _results(groups: Sequence[Group]) -> str:
+def results_table(groups: Sequence[Group]) -> str:
+    """Groups × headline metrics of one stream."""
     names = headline_metrics(groups)
     best = {name: best_of(groups, name) for name in names}
     head = "".join(f'<th scope="col" class="num">{escape(title_of(n))}</th>' for n in names)
     rows = []
     for i, group in enumerate(groups):
         cells = "".join(f'<td class="num{" best" if best[n] is group else ""}">{_spread(group, n)}</td>' for n in names)
-        rows.append(f'<tr><th scope="row" class="named">{_swatch(i)}{_named(group)}</th>'
+        rows.append(f'<tr data-g="{i}"><th scope="row" class="named">{swatch(i)}{_named(group)}</th>'
                     f'<td class="num">{seeds_text(group)}</td>{cells}</tr>')  # fmt: skip
     return f"""<section class="card"><h3>Results</h3>
 <div class="scroll" tabindex="0" role="region" aria-label="Results"><table>
@@ -200,22 +208,29 @@ def _parted(text: str) -> tuple[str, str, str]:
     return (text, "", "") if not mark else text.partition(mark)
 
 
-def _swatch(index: int) -> str:
+def swatch(index: int) -> str:
+    """Line and marker of a group."""
     dash = f'<path class="line" d="M1 8H23"/>{marker(index, 12, 8, 4)}'
     return f'<svg class="swatch s {group_class(index)}" viewBox="0 0 24 16" aria-hidden="true">{dash}</svg>'
 
 
-def _legend(groups: Sequence[Group]) -> str:
+def legend(groups: Sequence[Group]) -> str:
+    """Buttons that hide a group in the figures of a stream; none for a single one."""
     if len(groups) < 2:
         return ""
     buttons = "".join(
-        f'<button type="button" data-g="{i}" aria-pressed="true">{_swatch(i)}{escape(g.label)}</button>'
+        f'<button type="button" data-g="{i}" aria-pressed="true">{swatch(i)}{escape(g.label)}</button>'
         for i, g in enumerate(groups)
     )
     return f'<div class="legend" role="group" aria-label="Strategies shown in the figures">{buttons}</div>'
 
 
-def _figure(figure: Figure, groups: int) -> str:
+def figure_card(figure: Figure, groups: int) -> str:
+    """The figure in its frame.
+
+    Args:
+        groups: of the stream.
+    """
     panels = []
     size, width = {1: ("one", WIDE), 2: ("two", WIDE), 4: ("two", WIDE)}.get(len(figure.panels), ("many", NARROW))
     for panel in figure.panels:

@@ -81,12 +81,21 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """One quantity against another, both fractions."""
+    """One quantity against another.
+
+    Args:
+        x_unit: of x, as `numbers.show` takes it.
+        y_unit: of y.
+        path: points of a thin line, a front, say.
+    """
 
     title: str
     x_label: str
     y_label: str
     points: Sequence[Point]
+    x_unit: str = "fraction"
+    y_unit: str = "fraction"
+    path: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)

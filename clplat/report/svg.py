@@ -95,8 +95,8 @@ def _linear(low: float, high: float, start: float, stop: float) -> Scale:
     return lambda value: start + (value - low) / (high - low) * (stop - start)
 
 
-def _axes(panel: Lines | Scatter, x_ticks: list[float], y_ticks: list[float], width: float, height: float, unit: str
-          ) -> tuple[Frame, list[str]]:  # fmt: skip
+def _axes(panel: Lines | Scatter, x_ticks: list[float], y_ticks: list[float], width: float, height: float, unit: str,
+          x_unit: str = "fraction") -> tuple[Frame, list[str]]:  # fmt: skip
     labels = tick_labels(y_ticks, unit)
     left = max(map(len, labels)) * 7.2 + (34 if panel.y_label else 12)
     right, bottom = width - RIGHT, height - BOTTOM
@@ -110,7 +110,7 @@ def _axes(panel: Lines | Scatter, x_ticks: list[float], y_ticks: list[float], wi
         body.append(f'<path class="grid" d="M{left:.1f} {y(tick):.1f}H{right:.1f}"/>')
         body.append(_text(left - 8, y(tick) + 4, label, "end"))
     body.append(f'<path class="axis" d="M{left:.1f} {bottom}H{right:.1f}"/>')
-    for tick, label in zip(x_ticks, tick_labels(x_ticks), strict=True):
+    for tick, label in zip(x_ticks, tick_labels(x_ticks, x_unit), strict=True):
         body.append(f'<path class="axis" d="M{x(tick):.1f} {bottom}v4"/>')
         body.append(_text(x(tick), bottom + 18, label))
     body.append(_text((left + right) / 2, height - 6, panel.x_label, css="t label"))
@@ -205,13 +205,20 @@ def _value(value: float | None, low: float | None, high: float | None, unit: str
 
 
 def _scatter(panel: Scatter, width: float, height: float) -> list[str]:
-    def reach(values: list[Estimate]) -> list[float]:
+    def reach(values: list[Estimate], unit: str) -> list[float]:
         ends = [e for v in values for e in (v.mean, v.low, v.high, *v.seeds) if e is not None]
+        if unit != "fraction":
+            return ticks(min(0.0, *ends), max(ends))
         return ticks(max(0.0, min(ends) - 0.03) if min(ends) >= 0 else min(ends), min(1.0, max(ends) + 0.03))
 
-    x_ticks, y_ticks = reach([p.x for p in panel.points]), reach([p.y for p in panel.points])
-    frame, body = _axes(panel, x_ticks, y_ticks, width, height, "fraction")
+    x_ticks, y_ticks = (
+        reach([p.x for p in panel.points], panel.x_unit),
+        reach([p.y for p in panel.points], panel.y_unit),
+    )
+    frame, body = _axes(panel, x_ticks, y_ticks, width, height, panel.y_unit, panel.x_unit)
     x, y = frame.x, frame.y
+    if panel.path:
+        body.append(f'<polyline class="mark" fill="none" points="{_points([(x(a), y(b)) for a, b in panel.path])}"/>')
 
     def span(value: Estimate, axis: Scale, bounds: list[float]) -> tuple[float, float]:
         low, high = (min(max(v or 0.0, bounds[0]), bounds[-1]) for v in (value.low, value.high))
@@ -230,8 +237,8 @@ def _scatter(panel: Scatter, width: float, height: float) -> list[str]:
             body.append(f'<path class="error" d="M{a:.1f} {bottom:.1f}V{top:.1f}"/>')
         for c, d in zip(point.x.seeds, point.y.seeds, strict=False):
             body.append(f'<g class="seed">{marker(point.group, x(c), y(d), 3)}</g>')
-        tip = (f"{point.label}\n{panel.x_label}: {show_estimate(point.x)}\n"
-               f"{panel.y_label}: {show_estimate(point.y)}\nn = {point.x.n}")  # fmt: skip
+        tip = (f"{point.label}\n{panel.x_label}: {show_estimate(point.x, panel.x_unit)}\n"
+               f"{panel.y_label}: {show_estimate(point.y, panel.y_unit)}\nn = {point.x.n}")  # fmt: skip
         body.append(f"<g>{marker(point.group, a, b, 6)}<title>{escape(tip)}</title></g></g>")
     return body
 

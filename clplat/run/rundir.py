@@ -38,18 +38,25 @@ def newest(config: Config) -> Path | None:
     return max(found)[2] if found else None
 
 
-def runs_in(folders: Iterable[str | Path]) -> list[Path]:
+def runs_in(folders: Iterable[str | Path], command: str = "report", *, ended: bool = True) -> list[Path]:
     """Folders of runs: each given one, if it is a run's; else all that are in it, as in an experiment's or a study's.
+
+    Args:
+        command: that faults are told for.
+        ended: only those with a summary.json; else also those that have none yet, or were killed before.
 
     Raises:
         UserError: there are none in one of them.
     """
-    found = {
-        folder: [folder] if (folder / "summary.json").is_file() else
-        sorted(f.parent for f in folder.rglob("summary.json")) for folder in map(Path, folders)
-    }  # fmt: skip
+    files = ("summary.json",) if ended else ("summary.json", "metrics.jsonl")
+
+    def inside(folder: Path) -> list[Path]:
+        own = [folder] if any((folder / file).is_file() for file in files) else []
+        return own or sorted({f.parent for file in files for f in folder.rglob(file)})
+
+    found = {folder: inside(folder) for folder in map(Path, folders)}
     what = "is no folder of a run or of runs (there is no summary.json in it)"
-    if missing := [f"report: {folder} {what}" for folder, runs in found.items() if not runs]:
+    if missing := [f"{command}: {folder} {what}" for folder, runs in found.items() if not runs]:
         raise UserError(*missing)
     return list(dict.fromkeys(run for runs in found.values() for run in runs))
 

@@ -55,7 +55,7 @@ def open_store(uri: str) -> Store:
         return _Server(uri)
     if uri.startswith("sqlite") and not Path(uri.partition(":///")[2]).is_file():
         where = uri.partition(":///")[2]
-        raise MissingError(f"dashboard: there is no store {where} (track runs there, or name another: --uri, or folders)")
+        raise MissingError(f"dashboard: there is no store {where} (valid: --uri, or folders of runs)")
     return _Database(uri)
 
 
@@ -91,7 +91,8 @@ def held_runs(store: Store, experiment: str | None = None) -> tuple[list[dict[st
 def _summary(store: Store, run: Mapping[str, Any], text: str | None) -> dict[str, Any]:
     tags, metrics = run["tags"], run["metrics"]
     seed = tags.get("seed", "")
-    facts: dict[str, Any] = {part: tags.get(part) for part in ("strategy", "stream", "backbone", "git_commit", "clplat")}
+    named = ("strategy", "stream", "backbone", "git_commit", "clplat")
+    facts: dict[str, Any] = {part: tags.get(part) for part in named}
     facts |= {"seed": int(seed) if seed.lstrip("-").isdigit() else None, "experiences": [], "metrics": {}, "cost": {}}
     for name, info in METRICS.items():
         key = name if info.group == "metrics" else f"cost/{name}"
@@ -174,9 +175,11 @@ class _Database:
                 return connection.execute(query).all()
         except sqlalchemy.exc.SQLAlchemyError as error:
             why = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise UserError(f"dashboard: {without_password(self.uri)}: no store of MLflow's that can be read ({why})") from error
+            where = without_password(self.uri)
+            raise UserError(f"dashboard: {where}: no store of MLflow's that can be read ({why})") from error
 
     def runs(self) -> list[dict[str, Any]]:
+        """Active runs of active experiments, oldest first."""
         import sqlalchemy as sql
 
         active = sql.column("lifecycle_stage") == "active"
@@ -194,9 +197,11 @@ class _Database:
         return sorted(found.values(), key=lambda run: run["started"] or 0)
 
     def texts(self, runs: Sequence[Mapping[str, Any]], name: str) -> list[str | None]:
+        """From artifacts on this machine."""
         return [_read(self._file(run, name)) for run in runs]
 
     def page_of(self, run: Mapping[str, Any]) -> Path | None:
+        """Its file among the artifacts."""
         file = self._file(run, "report.html")
         return file if file is not None and file.is_file() else None
 
@@ -258,6 +263,7 @@ class _Server:
         self.client = MlflowClient(tracking_uri=self.uri)
 
     def runs(self) -> list[dict[str, Any]]:
+        """Active runs of active experiments, oldest first."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -269,7 +275,8 @@ class _Server:
                 token = page.token or None
         except MlflowException as error:
             why = " ".join(str(error).split())[:160]
-            raise UserError(f"dashboard: {without_password(self.uri)} does not answer as an MLflow server does ({why})") from error
+            where = without_password(self.uri)
+            raise UserError(f"dashboard: {where} does not answer as an MLflow server does ({why})") from error
         rows = [
             {"run_id": r.info.run_id, "name": r.info.run_name, "experiment": experiments[r.info.experiment_id],
              "status": r.info.status, "started": r.info.start_time, "ended": r.info.end_time,
@@ -280,6 +287,7 @@ class _Server:
         return sorted(rows, key=lambda run: run["started"] or 0)
 
     def texts(self, runs: Sequence[Mapping[str, Any]], name: str) -> list[str | None]:
+        """Downloaded, several at a time."""
         import tempfile
 
         from mlflow.exceptions import MlflowException
@@ -292,6 +300,7 @@ class _Server:
         return list(_at_once(text, runs))
 
     def page_of(self, run: Mapping[str, Any]) -> str:
+        """Its address in the server's own page."""
         return f"{self.uri}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}/artifacts/report.html"
 
     def curves(self, run_ids: Sequence[str], names: Sequence[str]) -> Curves:
