@@ -130,9 +130,14 @@ class Paired(Strategy):
     def _next(self, count: int) -> tuple[Tensor, Tensor]:
         """This process's part of the next `count` samples to erase, as stored: shuffled anew in each round."""
         assert self._erased is not None
-        positions = rounds(len(self._erased), self.drawn, count, self._draw, self._erased.inputs.device)
+        found = self._part(self._erased, self.drawn, count)
         self.drawn += count
-        raw, labels = self._erased.batch(positions.tensor_split(self.world_size)[self.rank])
+        return found
+
+    def _part(self, data: Data, drawn: int, count: int) -> tuple[Tensor, Tensor]:
+        """This process's part of the `count` samples of `data` that come round after `drawn` ones, as stored."""
+        positions = rounds(len(data), drawn, count, self._draw, data.inputs.device)
+        raw, labels = data.batch(positions.tensor_split(self.world_size)[self.rank])
         assert labels is not None
         return raw, labels
 

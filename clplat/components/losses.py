@@ -29,6 +29,13 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target.softmax(1) * log.masked_fill(log.isneginf(), 0.0)).sum(1)
 
 
+def divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """KL(softmax(t) ‖ softmax(z)) of each row (B,), in nats, both logits (B, C); a class masked in t counts 0."""
+    log, aim = logits.log_softmax(1), target.log_softmax(1)
+    masked = aim.isneginf()
+    return (aim.exp() * (aim.masked_fill(masked, 0.0) - log.masked_fill(masked, 0.0))).sum(1)
+
+
 class Losses(nn.Module):
     """`losses` as the forward pass of a module, for `torch.func.functional_call`; parameters are `model.<name>`."""
 
