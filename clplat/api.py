@@ -289,7 +289,7 @@ def report(*runs: str | Path | Result, dest: str | Path = "report") -> Path:
     folders = runs_in(run.run_dir if isinstance(run, Result) else run for run in runs)
     if not folders:
         raise UserError("report: name runs (valid: results, or folders of runs)")
-    return write_report(folders, dest, png=True)
+    return write_report(folders, dest, plots=True)
 
 
 def compare(runs: Iterable[str | Path | Result]) -> Compared:

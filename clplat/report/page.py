@@ -41,18 +41,31 @@ only complete runs count; of several runs with one seed, the last given.</p>
 <p><b>Tests.</b> Two-sided paired t-tests over the seeds that both strategies share, with Holm's correction over the
 comparisons of one metric. The sign-flip permutation test assumes less, but with n seeds it cannot go below
 2 / 2<sup>n</sup>. The best strategy is chosen by the same data: read the p-values as a guard against noise.</p>
+<p><b>Ranks.</b> Where streams share strategies, these are ranked in each by their mean and compared by Friedman's test
+(exact), Nemenyi's critical difference, and Wilcoxon's signed ranks for each pair (exact, Holm). All take streams for
+independent; those cut from one data set are not, and then the p-values are too small.</p>
 <p><b>Streams.</b> Numbers of different streams, of one stream with different options, or of test and validation data
 never share a table; a stream whose figures are of validation data says so in its name.</p>
 """
 
 
-def build_page(streams: Sequence[Sequence[Group]], figures: Sequence[Sequence[Figure]]) -> str:
-    """The whole document; `figures[i]` are those of `streams[i]`."""
+def build_page(
+    streams: Sequence[Sequence[Group]], figures: Sequence[Sequence[Figure]], over: Sequence[Figure] = (),
+    ranks: str = "",
+) -> str:  # fmt: skip
+    """The whole document.
+
+    Args:
+        figures: those of each stream.
+        over: those over all streams.
+        ranks: what is said of strategies over streams, as HTML.
+    """
     sections = [_section(i, groups, drawn, len(streams) > 1) for i, (groups, drawn) in
                 enumerate(zip(streams, figures, strict=True))]  # fmt: skip
     notes = f'<section class="card notes"><h2>How to read this</h2>{_NOTES}</section>'
     top = f"{_facts(streams)}\n{_contents(streams)}"
-    return document("clplat report", _title(streams), top, "".join(sections) + notes,
+    diagrams = f'<div class="figures">{"".join(figure_card(f, 1) for f in over)}</div>' if over else ""
+    return document("clplat report", _title(streams), top, ranks + diagrams + "".join(sections) + notes,
                     "Tables and figures\nstand beside this file.")  # fmt: skip
 
 

@@ -29,9 +29,8 @@ import numpy as np
 
 from clplat.report.compare import Group, evaluated_on, higher_is_better, holm, sign_flip_test
 from clplat.report.numbers import show_p
-from clplat.report.tables import primary_metric
+from clplat.report.tables import ALPHA, primary_metric
 
-ALPHA = 0.05
 # Permutations of ranks that are enumerated; beyond, so many less one are drawn from a fixed seed.
 _PERMUTATIONS = 10_000
 

@@ -1,4 +1,4 @@
-"""What a figure shows, apart from how it is drawn: `svg` draws it into the page, `png` into a file."""
+"""What a figure shows, apart from how it is drawn: `svg` draws it into the page, `plots` into files for papers."""
 
 from __future__ import annotations
 
@@ -121,7 +121,24 @@ class Bars:
     ends: bool = False
 
 
-Panel = Lines | Heat | Scatter | Bars
+@dataclass(frozen=True)
+class Ranks:
+    """Mean ranks of strategies, best first: a critical-difference diagram.
+
+    Args:
+        means: in [1, number of strategies], increasing.
+        alike: first and last position of each row that a bar joins: those not told apart.
+        length: the critical difference, shown as a scale; None where nothing is told apart by it.
+    """
+
+    title: str
+    names: Sequence[str]
+    means: Sequence[float]
+    alike: Sequence[tuple[int, int]]
+    length: float | None
+
+
+Panel = Lines | Heat | Scatter | Bars | Ranks
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from clplat.report.naming import cut_apart
-from clplat.report.spec import Bars, Figure, Heat, Lines
+from clplat.report.spec import Bars, Figure, Heat, Lines, Ranks
 from clplat.report.svg import NARROW, WIDE, group_class, marker, render
 
 _GAP, _HEAD = 24, 26
@@ -46,7 +46,7 @@ def _legend(figure: Figure, width: int, top: int) -> tuple[str, int]:
     """Its markup and where the figure then ends."""
     groups: dict[int, str] = {}
     for panel in figure.panels:
-        if not isinstance(panel, Heat | Bars):
+        if not isinstance(panel, Heat | Bars | Ranks):
             groups |= {s.group: s.label for s in (panel.series if isinstance(panel, Lines) else panel.points)}
     if len(groups) < 2:
         return "", top

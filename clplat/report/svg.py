@@ -15,7 +15,7 @@ from itertools import pairwise
 from clplat.report.compare import Estimate
 from clplat.report.naming import cut_apart
 from clplat.report.numbers import show, show_estimate, tick_labels, ticks
-from clplat.report.spec import Bar, Bars, Heat, Lines, Panel, Scatter
+from clplat.report.spec import Bar, Bars, Heat, Lines, Panel, Ranks, Scatter
 
 WIDE, NARROW = 530, 345  # of a panel: two beside each other, or three and more
 RIGHT, TOP, BOTTOM = 14, 12, 46
@@ -52,6 +52,9 @@ def render(panel: Panel, alt: str, width: float = WIDE) -> str:
         return _svg(width, height, alt, _scatter(panel, width, height))
     if isinstance(panel, Heat):
         body, tall = _heat(panel, width)
+        return _svg(width, tall, alt, body)
+    if isinstance(panel, Ranks):
+        body, tall = _ranks(panel, width)
         return _svg(width, tall, alt, body)
     return _svg(width, 30 * len(panel.bars) + 12, alt, _bars(panel, width))
 
@@ -319,3 +322,33 @@ def _bars(panel: Bars, width: float) -> list[str]:
         body.append(_text(max(end, *(x(v) for v in (value.high or 0.0, *value.seeds))) + 8, top + 16, text, "start"))
         body.append(f"<title>{escape(bar.label)}: {escape(text)}, n = {value.n}</title></g>")
     return body
+
+
+def rank_rows(count: int) -> list[tuple[bool, int]]:
+    """Whether the name of each strategy stands on the left of a diagram of ranks, and in which row: no lines cross."""
+    left = math.ceil(count / 2)
+    return [(True, i) if i < left else (False, count - 1 - i) for i in range(count)]
+
+
+def _ranks(panel: Ranks, width: float) -> tuple[list[str], float]:
+    """Names on both sides of an axis of ranks, the best on the left, and the diagram's height."""
+    names = cut_apart([f"{n} {m:.2f}" for n, m in zip(panel.names, panel.means, strict=True)], round(width / 21))
+    side, count = max(map(len, names)) * _CHARACTER + 14, len(names)
+    x = _linear(1, count, side, width - side)
+    top = 46.0 if panel.length is not None else 22.0
+    below = top + 14 + 9 * len(panel.alike)
+    body = [f'<path class="axis" d="M{side:.1f} {top}H{width - side:.1f}"/>']
+    for tick in range(1, count + 1, math.ceil(count / 12)):
+        body += [f'<path class="axis" d="M{x(tick):.1f} {top}v-5"/>', _text(x(tick), top - 10, str(tick))]
+    if panel.length is not None:
+        end = x(1 + min(panel.length, count - 1))
+        body.append(f'<path class="whisker" d="M{x(1):.1f} 8v8m0 -4H{end:.1f}m0 -4v8" fill="none"/>')
+        body.append(_text(end + 6, 16, f"CD {panel.length:.2f}", "start"))
+    for name, mean, (left, row) in zip(names, panel.means, rank_rows(count), strict=True):
+        y, end = below + 10 + 22 * row, side - 6 if left else width - side + 6
+        body.append(f'<path class="lead" d="M{x(mean):.1f} {top}V{y:.1f}H{end:.1f}"/>')
+        body.append(_text(end + (-6 if left else 6), y + 4, name, "end" if left else "start", "t v"))
+    for row, (first, last) in enumerate(panel.alike):
+        y = top + 12 + 9 * row
+        body.append(f'<path class="join" d="M{x(panel.means[first]) - 4:.1f} {y}H{x(panel.means[last]) + 4:.1f}"/>')
+    return body, below + 22 * math.ceil(count / 2) + 8

@@ -31,11 +31,13 @@ _OF_KIND = {
     "adapt": ("online_error",),
     "interact": ("normalized_return", "initial_dip"),
 }
+ALPHA = 0.05
 _SHORT = {"train_seconds": "time"}
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "±": r"$\pm$", "–": "--", "−": "$-$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "†": r"$^{\dagger}$", "χ": r"$\chi$", "²": r"$^2$", "≥": r"$\geq$",
 })  # fmt: skip
 
 
@@ -173,7 +175,8 @@ def plain(table: Table, width: int = 140) -> str:
     return target.getvalue()
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """As CSV; None is an empty cell."""
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(header)
@@ -181,8 +184,21 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return target.getvalue()
 
 
+def marks(groups: Sequence[Group], metric: str) -> dict[str, str]:
+    """What the tests against the best mean say of each group by its label: best; differs (p < 0.05, Holm); alike;
+    untested. Empty where there is no best."""
+    best = best_of(groups, metric)
+    if best is None:
+        return {}
+    found = {best.label: "best"}
+    for result in against_best(groups, metric):
+        p = result.p_holm
+        found[result.second] = "untested" if p is None else "differs" if p < ALPHA else "alike"
+    return found
+
+
 def metrics_csv(streams: Sequence[Sequence[Group]]) -> str:
-    """One line per group and metric or cost, unrounded."""
+    """One line per group and metric or cost, unrounded; `mark`, of headline metrics, as `marks` has it."""
     header = [
         "stream",
         "evaluated_on",
@@ -195,15 +211,17 @@ def metrics_csv(streams: Sequence[Sequence[Group]]) -> str:
         "sd",
         "low_95",
         "high_95",
+        "mark",
     ]
     rows = []
     for groups in streams:
+        marked = {name: marks(groups, name) for name in headline_metrics(groups)}
         for group in groups:
             for name in metric_names(group.runs) + metric_names(group.runs, "cost"):
                 e, on = group.estimate(name), evaluated_on(group.runs[0])
                 rows.append([group.stream, on, group.label, group.strategy, group.backbone, name,
-                             e.n, e.mean, e.sd, e.low, e.high])  # fmt: skip
-    return _csv(header, rows)
+                             e.n, e.mean, e.sd, e.low, e.high, marked.get(name, {}).get(group.label)])  # fmt: skip
+    return csv_text(header, rows)
 
 
 def runs_csv(streams: Sequence[Sequence[Group]]) -> str:
@@ -216,7 +234,7 @@ def runs_csv(streams: Sequence[Sequence[Group]]) -> str:
         counted = any(r is c for c in g.counted)
         facts = [g.stream, evaluated_on(r), g.label, g.strategy, g.backbone, r.get("seed"), r.get("status"), counted]
         rows.append([*facts, r.get("run_dir"), *(value_of(r, n) for n in names)])
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
 def comparisons_csv(streams: Sequence[Sequence[Group]]) -> str:
@@ -229,34 +247,51 @@ def comparisons_csv(streams: Sequence[Sequence[Group]]) -> str:
             d = result.difference
             rows.append([groups[0].stream, result.metric, result.first, result.second, d.n, d.mean, d.low, d.high,
                          result.p_value, result.p_holm, result.p_permutation, result.reason])  # fmt: skip
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
 def latex(groups: Sequence[Group]) -> str:
-    """Groups × headline metrics of one stream, in booktabs rules; the best mean in bold."""
+    """Groups × headline metrics of one stream; the best mean in bold, a dagger at those that differ from it."""
     names = headline_metrics(groups)
-    best = {name: best_of(groups, name) for name in names}
+    marked = {name: marks(groups, name) for name in names}
+    said = {mark for own in marked.values() for mark in own.values()}
 
     def cell(group: Group, name: str) -> str:
-        text = show_estimate(group.estimate(name), unit_of(name)).translate(_LATEX)
-        return rf"\textbf{{{text}}}" if best[name] is group else text
+        text, mark = show_estimate(group.estimate(name), unit_of(name)), marked[name].get(group.label)
+        return f"**{text}**" if mark == "best" else f"{text}†" if mark == "differs" else text
 
-    said = reading(groups)
-    caption = f"{groups[0].stream}: {said[0].lower()}{said[1:]}."
+    first = reading(groups)
+    caption = f"{groups[0].stream}: {first[0].lower()}{first[1:]}."
+    caption += " Bold: the best mean." if "best" in said else ""
+    if said & {"differs", "alike"}:
+        caption += " †: differs from it (paired t-test over shared seeds, Holm-corrected, p < 0.05)."
+    elif "untested" in said:
+        caption += f" Not tested: {against_best(groups, primary_metric(groups))[0].reason}."
+    head = ["Strategy", "Seeds", *map(title_of, names)]
+    return latex_text(caption, head, [[g.label, seeds_text(g), *(cell(g, n) for n in names)] for g in groups])
+
+
+def latex_text(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A LaTeX table in booktabs rules; a cell between pairs of stars is bold."""
+
+    def told(cell: str) -> str:
+        bold = len(cell) > 4 and cell.startswith("**") and cell.endswith("**")
+        text = (cell[2:-2] if bold else cell).translate(_LATEX)
+        return rf"\textbf{{{text}}}" if bold else text
+
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         rf"  \caption{{{caption.translate(_LATEX)}}}",
-        rf"  \begin{{tabular}}{{lr{'r' * len(names)}}}",
+        rf"  \begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
         r"    \toprule",
-        "    " + " & ".join(["Strategy", "Seeds", *(title_of(n).translate(_LATEX) for n in names)]) + r" \\",
+        "    " + " & ".join(map(told, head)) + r" \\",
         r"    \midrule",
-        *("    " + " & ".join([g.label.translate(_LATEX), seeds_text(g), *(cell(g, n) for n in names)]) + r" \\"
-          for g in groups),
+        *("    " + " & ".join(map(told, row)) + r" \\" for row in rows),
         r"    \bottomrule",
         r"  \end{tabular}",
         r"\end{table}",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines) + "\n"
 
 

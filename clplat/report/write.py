@@ -17,27 +17,28 @@ if TYPE_CHECKING:
     from clplat.report.spec import Figure
 
 
-def write_report(run_dirs: Sequence[Path | str], out_dir: Path | str, *, png: bool = False) -> Path:
+def write_report(run_dirs: Sequence[Path | str], out_dir: Path | str, *, plots: bool = False) -> Path:
     """Write report.html, tables/ (CSV, LaTeX, Markdown) and figures/ (SVG) into `out_dir` and return the page's path.
 
     Args:
         run_dirs: run directories, of any status; one or many. Different streams get sections of their own.
         out_dir: made if absent; a run's own directory will do.
-        png: also draw figures/*.png with matplotlib; takes seconds, where all the rest takes a fraction of one.
+        plots: also draw figures/*.png and *.pdf with matplotlib; takes seconds, where all the rest takes a fraction of
+            one.
 
     Raises:
         UserError: no run directory given, or one that is none or cannot be read.
     """
     if not run_dirs:
         raise UserError("RUN_DIR: none given (valid: one run directory or more)")
-    return _write(split_streams(load_summaries(run_dirs)), Path(out_dir), png)
+    return _write(split_streams(load_summaries(run_dirs)), Path(out_dir), plots)
 
 
 def report_command(run_dirs: Sequence[Path | str], out: Path | str) -> tuple[Path, str]:
     """What `clplat report` does: write the report and return its path and the comparison as plain text."""
     from clplat.report.tables import console_comparison, plain
 
-    page = write_report(run_dirs, out, png=True)
+    page = write_report(run_dirs, out, plots=True)
     return page, plain(console_comparison(load_summaries(run_dirs)))
 
 
@@ -59,38 +60,43 @@ def report_run(run_dir: Path, record: RunRecord, oracle: str | None) -> list[Pat
     return written if page is None else [*written, page, page.with_suffix(".json")]
 
 
-def _write(streams: list[list[Group]], out: Path, png: bool) -> Path:
-    from clplat.report import tables
+def _write(streams: list[list[Group]], out: Path, plots: bool) -> Path:
+    from clplat.report import ranked, tables
     from clplat.report.data import read_log
     from clplat.report.figures import build_figures
     from clplat.report.page import build_page
+    from clplat.report.ranks import rankings
 
     drawn = [build_figures(groups, {g: [read_log(run) for run in g.counted] for g in groups}) for groups in streams]
     (out / "tables").mkdir(parents=True, exist_ok=True)
     files = {"metrics.csv": tables.metrics_csv(streams), "runs.csv": tables.runs_csv(streams),
              "comparisons.csv": tables.comparisons_csv(streams)}  # fmt: skip
+    found = rankings(streams)
+    files |= ranked.files(found)
+    over = [figure for i, ranking in enumerate(found) if (figure := ranked.diagram(ranking, i)) is not None]
     for slug, groups in zip(_slugs(streams), streams, strict=True):
         files |= {f"{slug}.tex": tables.latex(groups), f"{slug}.md": tables.markdown(groups)}
     for name, content in files.items():
         write_atomic(out / "tables" / name, content)
-    _write_figures(drawn, streams, out / "figures", png)
+    _write_figures([over, *drawn], ["", *(f"{s}-" if len(streams) > 1 else "" for s in _slugs(streams))],
+                   out / "figures", plots)  # fmt: skip
     page = out / "report.html"
-    write_atomic(page, build_page(streams, drawn))
+    write_atomic(page, build_page(streams, drawn, over, ranked.sections(found)))
     return page
 
 
-def _write_figures(drawn: list[list[Figure]], streams: list[list[Group]], folder: Path, png: bool) -> None:
+def _write_figures(drawn: list[list[Figure]], prefixes: list[str], folder: Path, plots: bool) -> None:
     from clplat.report.standalone import standalone
 
     folder.mkdir(exist_ok=True)
-    for slug, figures in zip(_slugs(streams), drawn, strict=True):
-        prefix = f"{slug}-" if len(streams) > 1 else ""
+    for prefix, figures in zip(prefixes, drawn, strict=True):
         for figure in figures:
             write_atomic(folder / f"{prefix}{figure.slug}.svg", standalone(figure))
-            if png:
-                from clplat.report.png import draw
+            if plots:
+                from clplat.report.plots import draw
 
-                write_atomic(folder / f"{prefix}{figure.slug}.png", draw(figure))
+                for ending, content in draw(figure).items():
+                    write_atomic(folder / f"{prefix}{figure.slug}.{ending}", content)
 
 
 def _slugs(streams: list[list[Group]]) -> list[str]:

@@ -138,7 +138,7 @@ def test_the_dip_table_says_who_has_not_come_back(runs: Any) -> None:
 
 
 def test_the_page_and_the_files_show_all_of_it(runs: Any, tmp_path: Path) -> None:
-    page = write_report(runs(), tmp_path / "out", png=True).read_text()
+    page = write_report(runs(), tmp_path / "out", plots=True).read_text()
     for part in ("Normalised return since the hand-over", "hand-over</text>", "The dip after the hand-over",
                  "Values on recorded transitions", "Performance profile", "Probability of improvement"):  # fmt: skip
         assert part in page

@@ -11,7 +11,10 @@ import pytest
 from scipy import stats
 
 from clplat.report.compare import Group, split_streams
+from clplat.report.plots import draw
+from clplat.report.ranked import diagram
 from clplat.report.ranks import chi_squared, critical_difference, friedman_p, rank, rankings, signed_rank_p
+from clplat.report.standalone import standalone
 
 NAMES = ("joint", "er", "naive")
 
@@ -117,3 +120,21 @@ def test_validation_data_and_test_data_are_ranked_apart() -> None:
         (False, "joint"),
         (True, "naive"),
     ]
+
+
+def test_the_diagram_joins_what_is_alike_and_few_streams_have_none() -> None:
+    few = rank(streams([[0.9, 0.6, 0.2]] * 2), "average_accuracy")
+    many = rank(streams([[0.9, 0.6, 0.2]] * 5), "average_accuracy")
+    assert few is not None
+    assert many is not None
+    assert diagram(few, 0) is None
+    figure = diagram(many, 0)
+    assert figure is not None
+    drawn = standalone(figure)
+    assert drawn.count('class="join"') == 2
+    assert all(f"{name} {mean}.00" in drawn for mean, name in enumerate(NAMES, 1))
+    assert "CD 1.48" in drawn
+    files = draw(figure)
+    assert files["png"].startswith(b"\x89PNG")
+    assert files["pdf"].startswith(b"%PDF-")
+    assert b"/Type3" not in files["pdf"]

@@ -189,7 +189,7 @@ def test_streams_have_sections_of_their_own(fabricate, report, tmp_path):
     assert "2 strategies on 2 streams" in page.text
     assert page.text.count("Is the difference real?") == 2
     assert {"#stream-0", "#stream-1"} <= set(page.links)
-    assert {p.name for p in (tmp_path / "out" / "tables").glob("*.tex")} == {"digits.tex", "text.tex"}
+    assert {p.stem for p in (tmp_path / "out" / "tables").glob("*.tex")} == {"digits", "text", "stream_ranks"}
 
 
 def name_runs(folder, **changes):
@@ -302,9 +302,11 @@ def test_command_writes_figures_and_tables(fabricate, tmp_path):
     assert "average accuracy" in text
     names = {p.stem for p in (path.parent / "figures").glob("*.svg")}
     assert {"accuracy-matrix", "average-accuracy", "plasticity-stability", "representation", "cost"} <= names
-    assert names == {p.stem for p in (path.parent / "figures").glob("*.png")}
-    for png in (path.parent / "figures").glob("*.png"):
-        assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    for ending, begins in (("png", b"\x89PNG\r\n\x1a\n"), ("pdf", b"%PDF-")):
+        files = list((path.parent / "figures").glob(f"*.{ending}"))
+        assert names == {p.stem for p in files}
+        assert all(file.read_bytes().startswith(begins) for file in files)
+        assert not any(b"/Type3" in file.read_bytes() for file in files)
     rows = read_csv(path.parent / "tables" / "runs.csv")
     assert len(rows) == 4
     summary = json.loads((runs[0] / "summary.json").read_text())
@@ -332,3 +334,40 @@ def test_latex_and_markdown_escape_and_mark_the_best(fabricate, tmp_path):
     markdown = (tmp_path / "out" / "tables" / "digits.md").read_text()
     assert len({line.count("|") for line in markdown.splitlines()}) == 1
     assert "**" in markdown
+
+
+def test_what_differs_from_the_best_has_a_dagger_and_two_seeds_say_that_nothing_was_tested(fabricate, tmp_path):
+    runs = {n: [fabricate(strategy=s, seed=k) for s in ("er", "ilora", "naive") for k in range(n)] for n in (5, 2)}
+    write_report(runs[5], tmp_path / "five")
+    rows = read_csv(tmp_path / "five" / "tables" / "metrics.csv")
+    marks = {r["group"]: r["mark"] for r in rows if r["metric"] == "average_accuracy"}
+    tested = read_csv(tmp_path / "five" / "tables" / "comparisons.csv")
+    p_of_naive = next(r["p_t_holm"] for r in tested if (r["metric"], r["second"]) == ("average_accuracy", "naive"))
+    assert float(p_of_naive) < 0.05
+    assert marks["ilora"] == "best"
+    assert marks["naive"] == "differs"
+    assert {r["mark"] for r in rows if r["metric"] == "worst_case_accuracy"} == {""}
+    latex = (tmp_path / "five" / "tables" / "digits.tex").read_text()
+    line = next(line for line in latex.splitlines() if line.startswith("    naive"))
+    assert r"$^{\dagger}$" in line
+    assert r"$^{\dagger}$: differs from it (paired t-test over shared seeds, Holm-corrected" in latex
+    write_report(runs[2], tmp_path / "two")
+    latex = (tmp_path / "two" / "tables" / "digits.tex").read_text()
+    assert "dagger" not in latex
+    assert "Not tested: 2 shared seeds" in latex
+
+
+def test_several_streams_are_ranked_and_two_say_that_nothing_can_be_told(fabricate, report, tmp_path):
+    strategies = ("joint", "er", "naive")
+    runs = [fabricate(strategy=s, stream=f"stream_{i}", log=False) for i in range(3) for s in strategies]
+    page = report(runs)
+    out = tmp_path / "out"
+    assert "Ranks by average accuracy over streams" in page.text
+    rows = read_csv(out / "tables" / "stream_ranks.csv")
+    means = {r["strategy"]: float(r["rank"]) for r in rows if r["stream"] == "mean"}
+    assert means == {"joint": 1, "er": 2, "naive": 3}
+    for row in read_csv(out / "tables" / "stream_ranks_pairs.csv"):
+        assert float(row["p_friedman"]) == pytest.approx(1 / 36)
+    assert (out / "figures" / "ranks.svg").is_file()
+    assert r"$\chi$$^2$ = 6.00" in (out / "tables" / "stream_ranks.tex").read_text()
+    assert "Nothing can be told from 2 streams" in report(runs[:6]).text

@@ -4,7 +4,7 @@ import re
 
 from clplat.report.compare import Estimate
 from clplat.report.data import seeds_curve
-from clplat.report.png import draw
+from clplat.report.plots import draw
 from clplat.report.spec import Bar, Bars, Figure, Lines, Point, Scatter
 from clplat.report.svg import render, y_axis
 
@@ -39,7 +39,7 @@ def test_two_seeds_are_drawn_themselves_and_have_no_band():
     assert render(drawn[1], "alt").count('class="whisker"') == 2
     assert ">0.500 (0.450, 0.550)<" in render(drawn[1], "alt")
     assert render(drawn[2], "alt").count('<g class="seed">') == 2
-    assert draw(Figure("f", "f", "", "", drawn)).startswith(b"\x89PNG")
+    assert draw(Figure("f", "f", "", "", drawn))["png"].startswith(b"\x89PNG")
 
 
 def test_three_seeds_have_a_band_within_the_range_of_the_metric():

@@ -1,4 +1,4 @@
-"""Draws the same figures with matplotlib as PNG files, for papers and for trackers that show images."""
+"""Draws the same figures with matplotlib as PNG and PDF files, for papers and for trackers that show images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from clplat.report.compare import Estimate
 from clplat.report.naming import cut_apart
-from clplat.report.spec import Bars, Figure, Heat, Lines, Panel, Scatter
-from clplat.report.svg import bar_text, y_axis
+from clplat.report.spec import Bars, Figure, Heat, Lines, Panel, Ranks, Scatter
+from clplat.report.svg import bar_text, rank_rows, y_axis
 
 # The page's colours of the light theme.
 COLOURS = ("#0b62b8", "#c2501b", "#00795c", "#a4468f", "#8a6d00", "#1687a7", "#5b5bd6", "#5a6370")
@@ -19,8 +19,9 @@ _DASHES = ("-", "--", ":")
 _MARKERS = "osD^v"
 
 
-def draw(figure: Figure) -> bytes:
-    """The figure as PNG, 150 dots per inch, at most three panels a row."""
+def draw(figure: Figure) -> dict[str, bytes]:
+    """The figure as png, 150 dots per inch, and as pdf, its fonts in it; at most three panels a row."""
+    import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
@@ -36,19 +37,23 @@ def draw(figure: Figure) -> bytes:
     for axis in axes[len(figure.panels) :]:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
-    if len(labels) > 1 and not isinstance(figure.panels[0], Heat | Bars):
+    if len(labels) > 1 and not isinstance(figure.panels[0], Heat | Bars | Ranks):
         room = int(4.4 * columns / (0.07 * max(map(len, labels)) + 0.5))  # inches: a letter's, and a line's before it
         beside = max(1, min(4, len(labels), room))
         canvas.set_figheight(canvas.get_figheight() + 0.18 * (len(labels) // beside))
         canvas.legend(handles, labels, loc="outside lower center", ncols=beside, frameon=False, fontsize=8)
-    target = io.BytesIO()
-    canvas.savefig(target, format="png")
-    return target.getvalue()
+    png, pdf = io.BytesIO(), io.BytesIO()
+    canvas.savefig(png, format="png")
+    with mpl.rc_context({"pdf.fonttype": 42}):  # conferences refuse Type 3 fonts, matplotlib's own choice
+        canvas.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+    return {"png": png.getvalue(), "pdf": pdf.getvalue()}
 
 
 def _height(panel: Panel) -> float:
     if isinstance(panel, Heat):
         return max(2.0, min(8.0, 0.3 * len(panel.rows) + 1.0))
+    if isinstance(panel, Ranks):
+        return 0.9 + 0.12 * len(panel.alike) + 0.22 * math.ceil(len(panel.names) / 2)
     return max(1.6, 0.34 * len(panel.bars) + 0.9) if isinstance(panel, Bars) else 3.1
 
 
@@ -66,6 +71,8 @@ def _panel(axis: Any, panel: Panel, title: str) -> None:
         _scatter(axis, panel)
     elif isinstance(panel, Heat):
         _heat(axis, panel)
+    elif isinstance(panel, Ranks):
+        _ranks(axis, panel)
     else:
         _bars(axis, panel)
 
@@ -167,3 +174,29 @@ def _bars(axis: Any, panel: Bars) -> None:
         low = min(b.value.low if b.value.low is not None else low for b in panel.bars)
     axis.set_xlim(min(0.0, low), max(0.0, high) + 0.45 * (max(0.0, high) - min(0.0, low)) or 1)
     axis.set_xticks([])
+
+
+def _ranks(axis: Any, panel: Ranks) -> None:
+    """In rows of a name's height, downwards from the axis of ranks at 0."""
+    count = len(panel.names)
+    names = [_plain(n) for n in cut_apart([f"{n} {m:.2f}" for n, m in zip(panel.names, panel.means, strict=True)], 26)]
+    top = 0.6 + 0.5 * len(panel.alike)
+    ends = (1 - 0.04 * count, count + 0.04 * count)
+    axis.set_axis_off()
+    axis.plot((1, count), (0, 0), color=_MUTED, linewidth=0.8)
+    for tick in range(1, count + 1, math.ceil(count / 12)):
+        axis.plot((tick, tick), (0, -0.25), color=_MUTED, linewidth=0.8)
+        axis.text(tick, -0.4, str(tick), ha="center", va="bottom", fontsize=8, color=_MUTED)
+    if panel.length is not None:
+        end = 1 + min(panel.length, count - 1)
+        axis.errorbar((1 + end) / 2, -1.8, xerr=(end - 1) / 2, fmt="none", color=_INK, linewidth=1, capsize=3)
+        axis.text(end, -1.8, f"  CD {panel.length:.2f}", va="center", fontsize=8, color=_INK)
+    for name, mean, (left, row) in zip(names, panel.means, rank_rows(count), strict=True):
+        y, side = top + 0.6 + row, ends[0] if left else ends[1]
+        axis.plot((mean, mean, side), (0, y, y), color=_MUTED, linewidth=0.8)
+        axis.text(side, y, f"{name} " if left else f" {name}", ha="right" if left else "left", va="center",
+                  fontsize=8, color=_INK)  # fmt: skip
+    for row, (first, last) in enumerate(panel.alike):
+        y = 0.5 + 0.5 * row
+        axis.plot((panel.means[first], panel.means[last]), (y, y), color=_INK, linewidth=3, solid_capstyle="round")
+    axis.set_ylim(top + math.ceil(count / 2) + 0.4, -1.2 if panel.length is None else -2.4)
