@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from clplat.config.given import is_given, keys_of
-from clplat.config.settings import Config, Part, StartSettings, flat
+from clplat.config.settings import Config, Part, flat
 from clplat.errors import Interrupted, UserError
 from clplat.run import checkpoint
 from clplat.run.result import Result, Results
@@ -336,14 +336,11 @@ def _dry_run(config: Config) -> Result:
     import tempfile
 
     from clplat.run.launch import launch
-    from clplat.run.start import start_run
 
-    kept = start_run(config, None)  # a run to start from is not made for two steps
-    config = replace(config, start=replace(config.start, run=str(kept)) if kept else StartSettings())
-    loop = replace(config.loop, max_steps=2, stop_after=1, eval_every=None, checkpoint_every=None)
+    loop = replace(config.loop, max_steps=2, max_env_steps=2, stop_after=1, eval_every=None, checkpoint_every=None)
     config = replace(config, loop=loop, tracking=replace(config.tracking, enabled=False))
     with tempfile.TemporaryDirectory(prefix="clplat-dry-run-") as folder:
         try:
-            return launch(config, Path(folder), quiet=True)
+            return launch(config, Path(folder), quiet=True, bare=True)  # no start run is made for two steps
         except Interrupted:
             raise Interrupted("dry run: stopped, nothing left behind") from None

@@ -51,9 +51,10 @@ class Strategy(LightningModule):
         adapt_step(inputs) -> predictions           adapt: before this batch changes anything; or (predictions, loss)
         act(observation, explore) -> action         interact
         observe(transition) -> int                  interact: store it; how many training steps to take now
-        handover(experience, score, random_score)   interact, may be left out: before the first step in an environment,
-                                                    with the mean return there and that of random actions (or None);
-                                                    returns lines that the user is warned with
+        handover(experience, score, chance)         interact, may be left out: before the first step in an environment,
+                                                    with the mean return there and what random actions reach: the
+                                                    stream's figure, or their mean plus two standard errors
+                                                    (None where actions are no vectors); returns lines to warn with
         probe(transitions) -> {"q", "td_error"}     interact, may be left out: both (n,), to measure, not to learn from
 
     A hook may return None instead of a loss when it needs no gradient step. Losses are means over the batch: under
@@ -192,6 +193,14 @@ class Strategy(LightningModule):
 
         For a strategy that goes back to its beginning: the start run may have seen what is to be erased.
         """
+
+    def faults(self, experiences: Sequence[Experience], started: bool) -> list[str]:
+        """Why it can't learn from these, one line each; asked before anything runs.
+
+        Args:
+            started: whether a start run comes before them (which, in a dry run, may not have been made).
+        """
+        return []
 
     # --- services -------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ Shapes: B transitions of a batch, n of the data, a numbers of an action, w of a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,15 @@ class OffPolicy(AcrossEnvironments):
         t = self._scaled(unpack(rows, self.model.actions))
         returns = monte_carlo_returns(t.reward, t.terminated, t.truncated, self.gamma, self._failure())
         return Data(torch.cat([rows[:, :-1], returns.unsqueeze(1)], 1), None)
+
+    def _without_data(self, experiences: Sequence[Experience]) -> str | None:
+        """Name of the first experience that has no offline data, and none before it that still count; None: of none."""
+        for e in experiences:
+            if e.train is None:
+                return e.name
+            if not self.restart:
+                return None
+        return None
 
     def _failure(self) -> float | None:
         """Scaled reward of a step without success, where the task is sparse."""

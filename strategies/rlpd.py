@@ -10,9 +10,11 @@ Differs  the first `random_steps` take random actions, as published; nothing is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from clplat import Experience, UserError
+from clplat import Experience
 from clplat.strategies.redq import REDQ
 from clplat.stream import Data
 
@@ -37,10 +39,10 @@ class RLPD(REDQ):
         if target_entropy is None:
             self.target_entropy = -self.model.actions / 2
 
-    def begin(self, experience: Experience) -> None:
-        if self.retain and experience.train is None and not len(self.offline_data):
-            raise UserError(f"strategy: RLPD needs offline data, but {experience.name} has none (valid: sac, redq)")
-        super().begin(experience)
+    def faults(self, experiences: Sequence[Experience], started: bool) -> list[str]:
+        without = self._without_data(experiences) if self.retain else None
+        line = f"strategy: RLPD needs offline data, but {without} has none (valid: sac, redq)"
+        return [] if without is None else [line]
 
     def training_data(self, experience: Experience) -> Data:
         """Nothing: the data are in the memory, for later."""

@@ -13,6 +13,7 @@ Differs  no step is taken by networks that are not learning (theirs get a zero g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from clplat.data.transitions import Transitions
 from clplat.strategies.cal_ql import CalQL
 from clplat.strategies.sac import SAC
 
-CHANCE = 0.1  # normalised return below which a policy is said to be no better than a random one
+CHANCE = 0.1  # normalised return, where an expert's is known, up to which a policy is no better than a random one
 
 
 class WSRL(CalQL):
@@ -54,35 +55,43 @@ class WSRL(CalQL):
         require("warmup_actions", warmup_actions, warmup_actions in ("policy", "random"), "policy, random")
         require("online_max_backup", online_max_backup, online_max_backup >= 1, "≥ 1")
         self.offline, self.warmup_steps, self.warmup_actions = offline, warmup_steps, warmup_actions
-        self.online_max_backup, self.learned_offline = online_max_backup, 0
+        self.online_max_backup = online_max_backup
+        self.started = 0  # 1: the start run was the offline phase
+        self.learned_offline = 0  # steps of it
 
     def before_start(self, weights: dict[str, Tensor]) -> None:
-        """The start run was the offline phase."""
-        self.learned_offline = 1
+        self.started = self.learned_offline = 1
+
+    def faults(self, experiences: Sequence[Experience], started: bool) -> list[str]:
+        without = None if started else self._without_data(experiences)
+        if without is None:
+            return []
+        anew = ", which it begins anew (strategy.restart)" if self.restart else ""
+        return [
+            f"strategy: WSRL has nothing to start from in {without}{anew}: no offline data, and no experience or "
+            "start.run before it (valid: offline data in the stream, or start.run; without either, sac or redq)"
+        ]
 
     def begin(self, experience: Experience) -> None:
-        if not self.learned_offline and experience.train is None:
-            raise UserError(
-                f"strategy: WSRL has nothing to start from in {experience.name}: no offline data, and no experience or "
-                "start.run before it (valid: offline data in the stream, or start.run; without either, sac or redq)"
-            )
         super().begin(experience)
+        if self.restart:
+            self.learned_offline = self.started
 
-    def handover(self, experience: Experience, score: float, random_score: float | None) -> list[str]:
+    def handover(self, experience: Experience, score: float, chance: float | None) -> list[str]:
         """Before the first step in the environment: what makes a warm start none."""
-        if not self.learned_offline:
+        if not self.learned_offline and experience.train is not None:
             raise UserError(
                 "loop.max_epochs, loop.max_steps: no step was taken on the offline data, so WSRL has nothing to start "
                 "from (valid: at least one)"
             )
-        if random_score is None:
+        if chance is None:
             return []
-        best = experience.return_bounds[1] if experience.return_bounds else random_score
-        if score > random_score + CHANCE * (best - random_score):
+        best = experience.return_bounds[1] if experience.return_bounds else chance
+        if score > chance + CHANCE * (best - chance):
             return []
         return [
             f"the offline policy returns {score:.4g} in {experience.name}, hardly more than random actions "
-            f"({random_score:.4g}): warm-up will fill the memory with bad data (train longer offline)"
+            f"({chance:.4g}): warm-up will fill the memory with bad data (train longer offline)"
         ]
 
     def training_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> Tensor:
@@ -113,8 +122,8 @@ class WSRL(CalQL):
         return SAC._steps(self)
 
     def get_extra_state(self) -> dict[str, Any]:
-        return super().get_extra_state() | {"learned_offline": self.learned_offline}
+        return super().get_extra_state() | {"learned_offline": self.learned_offline, "started": self.started}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
-        self.learned_offline = state["learned_offline"]
+        self.learned_offline, self.started = state["learned_offline"], state["started"]

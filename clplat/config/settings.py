@@ -18,6 +18,7 @@ class LoopSettings:
         forget_epochs: passes over the data of a forget request, ≥ 1; null takes max_epochs.
         max_steps: optimizer steps per experience at most; null for no bound beside max_epochs. Of an interact
             experience it bounds those on recorded transitions alone.
+        max_env_steps: steps in the environment of an interact experience at most; null for as many as the stream says.
         batch_size: samples per batch and process, ≥ 1.
         eval_batch_size: samples per evaluation batch, ≥ 1; no figure depends on it but in its last digits. Where
             predictions take the statistics of their batch (test-time adaptation with batch normalisation), batches hold
@@ -53,6 +54,7 @@ class LoopSettings:
     max_epochs: int = 1
     forget_epochs: int | None = None
     max_steps: int | None = None
+    max_env_steps: int | None = None
     batch_size: int = 32
     eval_batch_size: int = 512
     clip_norm: float | None = None
@@ -73,8 +75,9 @@ class LoopSettings:
 
     def faults(self) -> list[str]:
         """One line for each value out of range."""
-        counts = ("forget_epochs", "max_steps", "batch_size", "eval_batch_size", "accumulate", "eval_every",
-                  "log_every", "eval_samples", "checkpoint_every", "eval_episodes", "stop_after")  # fmt: skip
+        counts = ("forget_epochs", "max_steps", "max_env_steps", "batch_size", "eval_batch_size", "accumulate",
+                  "eval_every", "log_every", "eval_samples", "checkpoint_every", "eval_episodes",
+                  "stop_after")  # fmt: skip
         found = _below(self, "loop", ("max_epochs", "eval_frames"), 0) + _below(self, "loop", counts, 1)
         return found + _below(self, "loop", ("clip_norm", "checkpoint_seconds"), 0, strict=True)
 

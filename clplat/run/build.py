@@ -77,6 +77,8 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
             strategy.before_start(untrained)
     if stream is not None:
         trial.faults += check_stream(config, cls, stream)
+    if stream is not None and strategy is not None and not trial.faults:
+        trial.faults += strategy.faults([e.seen() for e in stream], config.start.run is not None)
     trial.end()
     assert stream is not None
     assert strategy is not None

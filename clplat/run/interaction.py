@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class Acting:
     def begin(self) -> int:
         """Choose and send an action from each seat that still has a step to take; how many."""
         run, p = self.run, self.run.progress
-        taking = min(len(self.seats), self.experience.env_steps - p.env_step)
+        taking = min(len(self.seats), run.env_steps(self.experience) - p.env_step)
         for i in range(taking):
             if self.seen[i] is None:
                 self.seen[i] = self.seats[i].reset(_seed(run.seed, self.experience.index, p.episode))
@@ -111,7 +111,7 @@ class Acting:
 
 
 def play(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
-    """Act, store, and train as often as `observe` asks, for the experience's `env_steps`.
+    """Act, store, and train as often as `observe` asks, for as many steps as there are to take.
 
     Each episode starts from a seed of its own. The run can be saved after any round; one environment that can't be
     saved is waited for: until its episode ends.
@@ -121,7 +121,7 @@ def play(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
         _hand_over(run, experience)
     run.acting = acting = Acting(run, experience)
     try:
-        while p.env_step < experience.env_steps:
+        while p.env_step < run.env_steps(experience):
             _evaluate_if_due(run, experience)
             taking = acting.begin()
             if acting.beside:
@@ -148,7 +148,7 @@ def play(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
 
 def _hand_over(run: RunState, experience: Experience) -> None:
     """Measure what comes to the environment, and tell the strategy."""
-    strategy, bounds = run.strategy, experience.return_bounds
+    strategy = run.strategy
     before = evaluate_return(strategy, experience, run.loop.eval_episodes, run.seed)
     film(run, experience, _evaluated(run.seed, experience, 0), "before")
     run.returns = {
@@ -156,8 +156,21 @@ def _hand_over(run: RunState, experience: Experience) -> None:
         "offline_steps": run.progress.gradient_steps, "gradient_steps": run.progress.gradient_steps,
     }  # fmt: skip
     if hasattr(strategy, "handover"):
-        for line in strategy.handover(experience.seen(), before, None if bounds is None else bounds[0]):
+        for line in strategy.handover(experience.seen(), before, _chance(run, experience)):
             warnings.warn(line, stacklevel=2)
+
+
+def _chance(run: RunState, experience: Experience) -> float | None:
+    """The return that random actions reach: as the stream says, or else their mean over ten episodes at least, plus
+    twice its standard error; None where actions are no vectors."""
+    if experience.return_bounds is not None:
+        return experience.return_bounds[0]
+    answers = run.stream.answers
+    if not isinstance(answers, Actions):
+        return None
+    generator, episodes = np.random.default_rng(run.seed), max(10, run.loop.eval_episodes)
+    found = _returns(lambda _: generator.uniform(-1, 1, answers.size), experience, episodes, run.seed)
+    return float(np.mean(found) + 2 * np.std(found, ddof=1) / np.sqrt(len(found)))
 
 
 def _evaluate_if_due(run: RunState, experience: Experience) -> None:
@@ -203,16 +216,22 @@ def _probe(run: RunState, experience: Experience, data: Data) -> dict[str, float
 
 def evaluate_return(strategy: Strategy, experience: Experience, episodes: int, seed: int) -> float:
     """Mean undiscounted return of greedy episodes in a fresh environment, from seeds that training never uses."""
-    assert experience.environment is not None
-    environment, total = experience.environment(), 0.0
     with evaluating(strategy), torch.no_grad(), torch.random.fork_rng():
-        for episode in range(episodes):
-            observation, _ = environment.reset(seed=_evaluated(seed, experience, episode))
-            done = False
-            while not done:
-                observation, reward, terminated, truncated, _ = environment.step(strategy.act(observation, False))
-                total, done = total + float(reward), bool(terminated or truncated)
-    return total / episodes
+        return sum(_returns(lambda seen: strategy.act(seen, False), experience, episodes, seed)) / episodes
+
+
+def _returns(act: Callable[[Any], Any], experience: Experience, episodes: int, seed: int) -> list[float]:
+    """Undiscounted return of each evaluation episode."""
+    assert experience.environment is not None
+    environment, found = experience.environment(), []
+    for episode in range(episodes):
+        observation, _ = environment.reset(seed=_evaluated(seed, experience, episode))
+        total, done = 0.0, False
+        while not done:
+            observation, reward, terminated, truncated, _ = environment.step(act(observation))
+            total, done = total + float(reward), bool(terminated or truncated)
+        found.append(total)
+    return found
 
 
 def everywhere(run: RunState) -> dict[str, Any]:

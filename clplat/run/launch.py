@@ -60,7 +60,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 def launch(
     config: Config, run_dir: Path | None, *, quiet: bool, resumed: bool = False, report: Report | None = None,
-    watch: Watch | None = None,
+    watch: Watch | None = None, bare: bool = False,
 ) -> Result:  # fmt: skip
     """Run on the processes that `config.fabric` asks for. Raises as `clplat.run` does.
 
@@ -68,10 +68,13 @@ def launch(
         run_dir: of the run; None makes one once everything is built, so that a refused run leaves no folder.
         report: writes what is to be read of the run into its folder when it has ended, whatever its status.
         watch: may stop the run between experiences; of a run in one process.
+        bare: go without the run to start from where it has not been made.
     """
     if config.tracking.enabled:
         store_of(config.tracking, config.output)  # refuses what can't be tracked before anything is made
-    start = None if resumed else start_run(config, functools.partial(launch, quiet=quiet, report=report))
+    start = (
+        None if resumed else start_run(config, None if bare else functools.partial(launch, quiet=quiet, report=report))
+    )
     fabric = make_fabric(config.fabric)
     if isinstance(fabric.strategy.launcher, _spawning()):
         check_travels(config)

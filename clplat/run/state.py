@@ -21,7 +21,7 @@ from clplat.run.runlog import RunLog
 from clplat.run.sources import Sources
 from clplat.run.writer import Writer
 from clplat.strategy import Strategy
-from clplat.stream import Data, Stream
+from clplat.stream import Data, Experience, Stream
 
 Watch = Callable[[RunRecord], bool]
 """Asked after each experience but the last, with what has been measured so far: whether the run is to stop."""
@@ -110,6 +110,11 @@ class RunState:
     def enough(self) -> bool:
         """Whether the current experience has taken all the steps it may."""
         return self.loop.max_steps is not None and self.progress.steps >= self.loop.max_steps
+
+    def env_steps(self, experience: Experience) -> int:
+        """Steps to take in its environment."""
+        most = self.loop.max_env_steps
+        return experience.env_steps if most is None else min(most, experience.env_steps)
 
     def all_processes(self, counts: dict[str, float]) -> dict[str, float]:
         """Sums over processes; a collective call."""

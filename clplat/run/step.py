@@ -98,7 +98,7 @@ def total_steps(run: RunState, experience: Experience) -> int:
     size = len(experience.train) if experience.train is not None else 0
     if experience.kind is Kind.ADAPT:
         return batches_per_epoch(size, run.loop.batch_size, run.world_size)
-    return gradient_steps(run, size, experience.kind) + experience.env_steps
+    return gradient_steps(run, size, experience.kind) + run.env_steps(experience)
 
 
 def gradient_steps(run: RunState, size: int, kind: Kind) -> int:

@@ -1,7 +1,5 @@
-import pytest
 from agents import A, Loop, O, bits, model, offline, online, same
 
-from clplat import UserError
 from clplat.strategies.rlpd import RLPD
 
 
@@ -45,5 +43,8 @@ def test_target_entropy_is_half_of_sacs():
 
 
 def test_without_data_it_is_refused():
-    with pytest.raises(UserError, match="needs offline data, but online has none"):
-        rlpd().begin(online())
+    for agent, sequence in ((rlpd(), [online()]), (rlpd(restart=True), [offline(), online()])):
+        (line,) = agent.faults(sequence, True)  # a start run brings no data along
+        assert "needs offline data, but online has none" in line
+    assert rlpd().faults([offline(), online()], False) == []
+    assert rlpd(retain=0.0).faults([online()], False) == []

@@ -158,18 +158,38 @@ def test_cql_and_cal_ql_are_its_offline_phases():
     assert values[0] != values[2]
 
 
-def test_without_an_offline_phase_it_is_refused():
-    with pytest.raises(UserError, match="nothing to start from in online"):
-        wsrl().begin(online())
+@pytest.mark.parametrize(
+    ("sequence", "started", "restart", "lacking"),
+    [
+        ([online()], False, False, "online"),
+        ([offline(), online()], False, False, None),  # the second goes on from the first
+        ([online(), offline()], False, False, "online"),
+        ([offline(), online()], False, True, "online, which it begins anew (strategy.restart)"),
+        ([offline(), offline()], False, True, None),
+        ([online(), online()], True, True, None),
+        ([online()], True, False, None),
+    ],
+)
+def test_without_an_offline_phase_it_is_refused(sequence, started, restart, lacking):
+    (*found,) = wsrl(restart=restart).faults(sequence, started)
+    assert len(found) == (lacking is not None)
+    assert all(f"nothing to start from in {lacking}: no offline data" in line for line in found)
+
+
+def test_an_offline_phase_without_a_step_is_refused_and_anew_after_a_restart():
     agent = wsrl()
     agent.begin(offline())
     with pytest.raises(UserError, match=r"loop.max_epochs, loop.max_steps: no step was taken"):
         agent.handover(offline(), 0.0, None)
-    agent, _, _ = pretrained()
-    agent.begin(online())  # after one: fine
-    agent = wsrl()
-    agent.before_start({})
-    agent.begin(online())  # from a start run: fine
+    for started in (False, True):
+        agent = wsrl(restart=True)
+        agent.grow(offline())
+        if started:
+            agent.before_start({})
+        agent.begin(offline())
+        agent.learned_offline += 5
+        agent.begin(offline())
+        assert agent.learned_offline == started
 
 
 @pytest.mark.parametrize(("score", "warns"), [(-1200.0, True), (-1110.0, True), (-1000.0, False)])
@@ -199,7 +219,8 @@ def test_it_goes_on_where_it_was_saved(steps):
         each.act(10)
     assert same(bits(agent, loop.optimizer), bits(other, second.optimizer))
     assert agent.observed == other.observed
-    other.begin(online())  # that it has learned offline came along
+    assert other.learned_offline == agent.learned_offline == 5
+    assert other.started == agent.started
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """WSRL through the loop: from an offline run into an environment, or in one run."""
 
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import clplat
 from clplat import UserError
@@ -25,7 +29,13 @@ def config(tmp_path):
     names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
     np.savez(tmp_path / "data.npz", **{k: np.stack(c) for k, c in zip(names, zip(*rows, strict=True), strict=True)})
     return {
-        "stream": {"name": "rl", "data": str(tmp_path / "data.npz"), "env_steps": 0, "probe": 8},
+        "stream": {
+            "name": "rl",
+            "data": str(tmp_path / "data.npz"),
+            "env_steps": 0,
+            "probe": 8,
+            "returns": [-3000, 0],
+        },
         "backbone": {"name": "actor_critic", "actor_hidden": [8], "critic_hidden": [8]},
         "strategy": {"name": "wsrl", "batch": 4, "warmup_steps": 12, "penalty_actions": 2, "max_backup": 2},
         "loop": {"max_steps": 3, "batch_size": 8, "eval_episodes": 1, "checkpoint_seconds": None},
@@ -98,6 +108,34 @@ def test_the_loop_asks_before_the_first_step_in_the_environment(config, monkeypa
     assert at == [(0, 3)]
 
 
-def test_without_an_offline_phase_nothing_runs(config):
-    with pytest.raises(UserError, match="WSRL has nothing to start from"):
-        run(config, **{"stream.data": None, "stream.env_steps": 12})
+@pytest.mark.parametrize("restart", [False, True])
+def test_without_an_offline_phase_nothing_runs(config, restart):
+    """Nor where a later environment would begin without one: that is known before the first."""
+    data = config["stream"].pop("data")
+    config["stream"] |= {"env_steps": 12, "sequence": [{"data": data}, {}] if restart else []}
+    with pytest.raises(UserError, match="WSRL has nothing to start from in Pendulum-v1"):
+        run(config, **{"strategy.restart": restart})
+    assert not Path(config["output"]).exists()
+
+
+@pytest.mark.parametrize(("better", "said"), [(-1e5, True), (0.0, False)])
+def test_what_random_actions_reach_is_measured_where_the_stream_does_not_say_it(config, monkeypatch, better, said):
+    """More than their mean: two standard errors."""
+    monkeypatch.setattr("clplat.run.interaction.evaluate_return", lambda *_: better)
+    config["stream"] |= {"returns": [], "env_steps": 3}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(config)
+    lines = [str(w.message) for w in caught if "hardly more than random actions" in str(w.message)]
+    assert len(lines) == said
+    drawn = [float(line.split("(")[1].split(")")[0]) for line in lines]
+    assert all(-1900 < value < 0 for value in drawn)
+
+
+def test_a_dry_run_takes_two_steps_in_the_environment_and_makes_no_start_run(config, tmp_path):
+    config["start"] = {"run": str(tmp_path / "first.yaml")}
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump({k: config[k] for k in ("stream", "backbone", "strategy")}))
+    more = {"stream.learn_from_data": False, "stream.env_steps": 10**9, "dry_run": True}
+    result = clplat.run(config, quiet=True, **more)
+    assert result.summary["interaction"][0]["evaluations"][-1][0] == 2
+    assert not Path(config["output"]).exists()
