@@ -32,7 +32,8 @@ class HuggingFace(ScenarioStream):
         inputs: column of images, or of numbers or lists of numbers of one length; null takes image, img, else inputs.
         label: column of integer labels.
         train_split: split to learn from.
-        test_split: split held out.
+        test_split: split held out; null takes test, else validation, valid, val or dev, else a share of a set of one
+            split only.
         test_share: in (0, 1), of each class's samples, always the same ones, held out of a set of one split only.
         size: images are resized to so many pixels in height and width, ≥ 1; null leaves them, all of one size.
         grey: images become one channel; otherwise three.
@@ -54,7 +55,7 @@ class HuggingFace(ScenarioStream):
         inputs: str | None = None,
         label: str = "label",
         train_split: str = "train",
-        test_split: str = "test",
+        test_split: str | None = None,
         size: int | None = None,
         grey: bool = False,
         test_share: float = 0.2,
@@ -66,11 +67,12 @@ class HuggingFace(ScenarioStream):
         if not 0 < test_share < 1:
             raise UserError(f"stream.test_share: {test_share} is out of range (valid: in (0, 1))")
         splits = _load(dataset, config)
-        alone = len(splits) == 1 and test_split == "test"
+        test_split, notes = _test_split(splits, test_split, train_split, dataset)
+        alone = test_split is None
         for key, split in (("train_split", train_split), ("test_split", test_split)):
-            if split not in splits and not (alone and key == "test_split"):
+            if split is not None and split not in splits:
                 raise UserError(f"stream.{key}: {split!r} is not in {dataset} (valid: {', '.join(splits)})")
-        parts = [splits[train_split]] if alone else [splits[train_split], splits[test_split]]
+        parts = [splits[split] for split in (train_split, test_split) if split is not None]
         columns = list(parts[0].column_names)
         column = inputs or next((c for c in ("image", "img", "inputs") if c in columns), "inputs")
         for key, name in (("inputs", column), ("label", label)):
@@ -79,7 +81,8 @@ class HuggingFace(ScenarioStream):
         names = [tuple(getattr(part.features[label], "names", None) or ()) for part in parts]
         if len(set(names)) > 1:
             raise UserError(f"stream.label: the classes of {train_split} and {test_split} are named differently")
-        samples, notes, self.origin = _inputs([_column(part, column) for part in parts], size, grey, scale)
+        samples, found, self.origin = _inputs([_column(part, column) for part in parts], size, grey, scale)
+        notes += found
         labels = [_labels(part[label], label) for part in parts]
         if alone:
             rows = [torch.from_numpy(r) for r in _held_out(labels[0].numpy(), test_share)]
@@ -112,6 +115,16 @@ def _load(dataset: str, config: str | None) -> Any:
             f"stream.dataset: {dataset} is not a folder, not in the cache of datasets (HF_HOME), and could not be had "
             f"from the hub ({error})"
         ) from error
+
+
+def _test_split(splits: Any, asked: str | None, train: str, dataset: str) -> tuple[str | None, list[str]]:
+    """The split held out, None where a share of the only one is; and lines that say what was taken for one."""
+    if asked is not None or "test" in splits:
+        return asked or "test", []
+    if len(splits) == 1:
+        return None, []
+    held = next((name for name in ("validation", "valid", "val", "dev") if name in splits and name != train), "test")
+    return held, [f"stream.test_split: {dataset} has no split test: its split {held} is the test set"]
 
 
 def _column(part: Any, name: str) -> list[Any]:

@@ -140,6 +140,28 @@ def test_what_was_held_out_is_said_and_is_a_fact_of_the_run(
     assert f"clplat: {said}" in capsys.readouterr().err.splitlines()
 
 
+@pytest.mark.parametrize("name", ["validation", "val"])
+def test_without_a_test_split_the_validation_split_is_held_out_and_that_is_said(
+    hub: types.SimpleNamespace, name: str
+) -> None:
+    hub.result = {"train": Split(image=images([6] * 6), label=[0, 1, 2] * 2),
+                  name: Split(image=images([6] * 3, "L"), label=[2, 1, 0])}  # fmt: skip
+    stream = HuggingFace(dataset="x", experiences=3, grey=True)
+    assert stream.notes == (f"stream.test_split: x has no split test: its split {name} is the test set",)
+    assert [e.test.inputs[e.test.rows].flatten().unique().tolist() for e in stream] == [[2], [1], [0]]
+    assert [len(e.train) for e in stream] == [2, 2, 2]
+    for asked in ({"test_split": "test"}, {"train_split": name}):  # asked for by name, or learned from already
+        with pytest.raises(UserError, match=rf"^stream\.test_split: 'test' is not in x \(valid: train, {name}\)"):
+            HuggingFace(dataset="x", **asked)
+
+
+def test_a_split_that_may_be_anything_is_not_taken_for_a_test_set(hub: types.SimpleNamespace) -> None:
+    part = Split(image=images([6] * 3), label=[0, 1, 2])
+    hub.result = {"train": part, "unsupervised": part}
+    with pytest.raises(UserError, match=r"^stream\.test_split: 'test' is not in x \(valid: train, unsupervised\)"):
+        HuggingFace(dataset="x")
+
+
 def test_deep_pictures_keep_their_range_and_faulty_rows_are_named(hub: types.SimpleNamespace) -> None:
     deep = [Image.fromarray(np.full((6, 6), 5000 * i, np.uint16)) for i in range(12)]
     part = Split(image=deep, label=LABELS.tolist())
