@@ -310,7 +310,7 @@ def compare(runs: Iterable[str | Path | Result]) -> Compared:
     return Compared(split_streams(load_summaries(folders)))
 
 
-def export(run_dir: str | Path, *, to: str = "safetensors", dest: str | Path | None = None) -> Path:
+def export(run_dir: str | Path, *, to: str = "safetensors", dest: str | Path | None = None, **objects: Any) -> Path:
     """The network of a run in another format, and beside it learner.json: its preprocessing and classes.
 
     Args:
@@ -318,18 +318,18 @@ def export(run_dir: str | Path, *, to: str = "safetensors", dest: str | Path | N
         to: "safetensors"; "hf" for language models and CLIP: the folder that transformers reads; "peft": low-rank
             adapters beside a pretrained model; "onnx": one graph, from what the stream holds to logits.
         dest: a new or empty folder; None is `export/<to>` in the run's.
+        objects: strategy and backbone, as `load` takes them.
 
     Raises:
         UserError: as `load` does; a format that there is not for this network; a strategy that predicts by more than
             its network.
     """
-    from clplat.config.resolve import resolve
     from clplat.run.export import export as write
 
     run_dir = Path(run_dir)
-    learner = load(run_dir)
+    learner = load(run_dir, **objects)
     folder = run_dir / "export" / to if dest is None else Path(dest)
-    return write(learner, resolve(config=run_dir / "config.yaml"), to, folder)
+    return write(learner, _config_of(run_dir, "export", objects, data=False), to, folder)
 
 
 def _dry_run(config: Config) -> Result:

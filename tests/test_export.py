@@ -47,6 +47,21 @@ def test_tensors_of_a_perceptron_give_the_last_row(tmp_path: Path, capsys: pytes
         clplat.export(result.run_dir, dest=tmp_path / "out")
 
 
+def test_what_was_given_in_python_is_given_to_the_export(tmp_path: Path) -> None:
+    """Arrays need not be: an export takes no data."""
+    inputs, labels = torch.eye(6).repeat(4, 1), torch.arange(24) % 2
+    stream = {"name": "arrays", "train": (inputs, labels), "test": (inputs, labels), "experiences": 1}
+    net = torch.nn.Linear(6, 4)
+    result = run(tmp_path, strategy="naive", stream=stream, backbone=net, loop={"max_steps": 2})
+    with pytest.raises(UserError, match=r"^backbone: Linear@python:\w+ was given in Python"):
+        clplat.export(result.run_dir)
+    tensors = load_file(clplat.export(result.run_dir, backbone=net) / "model.safetensors")
+    first, last = (next(tensors[k] for k in tensors if k.startswith(p) and k.endswith("weight")) for p in "bh")
+    offset, shift = (next(tensors[k] for k in tensors if k.startswith(p) and k.endswith("bias")) for p in "bh")
+    found = (inputs @ first.T + offset) @ last.T + shift
+    torch.testing.assert_close(found, clplat.load(result.run_dir, backbone=net).predict(inputs))
+
+
 def test_adapters_are_merged_into_the_layers(tmp_path: Path) -> None:
     from clplat.backbones.heads import Growing
     from clplat.backbones.vit import vit_micro

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from clplat.backbones._weights import origin, transposed_layers
+from clplat.backbones._weights import files_read, origin, transposed_layers
 from clplat.backbones.base import Backbone, Classifier
 from clplat.config.settings import Config
 from clplat.errors import UserError
@@ -45,7 +45,7 @@ def peft_folder(learner: Learner, network: Classifier, config: Config) -> Callab
     if not layers:
         raise UserError(f"to: peft is defined for LoRA layers in use, and {config.strategy.name} predicts without any "
                         "(valid: safetensors, or hf)")  # fmt: skip
-    _check_named(model.backbone, config)
+    base = _named(model.backbone, config)
     _check_unchanged(model.backbone, learner, config)
     rank, scale, pairs = joined(layers)
     tensors = {
@@ -55,7 +55,7 @@ def peft_folder(learner: Learner, network: Classifier, config: Config) -> Callab
         r=rank,
         lora_alpha=scale * rank,  # type: ignore[arg-type]  # any number will do
         target_modules="|".join(map(re.escape, layers)),
-        base_model_name_or_path=str(config.backbone.options["weights"]),
+        base_model_name_or_path=base,
         inference_mode=True,
         fan_in_fan_out=layers.keys() <= transposed_layers(model.backbone.net),
     )
@@ -86,8 +86,8 @@ def joined(layers: dict[str, Any]) -> tuple[int, float, dict[str, tuple[Tensor, 
     return sum(first.r[a] for a in used), scale, pairs
 
 
-def _check_named(backbone: Backbone, config: Config) -> None:
-    """Refuse a base that transformers or timm can't make from the name of its weights."""
+def _named(backbone: Backbone, config: Config) -> str:
+    """What the base is called; refuses one that transformers or timm can't make from that name."""
     from transformers import PreTrainedModel
 
     weights, net, name = config.backbone.options.get("weights"), getattr(backbone, "net", None), config.backbone.name
@@ -100,6 +100,27 @@ def _check_named(backbone: Backbone, config: Config) -> None:
     if isinstance(net, PreTrainedModel) and any(source.endswith(".safetensors") for source in sources):
         raise UserError(f"to: peft needs a base that transformers reads, and {weights} is in llama2.c's layout (valid: "
                         "hf, or safetensors)")  # fmt: skip
+    return str(weights) if isinstance(net, PreTrainedModel) else _of_timm(net, config)
+
+
+@torch.no_grad()
+def _of_timm(net: Any, config: Config) -> str:
+    """Repository or file of the weights of a model of timm, which refuses one that these alone do not give."""
+    from timm.models import create_model, get_pretrained_cfg
+
+    options = config.backbone.options
+    made: Any = create_model(net.pretrained_cfg["architecture"], pretrained=True, num_classes=0,
+                             pretrained_cfg_overlay={"file": str(files_read(net)[0]), "source": ""})  # fmt: skip
+    shapes = {k: v.shape for k, v in made.state_dict().items()}
+    now = {k.replace(".base_layer.", "."): v.shape for k, v in net.state_dict().items() if ".lora_" not in k}
+    if fitted := sorted(k for k in shapes.keys() | now.keys() if shapes.get(k) != now.get(k)):
+        what = f"{len(fitted)} tensors were fitted to the run, {fitted[0]} for one"
+        raise UserError(f"to: peft needs a base as timm makes it of the weights alone, but {what} (valid: safetensors, "
+                        "or a run with the image size, patches, channels and depth of the weights)")  # fmt: skip
+    if options["weights"] != "pretrained":
+        return str(options["weights"])
+    known = get_pretrained_cfg(options["model"]) if options.get("model") else None
+    return str(known.hf_hub_id if known is not None else net.pretrained_cfg["hf_hub_id"])
 
 
 @torch.no_grad()
