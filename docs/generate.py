@@ -30,6 +30,7 @@ from clplat.report import compare, tables
 
 sys.path.insert(0, str(Path(__file__).parent))
 import architecture
+import reproduced
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "demo" / "results.json"
@@ -141,6 +142,25 @@ def benchmarks_table() -> str:
     return table(head, rows) + "\n" + paragraph(text)
 
 
+def published_part() -> str:
+    """Published figures and what came of them here."""
+    known = reproduced.arms()
+    rows = reproduced.published_rows(known)
+    head = ["method", "setting", "metric", "published", "source", "ours", "seeds", "command", "commit", "outcome"]
+    counts = {said: sum(row[-1] == said for row in rows) for said in ("reached", "not reached", "not run here")}
+    text = ", ".join(f"{count} {said}" for said, count in counts.items())
+    names = ", ".join(f"`{name}`" for name in reproduced.without())
+    return f"{len(rows)} figures: {text}.\n\n{table(head, rows)}\n" + paragraph(
+        f"No published figure in a setting that is shipped is known here of {names}."
+    )
+
+
+def measured_part() -> str:
+    """What was run here, from the results that are checked in."""
+    head = ["command", "run", "seeds", "metric", "mean ± half the 95 % interval", "commit", "measured"]
+    return table(head, reproduced.measured_rows(reproduced.arms()))
+
+
 def methods() -> str:
     """One section for each strategy, from its module's docstring and its constructor."""
     base = {o.name for o in discovery.options(discovery.find("strategies", "naive"))}
@@ -223,6 +243,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "strategies": strategies_table,
     "demo": demo_table,
     "benchmarks": benchmarks_table,
+    "published": published_part,
+    "measured": measured_part,
     "methods": methods,
     "streams": streams_part,
     "backbones": backbones_part,
