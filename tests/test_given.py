@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -71,6 +72,36 @@ def folders(tmp_path):
 
 
 # --- what is taken ------------------------------------------------------------------------------------------------
+
+
+def test_a_class_of_a_notebook_is_taken(run, monkeypatch):
+    """There `__main__` has no file, for which Python's `inspect` has an error of its own."""
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    cell = {"__name__": "__main__", "Strategy": Strategy, "Kind": Kind}
+    exec(CELL, cell)
+    result = run(strategy={"name": cell["OfCell"], "scale": 0.25}, loop={"max_steps": 2})
+    assert "scale: 0.25" in (result.run_dir / "config.yaml").read_text()
+    right, half = clplat.load(result.run_dir, strategy=cell["OfCell"])(X).ids.numpy() == Y, Y // 2
+    last = [float(right[half == i].mean()) for i in range(2)]
+    assert last == pytest.approx(result.accuracy_matrix[-1])
+    with pytest.raises(UserError, match=r"strategy\.scle: no such key \(did you mean strategy\.scale\?\)"):
+        run(strategy={"name": cell["OfCell"], "scle": 0.25})
+
+
+CELL = '''
+class OfCell(Strategy):
+    """Of a cell."""
+
+    kinds = frozenset({Kind.LEARN})
+    paper = "none"
+
+    def __init__(self, *, scale: float = 1.0, **base):
+        super().__init__(**base)
+        self.scale = scale
+
+    def training_step(self, batch, batch_idx):
+        return self.scale * self.mean(self.losses(*batch))
+'''
 
 
 def test_arrays_of_every_library_give_the_run_of_their_file(run, tmp_path):

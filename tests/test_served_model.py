@@ -101,7 +101,9 @@ def test_what_cannot_be_served_is_refused_before_it_runs(tmp_path: Path) -> None
 
 
 @contextmanager
-def served(model: str, uri: str) -> Iterator[str]:
+def served(
+    model: str, uri: str, folder: Path | None = None, environment: dict[str, str] | None = None
+) -> Iterator[str]:
     """Address of `mlflow models serve` on a model; it and what it started end with the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -109,10 +111,9 @@ def served(model: str, uri: str) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "-h", "127.0.0.1", "-p", str(port),
                "--env-manager", "local"]  # fmt: skip
     there = str(Path(sys.executable).parent)  # of uvicorn
-    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": f"{there}{os.pathsep}{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        command, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    own = {"MLFLOW_TRACKING_URI": uri, "PATH": f"{there}{os.pathsep}{os.environ['PATH']}"}
+    process = subprocess.Popen(command, cwd=folder, env={**(environment or os.environ), **own}, start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
     try:
         for _ in range(600):
             assert process.poll() is None, process.communicate()[1].decode()[-2000:]

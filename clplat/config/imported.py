@@ -15,7 +15,7 @@ def options_in_file(part: Any) -> list[Option] | None:
     """Options of a class at the top of a file, read there; None of any other."""
     try:
         file = Path(inspect.getsourcefile(part) or "")
-    except TypeError:  # of a notebook
+    except (TypeError, OSError):  # of a notebook
         return None
     if not inspect.isclass(part) or part.__qualname__ != part.__name__ or not file.is_file():
         return None
