@@ -84,7 +84,7 @@ def test_a_class_of_a_notebook_is_taken(run, monkeypatch):
     right, half = clplat.load(result.run_dir, strategy=cell["OfCell"])(X).ids.numpy() == Y, Y // 2
     last = [float(right[half == i].mean()) for i in range(2)]
     assert last == pytest.approx(result.accuracy_matrix[-1])
-    with pytest.raises(UserError, match=r"strategy\.scle: no such key \(did you mean strategy\.scale\?\)"):
+    with pytest.raises(UserError, match=r"strategy\.scle: no such key \(did you mean strategy\.scale"):
         run(strategy={"name": cell["OfCell"], "scle": 0.25})
 
 
