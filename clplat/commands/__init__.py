@@ -16,6 +16,7 @@ COMMANDS = {
     "forget": "ask the learner of a finished run to erase something",
     "export": "the network of a run in the formats of others",
     "report": "compare runs: tables and plots in one HTML file",
+    "dashboard": "strategies over streams on one page: served on this machine, or one file",
     "ui": "the MLflow server on the local store",
     "completion": "print a completion script for bash or zsh",
 }

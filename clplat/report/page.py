@@ -32,7 +32,7 @@ from clplat.report.spec import Figure, Heat
 from clplat.report.svg import NARROW, WIDE, group_class, marker, render
 from clplat.report.tables import best_of, headline_metrics, reading, seeds_text, title_of
 
-_NOTES = """
+NOTES = """
 <p><b>Means and intervals.</b> Over seeds: mean ± half of the 95 % interval by Student's t with n − 1 degrees of
 freedom; in square brackets, both ends of one that was cut at the end of a metric's range. Fewer than three seeds have
 no interval and no test, which one degree of freedom would make void: of two, both values stand in round brackets, and
@@ -62,7 +62,7 @@ def build_page(
     """
     sections = [_section(i, groups, drawn, len(streams) > 1) for i, (groups, drawn) in
                 enumerate(zip(streams, figures, strict=True))]  # fmt: skip
-    notes = f'<section class="card notes"><h2>How to read this</h2>{_NOTES}</section>'
+    notes = f'<section class="card notes"><h2>How to read this</h2>{NOTES}</section>'
     top = f"{_facts(streams)}\n{_contents(streams)}"
     diagrams = f'<div class="figures">{"".join(figure_card(f, 1) for f in over)}</div>' if over else ""
     return document("clplat report", _title(streams), top, ranks + diagrams + "".join(sections) + notes,

@@ -149,7 +149,7 @@ def rank(streams: Sequence[Sequence[Group]], metric: str) -> Ranking | None:
     if better is None or len(scored) < 2 or len(shared) < 2:
         return None
     values = np.array([[means[label] for label in shared] for _, means in scored])  # (N, k)
-    ranks = _ranks(-values if better else values)
+    ranks = ranks_in_rows(-values if better else values)
     order = np.argsort(ranks.mean(axis=0), kind="stable")
     ranks, values, labels = ranks[:, order], values[:, order], [shared[j] for j in order]
     known = dict.fromkeys(label for _, means in scored for label in means)
@@ -162,7 +162,7 @@ def rank(streams: Sequence[Sequence[Group]], metric: str) -> Ranking | None:
     )  # fmt: skip
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def ranks_in_rows(values: np.ndarray) -> np.ndarray:
     """Ranks within each row, the least first; equal up to rounding, ranks are shared. (N, k) → (N, k)"""
     from scipy.stats import rankdata
 

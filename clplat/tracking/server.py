@@ -63,7 +63,7 @@ def serve(
         print(
             f"clplat: listening on {host}: whoever reaches this machine can read and change the store", file=sys.stderr
         )
-    with _stops_on_sigterm(), _running(store, host, port) as process:
+    with stops_on_sigterm(), _running(store, host, port) as process:
         print(_link(_base(host, port), experiment, asked), flush=True)
         print("Ctrl-C stops the server.", flush=True)
         try:
@@ -114,7 +114,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _stops_on_sigterm() -> Iterator[None]:
+def stops_on_sigterm() -> Iterator[None]:
     """SIGTERM ends this process as Ctrl-C does, so that the server does not outlive it."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,0 +1,38 @@
+(() => {
+  "use strict";
+  // In a file the page filters itself: means stay those of all their runs, so a group is shown if all of them match.
+  const form = document.querySelector(".filters");
+  if (!form || "served" in form.dataset) return;
+  const { runs, groups } = JSON.parse(document.getElementById("facts").textContent);
+  const said = form.querySelector("[role=status]");
+  const show = (selector, shown) => document.querySelectorAll(selector).forEach((e) => e.classList.toggle("gone", !shown));
+  const apply = () => {
+    const wanted = [...new FormData(form)].filter(([, value]) => value);
+    const matches = runs.map((run) => wanted.every(([facet, value]) => run[facet].includes(value)));
+    const streams = new Map();
+    let shown = 0, parted = 0;
+    for (const [at, members] of Object.entries(groups)) {
+      const own = members.filter((i) => matches[i]).length, all = own === members.length;
+      const [stream, group] = at.split("-");
+      shown += all; parted += own > 0 && !all;
+      streams.set(stream, streams.get(stream) || all);
+      show(`[data-at="${at}"]`, all);
+      show(`#stream-${stream} [data-g="${group}"]`, all);
+    }
+    for (const [stream, any] of streams) show(`#stream-${stream}, [data-col="${stream}"]`, any);
+    for (const at of Object.keys(groups)) {  // a shown column may have hidden cells
+      const cell = document.querySelector(`[data-at="${at}"]`);
+      cell.classList.toggle("gone", !streams.get(at.split("-")[0]));
+      cell.classList.toggle("other", !groups[at].every((i) => matches[i]));
+    }
+    for (const row of document.querySelectorAll(".board tbody tr")) {
+      const cells = [...row.querySelectorAll("[data-at]")];
+      row.classList.toggle("gone", cells.every((c) => c.classList.contains("gone") || c.classList.contains("other")));
+    }
+    matches.forEach((match, i) => show(`[data-run="${i}"]`, match));
+    const more = parted ? ` ${parted} more have some: a file can't split their means; clplat dashboard with --commit or --tag does.` : "";
+    said.textContent = wanted.length ? `${shown} of ${Object.keys(groups).length} entries have only matching runs.${more}` : "";
+  };
+  form.addEventListener("submit", (event) => { event.preventDefault(); apply(); });
+  form.addEventListener("change", apply);
+})();
