@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe")  # fmt: skip
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--remote-debugging-pipe")  # fmt: skip
 
 # Texts that a reader sees, with their boxes: those that lie on each other, and those cut by the page or by a panel.
 BOXES = """(() => {
@@ -66,8 +67,9 @@ class Browser:
             for end, number in ((os.dup(its_in), 3), (os.dup(its_out), 4)):
                 os.dup2(end, number)
 
-        self.process = subprocess.Popen([program, *FLAGS, f"--user-data-dir={home}", "about:blank"], preexec_fn=hand_over,
-                                        close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        line = [program, *FLAGS, f"--user-data-dir={home}", "about:blank"]
+        none = subprocess.DEVNULL
+        self.process = subprocess.Popen(line, preexec_fn=hand_over, close_fds=False, stdout=none, stderr=none)
         os.close(its_in)
         os.close(its_out)
         self.reading, self.writing = os.fdopen(mine_in, "rb"), os.fdopen(mine_out, "wb", buffering=0)

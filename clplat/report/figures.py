@@ -167,7 +167,8 @@ def _over_steps(groups: list[Group], logs: dict[Group, list[Log]]) -> Figure | N
             title = name.replace("_", " ").replace("/", " ").capitalize()
             unit = "fraction" if "accuracy" in name or "error" in name else "number"
             panels.append(Lines(title, "optimisation steps", "", lines, unit, None, False, _shared_ends(groups, logs)))
-    caption = f"Within experiences, step by step. {_BANDS} Upright lines: ends of experiences."
+    marks = " Upright lines: ends of experiences." if _shared_ends(groups, logs) else ""
+    caption = f"Within experiences, step by step. {_BANDS}{marks}"
     alt = "Curves over optimisation steps: " + ", ".join(p.title for p in panels) + "."
     return Figure("over-steps", "Curves over optimisation steps", caption, alt, panels)
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import yaml
+from boards import furnish
 
 # strategy → (what it forgets per later experience, seconds)
 FADES = {"joint": (0.0, 61.0), "ilora": (0.02, 48.0), "er": (0.035, 21.0), "ewc": (0.12, 24.0), "naive": (0.3, 9.0)}
@@ -109,3 +110,10 @@ def fabricate(tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture
+def all_kinds(fabricate, tmp_path):
+    """Folder of runs with something for every panel, a run that failed, and a study."""
+    furnish(fabricate, tmp_path / "all")
+    return tmp_path / "all"
