@@ -209,10 +209,10 @@ def test_the_server_reads_anew_filters_and_leads_to_reports(fabricate, tmp_path)
     with served(tmp_path / "runs", {"strategy": ["er"]}) as (get, server):
         assert server.server_address[0] == "127.0.0.1"
         code, page = get("/")
-        assert (code, page.count('<tr data-run=')) == (200, 1)
+        assert (code, page.count("<tr data-run=")) == (200, 1)
         fabricate(strategy="naive")
-        assert get("/")[1].count('<tr data-run=') == 1
-        assert get("/?strategy=&stream=digits")[1].count('<tr data-run=') == 2
+        assert get("/")[1].count("<tr data-run=") == 1
+        assert get("/?strategy=&stream=digits")[1].count("<tr data-run=") == 2
         assert get(page.partition('href="/report/')[2].partition('"')[0].join(["/report/", ""])) == (
             200,
             "the report of er",
