@@ -29,13 +29,13 @@ STUDY = {
 }  # fmt: skip
 
 
-def furnish(fabricate, root):
+def furnish(make, root):
     """Runs with something for every panel: two streams to learn, one each to forget, adapt and interact; a study."""
     for seed in range(3):
         for name in ("joint", "ilora", "er", "naive"):
             gap = {"stability_gap": 0.02 * len(name) + 0.01 * seed, "minimum_accuracy": 0.5 + 0.01 * seed}
             for stream, experiences in (("digits", 5), ("images", 10)):
-                folder = fabricate(root=root, strategy=name, stream=stream, seed=seed, experiences=experiences)
+                folder = make(strategy=name, stream=stream, seed=seed, experiences=experiences)
                 amend(folder, metrics=gap, tags={"team": "vision" if name == "er" else "language"},
                       git_commit=("a" if seed else "b") * 40 if name == "naive" else "a" * 40)  # fmt: skip
         for i, name in enumerate(("gs_lora", "acu")):
@@ -45,18 +45,18 @@ def furnish(fabricate, root):
                 "h_mean": 0.9,
                 "relapse": 0.0,
             }
-            amend(fabricate(root=root, strategy=name, stream="unlearning", seed=seed, kind="forget"), metrics=erased)
+            amend(make(strategy=name, stream="unlearning", seed=seed, kind="forget"), metrics=erased)
             domains = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "elastic_transform")
             table = {
                 "segments": [{"domain": d, "round": r, "error": 0.3 + 0.03 * k + 0.05 * i} for r in range(2)
                              for k, d in enumerate(domains)],
                 "error_by_domain": dict.fromkeys(domains, 0.3), "error_by_round": [0.35 + 0.05 * i, 0.4 + 0.05 * i],
             }  # fmt: skip
-            adapted = fabricate(root=root, strategy=("cotta", "tent")[i], stream="corruptions", seed=seed, kind="adapt")
+            adapted = make(strategy=("cotta", "tent")[i], stream="corruptions", seed=seed, kind="adapt")
             amend(
                 adapted, adaptation=table, metrics={"online_error": 0.37 + 0.05 * i + 0.01 * seed, "round_drift": 0.05}
             )
-            acted = fabricate(root=root, strategy=("wsrl", "sac")[i], stream="pendulum", seed=seed, kind="interact")
+            acted = make(strategy=("wsrl", "sac")[i], stream="pendulum", seed=seed, kind="interact")
             entry = {
                 "experience": "world 0", "return_bounds": [-1000.0, 0.0], "before": -200.0 + 10 * seed,
                 "evaluations": [[100 * (k + 1), -300.0 + 50 * k + 10 * seed - 100 * i] for k in range(4)],
@@ -65,6 +65,6 @@ def furnish(fabricate, root):
                 "dip": {"depth": 0.1, "area": 0.05, "steps": 300},
             }  # fmt: skip
             amend(acted, interaction=[entry], metrics={"normalized_return": 0.8 - 0.1 * i, "initial_dip": 0.1})
-    fabricate(root=root, strategy="ewc", seed=0, status="failed")
+    make(strategy="ewc", seed=0, status="failed")
     (root / "study").mkdir()
     (root / "study" / "sweep.json").write_text(json.dumps(STUDY))

@@ -30,15 +30,16 @@ BOXES = """(() => {
     for (const r of rects) {
       if (r.width < 1 || r.height < 1) continue;
       boxes.push({ text: node.data.trim().slice(0, 40), svg: parent.ownerSVGElement !== null,
-                   scrolls: parent.closest(".scroll") !== null, turned: parent.hasAttribute("transform"),
-                   clip: parent.closest(".panel, .card, .top")?.getBoundingClientRect().right ?? innerWidth,
-                   group: parent.closest(".panel svg, .scroll, p, dl, form, nav, li, h1, h2, h3, h4, summary, button"),
+                   scrolls: parent.closest(".scroll, .legend") !== null, turned: parent.hasAttribute("transform"),
+                   frame: (parent.closest(".card, .top") ?? document.documentElement).getBoundingClientRect(),
                    l: r.left, t: r.top + scrollY, r: r.right, b: r.bottom + scrollY });
     }
   }
   const slack = 1.5, faults = [], room = document.documentElement.clientWidth;
-  for (const a of boxes)
-    if (!a.scrolls && (a.r > Math.min(a.clip, room) + slack || a.l < -slack)) faults.push(`cut: ${a.text}`);
+  for (const a of boxes) {
+    const left = Math.max(a.frame.left, 0), right = Math.min(a.frame.right, room);
+    if (!a.scrolls && (a.r > right + slack || a.l < left - slack)) faults.push(`cut: ${a.text}`);
+  }
   boxes.sort((a, b) => a.t - b.t);
   const over = (a, b) => Math.min(a.r, b.r) - Math.max(a.l, b.l) > slack && Math.min(a.b, b.b) - Math.max(a.t, b.t) > 3;
   for (let i = 0; i < boxes.length; i++)

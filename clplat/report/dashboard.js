@@ -16,19 +16,12 @@
       const [stream, group] = at.split("-");
       shown += all; parted += own > 0 && !all;
       streams.set(stream, streams.get(stream) || all);
-      show(`[data-at="${at}"]`, all);
+      document.querySelector(`[data-at="${at}"]`).classList.toggle("other", !all);
       show(`#stream-${stream} [data-g="${group}"]`, all);
     }
     for (const [stream, any] of streams) show(`#stream-${stream}, [data-col="${stream}"]`, any);
-    for (const at of Object.keys(groups)) {  // a shown column may have hidden cells
-      const cell = document.querySelector(`[data-at="${at}"]`);
-      cell.classList.toggle("gone", !streams.get(at.split("-")[0]));
-      cell.classList.toggle("other", !groups[at].every((i) => matches[i]));
-    }
-    for (const row of document.querySelectorAll(".board tbody tr")) {
-      const cells = [...row.querySelectorAll("[data-at]")];
-      row.classList.toggle("gone", cells.every((c) => c.classList.contains("gone") || c.classList.contains("other")));
-    }
+    for (const row of document.querySelectorAll(".board tbody tr"))
+      row.classList.toggle("gone", !row.querySelector("[data-at]:not(.other)"));
     matches.forEach((match, i) => show(`[data-run="${i}"]`, match));
     const more = parted ? ` ${parted} more have some: a file can't split their means; clplat dashboard with --commit or --tag does.` : "";
     said.textContent = wanted.length ? `${shown} of ${Object.keys(groups).length} entries have only matching runs.${more}` : "";

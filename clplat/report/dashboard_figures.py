@@ -14,7 +14,7 @@ from clplat.report.spec import Bar, Bars, Figure, Panel, Point, Scatter
 from clplat.report.tables import title_of
 
 MATRICES = 12  # drawn of a stream, its best groups'
-_IN_REPORT = ("accuracy-per-experience",)
+_IN_REPORT = ("accuracy-per-experience", "representation")
 _BARS = (
     ("stability-gap", "Stability gap", ("stability_gap", "minimum_accuracy", "worst_case_accuracy",
                                         "average_anytime_accuracy")),

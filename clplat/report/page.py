@@ -28,7 +28,7 @@ from clplat.report.parts import (
     status_chips,
     tests_table,
 )
-from clplat.report.spec import Figure, Heat
+from clplat.report.spec import Bars, Figure, Heat
 from clplat.report.svg import NARROW, WIDE, group_class, marker, render
 from clplat.report.tables import best_of, headline_metrics, reading, seeds_text, title_of
 
@@ -186,10 +186,14 @@ def _tiles(group: Group) -> str:
     return f'<section class="card"><h3>In short</h3><dl class="tiles">{"".join(tiles)}</dl>{note}</section>'
 
 
-def results_table(groups: Sequence[Group]) -> str:
-    """Groups × headline metrics of one stream."""
+def results_table(groups: Sequence[Group], rivals: Sequence[Group] | None = None) -> str:
+    """Groups × headline metrics of one stream.
+
+    Args:
+        rivals: groups that may have the best mean; None: all.
+    """
     names = headline_metrics(groups)
-    best = {name: best_of(groups, name) for name in names}
+    best = {name: best_of(groups if rivals is None else rivals, name) for name in names}
     head = "".join(f'<th scope="col" class="num">{escape(title_of(n))}</th>' for n in names)
     rows = []
     for i, group in enumerate(groups):
@@ -246,6 +250,8 @@ def figure_card(figure: Figure, groups: int) -> str:
     """
     panels = []
     size, width = {1: ("one", WIDE), 2: ("two", WIDE), 4: ("two", WIDE)}.get(len(figure.panels), ("many", NARROW))
+    if all(isinstance(panel, Bars) for panel in figure.panels):
+        size, width = "many", NARROW  # wide ones have larger letters on small screens, for which bars have no room
     for panel in figure.panels:
         said = len(figure.panels) == 1 and (isinstance(panel, Heat) or panel.title == figure.title)
         title = "" if said else f"<h4>{escape(panel.title)}</h4>"

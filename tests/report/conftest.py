@@ -94,26 +94,27 @@ def make_log(summary, every=40, steps=360):
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
+def make_run(base, *, log=True, options=None, **facts):
+    """A run directory in `base`."""
+    summary = make_summary(**facts)
+    folder = base / f"{len(list(base.glob('*'))):03d}-{summary['seed']}"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.yaml").write_text(yaml.safe_dump(make_config(summary, **(options or {}))))
+    if log:
+        (folder / "metrics.jsonl").write_text(make_log(summary))
+    return folder
+
+
 @pytest.fixture
 def fabricate(tmp_path):
     """Factory of run directories: `fabricate(strategy=..., seed=..., log=True, options={...})` → path."""
-
-    def make(*, log=True, options=None, root=None, **facts):
-        summary = make_summary(**facts)
-        base = root or tmp_path / "runs"
-        folder = base / f"{len(list(base.glob('*'))):03d}-{summary['seed']}"
-        folder.mkdir(parents=True)
-        (folder / "summary.json").write_text(json.dumps(summary))
-        (folder / "config.yaml").write_text(yaml.safe_dump(make_config(summary, **(options or {}))))
-        if log:
-            (folder / "metrics.jsonl").write_text(make_log(summary))
-        return folder
-
-    return make
+    return lambda root=None, **facts: make_run(root or tmp_path / "runs", **facts)
 
 
-@pytest.fixture
-def all_kinds(fabricate, tmp_path):
+@pytest.fixture(scope="module")
+def all_kinds(tmp_path_factory):
     """Folder of runs with something for every panel, a run that failed, and a study."""
-    furnish(fabricate, tmp_path / "all")
-    return tmp_path / "all"
+    root = tmp_path_factory.mktemp("all")
+    furnish(lambda **facts: make_run(root, **facts), root)
+    return root

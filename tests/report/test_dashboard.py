@@ -69,6 +69,7 @@ def test_runs_that_did_not_complete_are_named_and_enter_no_mean(fabricate, seen)
     assert page.count("no rank,") == 2
     assert page.count('<span class="why">not in the means</span>') == 1
     assert "joint (incomplete)" in page
+    assert 'class="num best"' not in page
 
 
 def test_validation_data_and_other_options_are_streams_of_their_own(fabricate, seen):
@@ -148,7 +149,7 @@ def test_many_matrices_are_cut_and_that_is_said(fabricate, seen):
 def test_every_kind_has_its_panels(all_kinds):
     found = view(Folders([all_kinds]))
     drawn = {s.name: {f.slug for f in s.figures} for s in found.standings}
-    common = {"accuracy-matrix", "average-accuracy", "over-steps", "representation", "cost"}
+    common = {"accuracy-matrix", "average-accuracy", "over-steps", "cost"}
     assert drawn["digits"] >= common | {"plasticity-stability", "stability-gap"}
     assert drawn["unlearning"] >= {"forget-accuracy-retain-accuracy", "erasure"}
     assert drawn["corruptions"] >= {"online-error-by-corruption", "online-error-by-round", "adaptation"}
