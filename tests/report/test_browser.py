@@ -68,7 +68,7 @@ def test_the_legend_hides_a_strategy_in_every_figure(chromium, page, tmp_path):
     clicked.write_text(content + "<script>document.querySelector('.legend button').click()</script>")
     dom, console, _ = chromium(clicked, "--dump-dom")
     assert console == []
-    drawn = page.read_text().count('data-g="0"') - 1  # all but the button
+    drawn = page.read_text().count('data-g="0"') - 2  # all but the button and the row of results
     assert len(re.findall(r'class="[^"]* off" data-g="0"', dom)) == drawn > 5
     assert not re.search(r'class="[^"]* off" data-g="1"', dom)
     assert len(re.findall(r'<button[^>]* aria-pressed="false"', dom)) == 1
