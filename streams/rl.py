@@ -6,11 +6,12 @@ import warnings
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from clplat.data.environments import Gym, Maker
 from clplat.data.offline import Recording, read_recording, to_data
-from clplat.errors import UserError
+from clplat.errors import ClplatError, UserError
 from clplat.stream import Actions, Data, Experience, Kind, Stream
 
 Timeouts = Literal["file", "limit"]
@@ -108,8 +109,7 @@ class _One:
         _require("timeouts", given["timeouts"], given["timeouts"] in ("file", "limit"), "file, limit")
         maker = Maker(given["env"], given["env_options"], given["physics"], given["pixels"])
         self.gym = maker()
-        if given["pixels"]:
-            self.gym.reset(seed=0)  # draws, or says why it can't
+        _tried(self.gym, given)
         train, probe, returns = None, None, tuple(bounds) or None
         if given["data"] is not None:
             recording = read_recording(
@@ -125,6 +125,22 @@ class _One:
             probe=probe, environment=maker, environments=given["envs"], env_steps=given["env_steps"],
             return_bounds=returns, task=index,
         )  # fmt: skip
+
+
+def _tried(gym: Gym, given: dict[str, Any]) -> None:
+    """Take a step: what options of a wrong type do, and pictures that can't be drawn, is said before the run."""
+    try:
+        gym.reset(seed=0)
+        gym.step(np.zeros(gym.actions))
+    except ClplatError:
+        raise
+    except Exception as error:
+        if not given["env_options"]:
+            raise
+        raise UserError(
+            f"stream.env_options: {given['env']} fails with {given['env_options']} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}; valid: the arguments of the environment)"
+        ) from error
 
 
 def _fitted(recording: Recording, gym: Gym, name: str) -> Data:

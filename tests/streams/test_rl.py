@@ -162,6 +162,7 @@ def test_bad_data_are_refused_in_one_line(tmp_path: Path, arrays: dict[str, np.n
         ({"env": "Nowhere-v0"}, UserError, "'Nowhere-v0' can't be made"),
         ({"env": "CartPole-v1"}, UserError, "actions Discrete"),
         ({"env_options": {"wind": 3}}, UserError, "wind"),
+        ({"env_options": {"g": "ten"}}, UserError, r"env_options: Pendulum-v1 fails with \{'g': 'ten'\} \(TypeError"),
         ({"physics": {"mass": 2}}, UserError, "no MuJoCo model"),
         ({"data": "nothing.npz"}, MissingError, "nothing.npz is missing"),
         ({"sequence": [{"gravity": 3}]}, UserError, r"entry 0 has \['gravity'\]"),
