@@ -44,6 +44,16 @@ BACKBONES: tuple[Callable[[tuple[int, ...]], Backbone], ...] = (
 )
 
 
+def _acts(strategy: Strategy, observation: np.ndarray) -> bool:
+    """Whether it gives an action of the tiny environment: an integer, or a vector of one number."""
+    with evaluating(strategy), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            action = np.asarray(strategy.act(observation, False))
+        except Exception:  # noqa: BLE001 - on this network; another may do
+            return False
+    return bool(np.issubdtype(action.dtype, np.integer)) or action.shape == (1,)
+
+
 class FineTuning(Strategy):
     """What a strategy with no mechanism does: trains on what comes, and leaves everything else as it is."""
 
@@ -177,16 +187,21 @@ class Subject:
 
     @cached_property
     def backbone(self) -> Callable[[tuple[int, ...]], Backbone]:
-        """The first of the suite's backbones that the strategy accepts."""
-        stream, refusals = TinyStream(self.cls.kinds), []
+        """The first of the suite's backbones that the strategy can be built on, and acts with where it does nothing
+        else; where it acts with none, the first of the former."""
+        stream, built, refusals = TinyStream(self.cls.kinds), list[Any](), list[Exception]()
         for make in BACKBONES:
             try:
-                self._build(make, stream, SEED)
-            except UserError as error:
+                strategy = self._build(make, stream, SEED)
+            except Exception as error:  # noqa: BLE001 - raised if no network will do
                 refusals.append(error)
-            else:
+                continue
+            built.append(make)
+            if self.cls.kinds != {Kind.INTERACT} or _acts(strategy, stream.probe[0].numpy()):
                 return make
-        raise refusals[0]
+        if built:
+            return built[0]
+        raise next((e for e in refusals if isinstance(e, UserError)), refusals[0])
 
     def options(self, processes: int = 1) -> dict[str, Any]:
         """Options for tiny streams. `replay_batch` counts per process, as `loop.batch_size` does, and processes draw

@@ -36,6 +36,27 @@ class Entropy(Strategy):
         return logits.detach(), self.mean(-(logits.softmax(1) * logits.log_softmax(1)).sum(1))
 
 
+class Imitator(Strategy):
+    """Imitates the data with the policy of an agent's network, and says nowhere that it needs one."""
+
+    kinds = frozenset({Kind.INTERACT})
+    paper = "none: an example"
+    carries_optimizer = True
+
+    def act(self, observation: Any, explore: bool) -> Any:
+        seen = torch.as_tensor(observation)
+        with torch.no_grad():
+            encoded = self.model.encode(seen if seen.ndim == 2 else seen[None])
+            action = self.model.draw(encoded) if explore else self.model(encoded)
+        return (action if seen.ndim == 2 else action[0]).numpy()
+
+    def observe(self, transition: Any) -> int:
+        return 0
+
+    def training_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> Tensor | None:
+        return None if batch is None else self.losses(*batch).mean()
+
+
 class Actor(Strategy):
     """Learns to act from the sign of what an action changed.
 
