@@ -6,12 +6,12 @@ request:  the batches run over the memory less what is erased; samples to erase 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from clplat import Data, Experience, Kind, Strategy, require
+from clplat import Data, Experience, Frozen, Kind, Strategy, require
 from clplat.backbones.base import Classifier
 from clplat.components.memory import ClassBalanced
 from clplat.components.stored import class_ids
@@ -41,6 +41,7 @@ class Paired(Strategy):
     model: Classifier
     replays = True
     data_access = "the samples to erase, and a memory of retained ones"
+    compares: ClassVar[bool] = False  # a request with `before`, a frozen copy of the model as it was before it
 
     def __init__(
         self,
@@ -74,11 +75,14 @@ class Paired(Strategy):
         self.request = 0  # number of the last one, from 1
         self.epoch, self.drawn = -1, 0  # of this request: epochs begun, samples to erase drawn so far
         self._erased: Data | None = None  # what this request erases
+        self.before: Frozen | None = None  # of the request under way, or the last one
 
     def grow(self, experience: Experience) -> None:
         super().grow(experience)
         self.optimizer_name, self.lr, self.weight_decay, self.schedule, self.warmup = self.own[experience.kind]
         self.request += experience.kind is Kind.FORGET
+        if self.compares:
+            self.before = Frozen(self.model) if experience.kind is Kind.FORGET else None
 
     def begin(self, experience: Experience) -> None:
         if experience.kind is Kind.FORGET:
@@ -106,6 +110,8 @@ class Paired(Strategy):
             data = super().training_data(experience)
             missing = torch.tensor(self.missing, dtype=torch.int64, device=data.inputs.device)
             self.memory.fill(data.subset((~torch.isin(class_ids(data.targets()), missing)).nonzero()[:, 0]))
+        elif self.before is not None:
+            self.before.take(self.model)  # what it knew of what was erased goes
 
     def measurements(self) -> dict[str, float]:
         return {"retained_samples": float(len(self.memory))}

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clplat import Data, Experience, Frozen, Kind, require
+from clplat import Data, Experience, Kind, require
 from clplat.components.losses import divergence
 from clplat.components.precision import wide
 from clplat.strategies._paired import Paired
@@ -45,6 +45,7 @@ class SCRUB(Paired):
 
     paper = "arXiv:2302.09880"
     needs_classes = True
+    compares = True
     erasure = "approximate: answers for the erased data leave those of before; no guarantee beyond what is measured"
 
     def __init__(
@@ -68,13 +69,8 @@ class SCRUB(Paired):
         require("temperature", temperature, temperature > 0, "> 0")
         self.max_epochs, self.distill = max_epochs, distill
         self.label_weight, self.temperature = label_weight, temperature
-        self.teacher: Frozen | None = None  # of the request under way, or the last one
         self.retained = 0  # retained samples drawn so far in this request
         self.climbs = 0  # max steps in this epoch
-
-    def grow(self, experience: Experience) -> None:
-        super().grow(experience)
-        self.teacher = Frozen(self.model) if experience.kind is Kind.FORGET else None
 
     def begin(self, experience: Experience) -> None:
         super().begin(experience)
@@ -109,15 +105,10 @@ class SCRUB(Paired):
 
     def _divergence(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
         """d (B,) for prepared inputs (B, ...); their logits (B, C) where they are at hand."""
-        assert self.teacher is not None
+        assert self.before is not None
         student = self.model(x) if logits is None else logits
-        soft = (wide(z) / self.temperature for z in (student, self.teacher(x)))
+        soft = (wide(z) / self.temperature for z in (student, self.before(x)))
         return self.temperature**2 * divergence(*soft)
-
-    def end(self, experience: Experience) -> None:
-        super().end(experience)
-        if self.teacher is not None:
-            self.teacher.take(self.model)  # what it knew of what was erased goes
 
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {"retained": self.retained, "climbs": self.climbs}

@@ -108,11 +108,19 @@ class Answerer(_Told):
             labels: (B,) class ids or (B, A) token ids, all below 0 being padding.
         """
         prompts = trimmed(inputs[:, 0])
-        answers = trimmed(labels if labels.ndim == 2 else self.classes[labels]).clamp(min=-1)
+        answers = trimmed(self._words(labels)).clamp(min=-1)
         speaker: Speaker = self.backbone  # type: ignore[assignment]
         logits = speaker.answer_logits(prompts, answers).float()  # (B, A, V)
         each = nn.functional.cross_entropy(logits.transpose(1, 2), answers, ignore_index=-1, reduction="none")
-        return each.sum(1) / (answers >= 0).sum(1).clamp(min=1)
+        return each.sum(1) / self.lengths(labels)
+
+    def lengths(self, labels: Tensor) -> Tensor:
+        """Tokens (B,) of each sample's answer, end token included, which its loss is the mean over."""
+        return (self._words(labels) >= 0).sum(1).clamp(min=1)
+
+    def _words(self, labels: Tensor) -> Tensor:
+        """Token ids (B, A) of answers (B,) or (B, A), padding below 0."""
+        return labels if labels.ndim == 2 else self.classes[labels]
 
     def candidates(self, inputs: Tensor) -> Tensor:
         """How many answers each sample is chosen from, (B,); where answers are free text, tokens of the vocabulary."""

@@ -29,6 +29,11 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target.softmax(1) * log.masked_fill(log.isneginf(), 0.0)).sum(1)
 
 
+def log_likelihood(model: Any, losses: Tensor, labels: Tensor) -> Tensor:
+    """log p(y | x) of each sample (B,), in nats, from its loss as the model defines it: of the whole answer."""
+    return -losses * (model.lengths(labels) if hasattr(model, "lengths") else 1)
+
+
 def divergence(logits: Tensor, target: Tensor) -> Tensor:
     """KL(softmax(t) ‖ softmax(z)) of each row (B,), in nats, both logits (B, C); a class masked in t counts 0."""
     log, aim = logits.log_softmax(1), target.log_softmax(1)

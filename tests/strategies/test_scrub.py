@@ -30,7 +30,7 @@ def begun(model, request_for, experiences, **options):
     strategy.end(e)
     gone = request_for(1, e, (0,))
     strategy.begin(gone)
-    strategy.teacher.take(strategy.model)
+    strategy.before.take(strategy.model)
     with torch.no_grad():
         for p in strategy.model.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -49,7 +49,7 @@ def test_both_losses_are_the_papers(temperature, model, request_for, experiences
 
     def apart(x):
         with torch.no_grad():
-            student, teacher = (m(x.double()).numpy() / temperature for m in (strategy.model, strategy.teacher))
+            student, teacher = (m(x.double()).numpy() / temperature for m in (strategy.model, strategy.before))
         q, p = log_softmax(student), log_softmax(teacher)
         return temperature**2 * (np.exp(p) * (p - q)).sum(1)
 
@@ -111,11 +111,11 @@ def test_the_teacher_is_the_model_before_the_request_and_knows_no_more_after_it(
     stream, teachers = experiences(1), []
     strategy = drive(SCRUB(model=model(), memory=12), stream)
     before = copy.deepcopy(strategy.model)
-    note = lambda *_: teachers.append(equal(strategy.teacher.model, before))  # noqa: E731
+    note = lambda *_: teachers.append(equal(strategy.before.model, before))  # noqa: E731
     answer(strategy, request_for(1, stream[0], (0,)), each_step=note)
     assert set(teachers) == {True}
     assert not equal(strategy.model, before)
-    assert equal(strategy.teacher.model, strategy.model)
+    assert equal(strategy.before.model, strategy.model)
 
 
 def test_learning_is_plain_training(experiences, model, drive, equal):
@@ -133,7 +133,7 @@ def test_it_forgets_the_class_keeps_the_rest_and_learns_it_again(experiences, mo
     assert accuracy(strategy, kept) == 1.0
     assert set(strategy.memory.data().labels.tolist()) == {1}
     drive(strategy, [Experience(2, "again", Kind.LEARN, gone.train, classes=(0,))], epochs=30)
-    assert strategy.teacher is None
+    assert strategy.before is None
     assert accuracy(strategy, gone.train) > 0.9
 
 
