@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from clplat.config.settings import TrackingSettings
-from clplat.errors import UserError
+from clplat.errors import MissingError, UserError
 from clplat.tracking import charts, store
 from clplat.tracking.client import Tracker, absolute_uri, default_uri, pending, read_state, send_pending, store_of
+from clplat.tracking.held import POINTS, held_runs, open_store
 from clplat.tracking.store import metric_name, shortened
 
 # MLflow and SQLAlchemy warn of their own deprecations at import and leave a database connection to the collector.
@@ -487,6 +488,98 @@ def test_what_a_dead_server_missed_is_sent_when_it_is_back(run_dir, server):
     assert send_pending(run_dir)
     assert steps_of(run_dir) == list(range(1, 11))
     assert stored_run(run_dir).info.status == "FINISHED"
+
+
+# --- what a store holds ---------------------------------------------------------------------------------------------
+
+SUMMARY = {"strategy": "er", "metrics": {"average_accuracy": 0.75}, "accuracy_matrix": [[0.5]], "experiences": [{}]}
+
+
+def held(run_dir: Path, uri: str | None = None, experiment: str | None = None):
+    found = open_store(absolute_uri(uri or default_uri(run_dir.parents[1])))
+    return found, *held_runs(found, experiment)
+
+
+@pytest.mark.slow
+def test_a_store_gives_back_what_runs_measured(run_dir) -> None:
+    """One run ended with its files, one ended without, one has not ended, one is not ours, one was deleted."""
+    params = {
+        "strategy.name": "er",
+        "strategy.memory": 50,
+        "strategy.tags": ["a"],
+        "stream.path": "x" * 7000,
+        "seed": 0,
+    }
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY))
+    (run_dir / "config.yaml").write_text("{strategy: {name: er, memory: 50}, stream: {path: whole}}")
+    (run_dir / "report.html").write_text("")
+    first = tracker(run_dir, params=params)
+    write(run_dir, range(1, 2001), "anytime/digits 0, 1")
+    write(run_dir, [7], "average_accuracy", axis="experience")
+    assert first.finish("FINISHED", [run_dir / n for n in ("summary.json", "config.yaml", "report.html")]) is None
+    for seed, end in (("1", {"status": "KILLED", "artifacts": [], "time": time.time()}), ("2", None)):
+        other = run_dir.with_name(seed)
+        other.mkdir()
+        follows = tracker(other, params={"strategy.name": "er", "strategy.memory": 50})
+        write(other, [1, 2], "forgetting", axis="experience")
+        follows.state["finish"] = end
+        sender = store.RunSender(other, follows.state, lambda: None, reopen=False)
+        sender.send(system=False)
+        if end is not None:
+            sender.close()
+    mlflow = client(run_dir)
+    experiment = mlflow.get_experiment_by_name("demo").experiment_id
+    mlflow.create_run(experiment)
+    mlflow.delete_run(mlflow.create_run(experiment).info.run_id)
+
+    found, (whole, killed, under_way), notes = held(run_dir)
+    assert notes == ["1 runs of the store were not made by clplat.",
+                     "1 runs that have ended are shown by their metrics alone: "
+                     "summary.json is not with them."]  # fmt: skip
+    assert {k: whole[k] for k in SUMMARY} == SUMMARY
+    assert whole["config"] == {"strategy": {"name": "er", "memory": 50}, "stream": {"path": "whole"}}  # one was cut
+    assert (whole["tags"], whole["seed"], whole["status"], whole["report"].name) == ({"mine": "yes"}, 0, "complete",
+                                                                                     "report.html")  # fmt: skip
+    assert [r["status"] for r in (killed, under_way)] == ["interrupted", "running"]
+    assert killed["metrics"] == under_way["metrics"] == {"forgetting": 2.0}
+    assert killed["config"] == {"strategy": {"name": "er", "memory": 50}}
+    assert killed["report"] is None
+    ids = [whole["run_id"], killed["run_id"]]
+    curves = found.curves(ids, ["anytime/digits 0, 1", "train/loss"])
+    ((key, points),) = curves.items()
+    assert key == (whole["run_id"], "anytime/digits 0, 1")
+    assert POINTS - 20 <= len(points) <= POINTS + 1
+    assert points[0] == (5.5, 5.5)  # the mean of steps 1 to 10: stretches of 11 begin at 0
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    assert all(x == pytest.approx(y) for x, y in points)
+    assert held(run_dir, experiment="demo")[1] == [whole, killed, under_way]
+    with pytest.raises(
+        UserError, match=r"--experiment dmo: no runs in an experiment of this name \(did you mean demo\?\)"
+    ):
+        held(run_dir, experiment="dmo")
+
+
+def test_what_is_no_store_is_told_in_one_line(tmp_path) -> None:
+    with pytest.raises(MissingError, match=r"^dashboard: there is no store .*none.db \(valid: "):
+        open_store(f"sqlite:///{tmp_path / 'none.db'}")
+    for name, content in (("text.db", b"no database" * 99), ("empty.db", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=r"no store of MLflow's that can be read \([^\n]*\)$"):
+            held_runs(open_store(f"sqlite:///{tmp_path / name}"))
+
+
+@pytest.mark.slow
+def test_a_server_gives_the_same_as_its_database(run_dir, server) -> None:
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY))
+    tracked = tracker(run_dir, server.uri, experiment="seen")
+    write(run_dir, range(1, 101))
+    assert tracked.finish("FINISHED", [run_dir / "summary.json"], timeout_seconds=60) is None
+    over_http, (one,), _ = held(run_dir, server.uri, "seen")
+    assert one["accuracy_matrix"] == [[0.5]]
+    assert one["report"].startswith(f"{server.uri}/#/experiments/")
+    inside, (same,), _ = held(run_dir, f"sqlite:///{server.folder}/mlflow.db", "seen")
+    assert all(same[k] == one[k] for k in ("run_id", "config", "tags", "metrics", "status", "started", "seconds"))
+    assert over_http.curves([one["run_id"]], ["train/loss"]) == inside.curves([one["run_id"]], ["train/loss"])
 
 
 def test_the_lock_of_a_store_is_there_only_while_it_is_held(tmp_path):

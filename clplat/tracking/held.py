@@ -157,7 +157,7 @@ class _Database:
         self.folder = Path(uri.partition(":///")[2]).parent if uri.startswith("sqlite") else None
         url = f"sqlite:///file:{uri.partition(':///')[2]}?mode=ro&uri=true" if self.folder is not None else uri
         try:
-            self.engine = sqlalchemy.create_engine(url)
+            self.engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
         except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
             raise UserError(f"dashboard: {without_password(uri)}: {str(error).splitlines()[0]}") from error
 
@@ -288,16 +288,15 @@ class _Server:
 
     def texts(self, runs: Sequence[Mapping[str, Any]], name: str) -> list[str | None]:
         """Downloaded, several at a time."""
-        import tempfile
-
         from mlflow.exceptions import MlflowException
 
         def text(run: Mapping[str, Any]) -> str | None:
-            with tempfile.TemporaryDirectory() as folder, contextlib.suppress(MlflowException, OSError):
-                return _read(Path(self.client.download_artifacts(run["run_id"], name, folder)))
+            with contextlib.suppress(MlflowException, ValueError):
+                answer = self._get("/get-artifact", {"run_uuid": run["run_id"], "path": name})
+                return answer.content.decode() if answer.status_code == 200 else None
             return None
 
-        return list(_at_once(text, runs))
+        return _at_once(text, runs)
 
     def page_of(self, run: Mapping[str, Any]) -> str:
         """Its address in the server's own page."""
@@ -305,14 +304,13 @@ class _Server:
 
     def curves(self, run_ids: Sequence[str], names: Sequence[str]) -> Curves:
         """Evenly chosen points of each, as the server gives them to its own page."""
-        from mlflow.utils.credentials import get_default_host_creds
-        from mlflow.utils.rest_utils import http_request, verify_rest_response
+        from mlflow.utils.rest_utils import verify_rest_response
 
-        creds, endpoint = get_default_host_creds(self.uri), "/ajax-api/2.0/mlflow/metrics/get-history-bulk-interval"
+        endpoint = "/ajax-api/2.0/mlflow/metrics/get-history-bulk-interval"
 
         def ask(asked: tuple[str, Sequence[str]]) -> tuple[str, list[dict[str, Any]]]:
             params = {"run_ids": asked[1], "metric_key": metric_name(asked[0]), "max_results": POINTS}
-            answer = verify_rest_response(http_request(creds, endpoint, "GET", params=params), endpoint)
+            answer = verify_rest_response(self._get(endpoint, params), endpoint)
             return asked[0], answer.json().get("metrics", [])
 
         parts = [run_ids[i : i + _TOGETHER] for i in range(0, len(run_ids), _TOGETHER)]
@@ -325,6 +323,13 @@ class _Server:
         for line in found.values():
             line.sort()
         return found
+
+    def _get(self, endpoint: str, params: Mapping[str, Any]) -> Any:
+        """As the server's own page asks, with the user's credentials."""
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
+        return http_request(get_default_host_creds(self.uri), endpoint, "GET", max_retries=1, params=params)
 
 
 def _at_once(function: Any, items: Iterable[Any]) -> list[Any]:
