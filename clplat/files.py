@@ -43,6 +43,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def cache_folder() -> Path:
+    """$CLPLAT_CACHE, or clplat/ in $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("CLPLAT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clplat"
+
+
 def to_json(value: Any, **options: Any) -> str:
     """JSON in which a NaN or infinity, which JSON lacks, is null."""
     return json.dumps(_finite(value), allow_nan=False, **options)

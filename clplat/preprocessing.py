@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clplat.errors import UserError
+from clplat.inputs import Inputs
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel of images in [0, 1]
 Fit = Literal["none", "middle", "squeezed", "cropped"]
@@ -85,10 +86,10 @@ def normalized(inputs: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tens
     return inputs
 
 
-def input_range(inputs: Iterable[tuple[str, Tensor]]) -> tuple[float, float] | None:
+def input_range(inputs: Iterable[tuple[str, Tensor | Inputs]]) -> tuple[float, float] | None:
     """Smallest and largest of stored inputs once they are in [0, 1] if they are bytes; None: neither bytes nor floats.
 
-    Every tensor is looked at once.
+    Every tensor is looked at once; of what is not in memory it is known.
 
     Args:
         inputs: (N, ...) each, with what they are of, for the message.
@@ -103,6 +104,9 @@ def input_range(inputs: Iterable[tuple[str, Tensor]]) -> tuple[float, float] | N
         seen.add(id(held))
         if held.dtype == torch.uint8:
             low, high = min(low, 0.0), max(high, 1.0)
+        elif isinstance(held, Inputs):
+            least, most = held.span or (low, high)
+            low, high = min(low, least), max(high, most)
         elif held.is_floating_point():
             least, most = (float(end) for end in held.aminmax())  # NaN where any is
             if not math.isfinite(least) or not math.isfinite(most):

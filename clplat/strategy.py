@@ -78,6 +78,9 @@ class Strategy(LightningModule):
     # Whether what it keeps grows with the samples seen (upper bounds that store all data); the conformance suite
     # holds all others to a bound.
     unbounded_memory: ClassVar[bool] = False
+    # It takes all samples of an experience at once (`Data.all`), so that a run on data that are not in memory is
+    # refused. One whose memory is unbounded is, too.
+    reads_whole: ClassVar[bool] = False
     # For the erasure report: "exact: ..." or "approximate: ...", what a request changes and what it leaves as it was;
     # and which data it reads. Without `data_access` that is told from `unbounded_memory` and `replays`.
     erasure: ClassVar[str] = "approximate: no guarantee beyond what is measured"

@@ -6,7 +6,7 @@ Shapes: N samples of a data set, n of an experience, B of a batch, C classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from clplat.inputs import Ahead, Inputs
 from clplat.preprocessing import Preprocessing, input_range, normalized, tensors
 from clplat.preprocessing import Statistics as Statistics
 
@@ -32,21 +33,23 @@ class Data:
     """Rows of tensors held once and shared by all experiences; a batch is one indexing call.
 
     Args:
-        inputs: (N, ...) the whole data set, as stored (uint8 images stay uint8).
+        inputs: (N, ...) the whole data set, as stored (uint8 images stay uint8); or `Inputs`, which are read from
+            where they are when a batch is asked for.
         labels: (N,) int64 class ids, or None where the learner may not see them.
         rows: (n,) int64 rows of this experience in their natural order; None means all N.
         world: what this experience does to a batch of stored inputs (a permutation, a rotation, a corruption);
             deterministic, part of the data, and so applied before anything the learner stores.
     """
 
-    inputs: Tensor
+    inputs: Tensor | Inputs
     labels: Tensor | None
     rows: Tensor | None = None
     world: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         for name in ("inputs", "labels", "rows"):
-            if not isinstance(value := getattr(self, name), Tensor) and (value is not None or name == "inputs"):
+            held = (Tensor, Inputs) if name == "inputs" else Tensor
+            if not isinstance(value := getattr(self, name), held) and (value is not None or name == "inputs"):
                 what = f"Data: {name} are a {type(value).__name__}"
                 raise TypeError(f"{what} (valid: a tensor, as torch.from_numpy makes one)")
 
@@ -70,6 +73,13 @@ class Data:
     def all(self) -> tuple[Tensor, Tensor | None]:
         """The whole experience as one batch."""
         return self.batch(torch.arange(len(self), device=self.inputs.device))
+
+    def ahead(self, parts: Iterable[Tensor]) -> Data:
+        """The same; inputs that are not in memory are read ahead for batches at `parts`, positions (B,) each."""
+        if isinstance(self.inputs, Tensor):
+            return self
+        coming = parts if self.rows is None else map(self.rows.__getitem__, parts)
+        return dataclasses.replace(self, inputs=Ahead(self.inputs, coming))
 
     def row_ids(self) -> Tensor:
         """Rows (n,) int64 of these samples in the data set."""
@@ -97,20 +107,18 @@ class Data:
         """Rows at `positions` (m,) int64 in [0, n)."""
         return dataclasses.replace(self, rows=positions if self.rows is None else self.rows[positions])
 
-    def to(self, device: torch.device, moved: dict[int, Tensor] | None = None) -> Data:
+    def to(self, device: torch.device, moved: dict[int, Any] | None = None) -> Data:
         """On `device`. `moved` maps id(tensor) to its copy, so that what experiences share is moved once."""
         moved = {} if moved is None else moved
 
-        def move(tensor: Tensor | None) -> Tensor | None:
+        def move(tensor: Any) -> Any:
             if tensor is None or tensor.device == device:
                 return tensor
             if id(tensor) not in moved:
                 moved[id(tensor)] = tensor.to(device)
             return moved[id(tensor)]
 
-        inputs = move(self.inputs)
-        assert inputs is not None
-        return dataclasses.replace(self, inputs=inputs, labels=move(self.labels), rows=move(self.rows))
+        return dataclasses.replace(self, inputs=move(self.inputs), labels=move(self.labels), rows=move(self.rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +221,7 @@ class Experience:
         hidden = self.train.unlabelled() if self.kind is Kind.ADAPT and self.train is not None else self.train
         return dataclasses.replace(self, test=None, train=hidden, probe=None)
 
-    def to(self, device: torch.device, moved: dict[int, Tensor]) -> Experience:
+    def to(self, device: torch.device, moved: dict[int, Any]) -> Experience:
         """Its data on `device` (see `Data.to`)."""
         parts = {k: getattr(self, k) for k in ("train", "test", "valid", "probe")}
         return dataclasses.replace(self, **{k: v.to(device, moved) for k, v in parts.items() if v is not None})
@@ -328,7 +336,7 @@ class Stream(Sequence[Experience]):
 
     def to(self, device: torch.device) -> Stream:
         """Move the data to `device`, each shared tensor once. Returns self."""
-        moved: dict[int, Tensor] = {}
+        moved: dict[int, Any] = {}
         self.experiences = tuple(e.to(device, moved) for e in self.experiences)
         if self._mean_std is not None:
             self._mean_std = (self._mean_std[0].to(device), self._mean_std[1].to(device))
@@ -357,7 +365,7 @@ def _listed(items: Sequence[Any]) -> str:
     return ", ".join(map(str, items[:6])) + (f" and {len(items) - 6} more" if len(items) > 6 else "")
 
 
-def _inputs(experiences: Sequence[Experience]) -> Iterator[tuple[str, Tensor]]:
+def _inputs(experiences: Sequence[Experience]) -> Iterator[tuple[str, Tensor | Inputs]]:
     """The stored inputs of each part, but for transitions, which their reader checks: a return not known yet is NaN."""
     for e in experiences:
         for part, data in (("training", e.train), ("test", e.test), ("validation", e.valid)):

@@ -68,7 +68,9 @@ class OffPolicy(AcrossEnvironments):
             self.memory.clear()
         if self.retain and experience.train is not None:
             self.offline_data.clear()
-            self.offline_data.add(OffPolicy.training_data(self, experience).inputs)
+            offline = OffPolicy.training_data(self, experience).inputs
+            assert isinstance(offline, Tensor)
+            self.offline_data.add(offline)
 
     def _visited(self, experience: Experience, n: int) -> Tensor | None:
         if self.observed:

@@ -38,6 +38,7 @@ class Avalanche(Strategy):
     paper = "arXiv:2104.00405"
     needs_classes = True
     replays = True
+    reads_whole = True
 
     def __init__(
         self,

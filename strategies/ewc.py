@@ -21,13 +21,13 @@ from torch.func import functional_call
 
 from clplat import Experience, Kind, require
 from clplat.components.consolidation import add_quadratic
-from clplat.components.fisher import mean_squared_gradient
+from clplat.components.fisher import Samples, mean_squared_gradient
 from clplat.components.losses import Losses
 from clplat.components.per_parameter import trainable
 from clplat.strategies._consolidated import Consolidated
 
 
-def fisher(model: nn.Module, inputs: Tensor, labels: Tensor, group: int, task: int = 0) -> dict[str, Tensor]:
+def fisher(model: nn.Module, inputs: Tensor | Samples, labels: Tensor, group: int, task: int = 0) -> dict[str, Tensor]:
     """Mean over groups of `group` consecutive samples (the last may be smaller) of the squared gradient of their mean
     cross-entropy, by parameter name. Inputs (n, ...) prepared, labels (n,)."""
     scored = Losses(model)
@@ -71,9 +71,9 @@ class EWC(Consolidated):
     def end(self, experience: Experience) -> None:
         """Add this experience's Fisher information. Every process computes it whole, so that all agree."""
         assert experience.train is not None
-        inputs, labels = experience.train.all()[0], experience.train.targets()
+        inputs, labels = Samples(experience.train, self.prepare), experience.train.targets()
         self.eval()
-        found = fisher(self.model, self.prepare(inputs), labels, self.fisher_batch, experience.task)
+        found = fisher(self.model, inputs, labels, self.fisher_batch, experience.task)
         self.train()
         with torch.no_grad():
             if self.mode == "separate":

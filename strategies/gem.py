@@ -55,6 +55,7 @@ class GEM(Strategy):
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1706.08840"
     replays = True
+    reads_whole = True
     searched = {"margin": (0.0, 1.0)}
 
     def __init__(self, *, memory: int = 500, margin: float = 0.5, **base):

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clplat import Experience, Kind
-from clplat.components.fisher import mean_squared_gradient
+from clplat.components.fisher import Samples, mean_squared_gradient
 from clplat.components.per_parameter import trainable
 from clplat.strategies._consolidated import Consolidated
 
 
-def sensitivity(model: nn.Module, inputs: Tensor, task: int | None = None) -> dict[str, Tensor]:
+def sensitivity(model: nn.Module, inputs: Tensor | Samples, task: int | None = None) -> dict[str, Tensor]:
     """Mean over samples of the size of the gradient of ‖logits‖², by parameter name. Inputs (n, ...) prepared."""
     parameters = {name: p.detach() for name, p in trainable(model).items()}
 
@@ -31,7 +31,7 @@ def sensitivity(model: nn.Module, inputs: Tensor, task: int | None = None) -> di
         logits = functional_call(model, values, (x, task))  # (1, C)
         return torch.where(logits.isfinite(), logits, 0.0).square().sum()
 
-    unused = torch.zeros(len(inputs), device=inputs.device)
+    unused = torch.zeros(len(inputs), device=next(iter(parameters.values())).device)
     return mean_squared_gradient(squared_norm, parameters, inputs, unused, measure=torch.abs)
 
 
@@ -47,7 +47,7 @@ class MAS(Consolidated):
         """Add this experience's sensitivity. Every process computes it whole, so that all agree."""
         assert experience.train is not None
         self.eval()
-        found = sensitivity(self.model, self.prepare(experience.train.all()[0]), experience.task)
+        found = sensitivity(self.model, Samples(experience.train, self.prepare), experience.task)
         self.train()
         with torch.no_grad():
             for name, parameter in trainable(self.model).items():

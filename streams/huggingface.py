@@ -137,7 +137,7 @@ def _column(part: Any, name: str) -> list[Any]:
 
 def _inputs(
     parts: list[list[Any]], size: int | None, grey: bool, scale: float | None
-) -> tuple[list[Tensor], list[str], dict[str, Any]]:
+) -> tuple[list[Any], list[str], dict[str, Any]]:
     """Each part's pictures as (N, C, H, W), or numbers as (N, ...) floats; lines that say what was not sure; and
     `Stream.origin`."""
     if any(hasattr(value, "convert") for part in parts for value in part):

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clplat.data.datasets import CLASSES, ImageSet, find_path, load_images
+from clplat.data.decoded import statistics
 from clplat.data.folders import Pictures, read_pictures
-from clplat.data.pictures import WHITE, measured
+from clplat.data.pictures import WHITE
 from clplat.data.scenarios import ScenarioStream, Source
 from clplat.errors import UserError
 
@@ -33,6 +34,7 @@ CLASS_NAMES = {
     "pacs32": "dog elephant giraffe guitar horse house person",
 }
 DOMAIN_NAMES = {"pacs32": "photo art_painting cartoon sketch"}
+_OWN = {"size": None, "grey": False, "scale": None, "test_share": 0.2, "in_memory": None, "workers": None}
 _SETS = {"dataset": None, "labels": "fine", "download": False}  # options of these sets, where they are not used
 
 
@@ -53,6 +55,9 @@ class Images(ScenarioStream):
         scale: number that your own of 16 bits are divided by, > 0: the one that is white. null: 65535, refused where
             two bits are unused in all of them.
         test_share: in (0, 1), of each class's pictures, always the same, held out where your own have no test part.
+        in_memory: false leaves your own in their files and decodes them as they are needed, which changes no result;
+            null does so if they would take more than a quarter of the free memory.
+        workers: threads that decode, ≥ 1, where they are not in memory; null: as many as processor cores, at most 8.
         labels: fine, or coarse for the superclasses of cifar100.
         normalize: by mean and standard deviation of the dataset or of imagenet (three channels), or none: in [0, 1].
             null: dataset, but none where the backbone normalises.
@@ -81,11 +86,14 @@ class Images(ScenarioStream):
         normalize: Literal["dataset", "imagenet", "none"] | None = None,
         augment: Literal["none", "flip_crop"] = "none",
         download: bool = False,
+        in_memory: bool | None = None,
+        workers: int | None = None,
         **scenario: Any,
     ) -> None:
         names: list[str] = list(dataset) if isinstance(dataset, list) else [dataset or "cifar10"]
         faults = _faults(names, {"labels": labels, "normalize": normalize, "augment": augment})
         own: dict[str, Any] = {"size": size, "grey": grey, "scale": scale, "test_share": test_share}
+        own |= {"in_memory": in_memory, "workers": workers}
         faults += _own_faults(path, own, {"dataset": dataset, "labels": labels, "download": download})
         if faults:
             raise UserError(*faults)
@@ -97,7 +105,9 @@ class Images(ScenarioStream):
         if normalize == "imagenet" and channels != 3:
             raise UserError(f"stream.normalize: 'imagenet' needs three channels, not {channels} (valid: dataset, none)")
         domains = "domain" in found.train.extra and "domain" in found.test.extra
-        own_statistics = _statistics(names) if path is None else measured(found.train.images)
+        given = IMAGENET if normalize == "imagenet" else None
+        if normalize in ("dataset", None):
+            given = _statistics(names) if path is None else statistics(found.train.images)
         source = Source(
             (found.train.images, found.train.labels),
             (found.test.images, found.test.labels),
@@ -105,7 +115,7 @@ class Images(ScenarioStream):
             test_domains=found.test.extra["domain"] if domains else None,
             class_names=found.classes,
             domain_names=found.domains,
-            normalize={"dataset": own_statistics, "imagenet": IMAGENET, "none": None}[normalize or "dataset"],
+            normalize=given,
             augment=flip_crop if augment == "flip_crop" else None,
         )
         super().__init__(source, seed=seed, **scenario)
@@ -132,12 +142,14 @@ def _faults(names: list[str], options: dict[str, Any]) -> list[str]:
 
 def _own_faults(path: str | None, own: dict[str, Any], sets: dict[str, Any]) -> list[str]:
     """One line for each option out of range, and for each that the other kind of source takes."""
-    idle = {"size": None, "grey": False, "scale": None, "test_share": 0.2} if path is None else dict(_SETS)
+    idle = dict(_OWN) if path is None else dict(_SETS)
     given, where = (own, "with stream.path") if path is None else (sets, "without stream.path")
     faults = [f"stream.{key}: {given[key]!r} has no meaning here (valid: {value!r}; used {where})"
               for key, value in idle.items() if given[key] != value]  # fmt: skip
     if own["size"] is not None and own["size"] < 1:
         faults.append(f"stream.size: {own['size']} is out of range (valid: ≥ 1, or null)")
+    if own["workers"] is not None and own["workers"] < 1:
+        faults.append(f"stream.workers: {own['workers']} is out of range (valid: ≥ 1, or null)")
     if not 0 < own["test_share"] < 1:
         faults.append(f"stream.test_share: {own['test_share']} is out of range (valid: in (0, 1))")
     return faults

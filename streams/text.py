@@ -152,6 +152,7 @@ class Text(Stream):
 
     def arrange(self, data: Data, order: Tensor, batch_size: int) -> Tensor:
         """Batches of prompts of similar length; answers are short beside them."""
+        assert isinstance(data.inputs, Tensor)
         return by_length(order, (data.inputs[data.row_ids(), 0] >= 0).sum(1), batch_size, self.buckets)
 
     def score(self, predictions: Tensor, labels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ information."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,19 +12,42 @@ from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
+from clplat.stream import Data
+
 VALUES_AT_ONCE = 2**25  # gradient values held at a time
 
 
+class Samples:
+    """Inputs (n, ...) of data, prepared a few at a time, so that those of a large experience need not be in memory.
+
+    Args:
+        data: whose inputs they are.
+        prepare: of the strategy.
+    """
+
+    def __init__(self, data: Data, prepare: Callable[[Tensor], Tensor]) -> None:
+        self.data, self.prepare = data, prepare
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Prepared inputs (size, ...), in order; fewer at the end."""
+        parts = torch.arange(len(self), device=self.data.inputs.device).split(size)
+        coming = self.data.ahead(parts)
+        return (self.prepare(coming.batch(part)[0]) for part in parts)
+
+
 def mean_squared_gradient(
-    loss: Callable[[Any, Tensor, Tensor], Tensor], values: Any, inputs: Tensor, labels: Tensor, group: int = 1,
-    measure: Callable[[Tensor], Tensor] = torch.square,
+    loss: Callable[[Any, Tensor, Tensor], Tensor], values: Any, inputs: Tensor | Samples, labels: Tensor,
+    group: int = 1, measure: Callable[[Tensor], Tensor] = torch.square,
 ) -> Any:  # fmt: skip
     """Mean over groups of `group` consecutive samples, of which the last may be smaller, of (∂ loss / ∂ values)².
 
     Args:
         loss: of values, inputs (b, ...) and labels of a group; a scalar.
         values: tensors without gradient, nested as `loss` takes them; what is returned is nested alike.
-        inputs: (n, ...), n ≥ 1.
+        inputs: (n, ...), prepared, n ≥ 1.
         labels: (n, ...).
         measure: what is taken of each gradient instead of its square (`torch.abs`).
     """

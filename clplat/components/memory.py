@@ -79,9 +79,10 @@ class Bounded(Stored):
         """Offer all samples of `data`, once each, with their rows. Every process passes the same data."""
         rows, world = data.row_ids(), _world_size()
         rank = torch.distributed.get_rank() if world > 1 else 0
-        for chunk in torch.arange(len(data), device=rows.device).split(CHUNK):
-            positions = chunk.tensor_split(world)[rank]
-            inputs, labels = data.batch(positions)
+        parts = [c.tensor_split(world)[rank] for c in torch.arange(len(data), device=rows.device).split(CHUNK)]
+        coming = data.ahead(parts)
+        for positions in parts:
+            inputs, labels = coming.batch(positions)
             assert labels is not None
             self.add(inputs, labels, rows=rows[positions])
 

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clplat.data.on_disk import ArrayFile
 from clplat.errors import UserError
+from clplat.inputs import Inputs
 
 Layout = Literal["channels_first", "channels_last"]
 CHANNELS = (1, 3, 4)  # numbers of channels that pictures have
@@ -34,28 +36,52 @@ def numbers(key: str, value: Any) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+class ArrayInputs(Inputs):
+    """The array of a file, read a few rows at a time, as `as_inputs` makes inputs of an array in memory.
+
+    Args:
+        file: whose rows they are.
+        layout: as in `as_inputs`.
+        factor: that numbers are divided by.
+        workers: threads that read, ≥ 1; None: `default_workers`.
+    """
+
+    def __init__(self, file: ArrayFile, layout: Layout | None, factor: float, workers: int | None) -> None:
+        none = _held(file.key, np.empty((0, *file.shape[1:]), file.dtype), layout, factor)
+        floats = none.dtype == np.float32
+        span = tuple(float(np.float32(end) / np.float32(factor)) for end in file.ends()) if floats else None
+        super().__init__((file.shape[0], *none.shape[1:]), torch.float32 if floats else torch.uint8,
+                         span=span, workers=workers)  # type: ignore[arg-type]  # fmt: skip
+        self.file, self.layout, self.factor = file, layout, factor
+
+    def read(self, rows: list[int], out: Tensor) -> None:
+        out.numpy()[:] = _held(self.file.key, self.file.rows(rows), self.layout, self.factor)
+
+
 def as_inputs(
-    parts: Mapping[str, Any], layout: Layout | None = None, scale: float | None = None
-) -> tuple[dict[str, Tensor], list[str], float | None]:
+    parts: Mapping[str, Any], layout: Layout | None = None, scale: float | None = None, workers: int | None = None
+) -> tuple[dict[str, Tensor | Inputs], list[str], float | None]:
     """Bytes (N, ...) or 32-bit floats of each part, images as (N, C, H, W); lines that say what was not sure; and the
     number that is white, None where all are taken as they are.
 
     Args:
-        parts: key → array or tensor, (N, D), (N, H, W), (N, C, H, W), (N, H, W, C), or any (N, ...); parts are alike.
+        parts: key → array or tensor, (N, D), (N, H, W), (N, C, H, W), (N, H, W, C), or any (N, ...), or such an array
+            in a file, which stays there; parts are alike.
         layout: of (N, ·, ·, ·); None tells by `channel_axis`.
         scale: that inputs are divided by, > 0; None: 255 for bytes, 65535 for 16-bit images, 1 for anything else.
+        workers: threads that read what is in files, ≥ 1; None: `default_workers`.
 
     Raises:
         UserError: no numbers; parts that differ; a layout or a range that can't be told.
     """
     if scale is not None and not scale > 0:
         raise UserError(f"stream.scale: {scale!r} is out of range (valid: > 0, or null)")
-    arrays = {key: numbers(key, value) for key, value in parts.items()}
+    arrays = {key: value if isinstance(value, ArrayFile) else numbers(key, value) for key, value in parts.items()}
     kinds = {(a.shape[1:], a.dtype) for a in arrays.values()}
     if len(kinds) > 1 or any(a.ndim < 2 for a in arrays.values()):
         shapes = " and ".join(f"{key} {a.shape[1:]} {a.dtype}" for key, a in arrays.items())
         raise UserError(f"stream: inputs differ: {shapes} (valid: (N, ...), of one shape and type)")
-    ends = [end for a in arrays.values() if a.size for end in (a.min(), a.max())]
+    ends = [end for a in arrays.values() if a.shape[0] for end in _ends(a, scale)]
     low, high = (min(ends), max(ends)) if ends else (0, 0)
     key, first = next(iter(arrays.items()))
     factor, note = _scale(key, first, low, high, scale), []
@@ -63,14 +89,29 @@ def as_inputs(
         note = [f"stream.scale: {key} reach from {low:g} to {high:g} and are taken as they are ({high:g}: in [0, 1])"]
     if first.ndim == 4 and layout is None and channel_axis(first.shape) == 3:
         note.append(f"stream.layout: channels_last, by the sides of {key} {first.shape}")
-    made = {}
-    for key, array in arrays.items():
-        array = _placed(key, array, layout)
-        if array.dtype != np.uint8 or factor != 255:
-            array = array.astype(np.float32, copy=False)
-            array = array if factor == 1 else array / np.float32(factor)
-        made[key] = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    made: dict[str, Tensor | Inputs] = {
+        key: ArrayInputs(array, layout, factor, workers)
+        if isinstance(array, ArrayFile)
+        else torch.from_numpy(np.require(_held(key, array, layout, factor), requirements=["C", "W"]))
+        for key, array in arrays.items()
+    }
     return made, note, None if factor == 1 else factor
+
+
+def _ends(array: np.ndarray | ArrayFile, scale: float | None) -> tuple[Any, ...]:
+    """Smallest and largest number; none where that takes a look at all of a file and nothing follows from it."""
+    if isinstance(array, np.ndarray):
+        return (array.min(), array.max()) if array.size else ()
+    return array.ends() if scale is None or array.dtype.kind == "f" else ()
+
+
+def _held(key: str, array: np.ndarray, layout: Layout | None, factor: float) -> np.ndarray:
+    """What stands for `array` (N, ...): images with channels first; bytes, or 32-bit floats over `factor`."""
+    array = _placed(key, array, layout)
+    if array.dtype != np.uint8 or factor != 255:
+        array = array.astype(np.float32, copy=False)
+        array = array if factor == 1 else array / np.float32(factor)
+    return array
 
 
 def channel_axis(shape: tuple[int, ...]) -> int | None:
@@ -99,7 +140,7 @@ def _placed(key: str, array: np.ndarray, layout: Layout | None) -> np.ndarray:
     return array if axis == 1 else array.transpose(0, 3, 1, 2)
 
 
-def _scale(key: str, array: np.ndarray, low: Any, high: Any, scale: float | None) -> float:
+def _scale(key: str, array: np.ndarray | ArrayFile, low: Any, high: Any, scale: float | None) -> float:
     """What inputs are divided by."""
     if scale is not None:
         return scale

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,9 +42,13 @@ CLASSES = {**dict.fromkeys(("mnist", "fashion_mnist", "notmnist", "cifar10", "sv
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images (N, C, H, W) uint8, labels (N,) int64, and what else the set has: arrays (N,) by name."""
+    """Images (N, C, H, W), labels (N,) int64, and what else the set has: arrays (N,) by name.
 
-    images: Tensor
+    Args:
+        images: a tensor, or `Inputs` of pictures that stay in their files.
+    """
+
+    images: Any
     labels: Tensor
     extra: dict[str, Tensor]
 

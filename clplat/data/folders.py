@@ -12,13 +12,16 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clplat.data.datasets import ImageSet, stratified_split
-from clplat.data.pictures import middle, read_picture, stacked
+from clplat.data.decoded import decoded
+from clplat.data.on_disk import stays
+from clplat.data.pictures import middle, read_head, read_picture, stacked
 from clplat.errors import MissingError, UserError
 
 COLUMNS = ("path", "label", "split", "domain")
@@ -32,10 +35,14 @@ class Listed:
     labels: list[str] = field(default_factory=list)
     domains: list[str] = field(default_factory=list)
 
+    def part(self, rows: Sequence[int]) -> Listed:
+        """Those at `rows`, in that order."""
+        return Listed(*([column[r] for r in rows] if column else [] for column in vars(self).values()))
+
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Both parts, read, with what their labels and domains are called, and lines that say what was decided."""
+    """Both parts, read or to be read, what their labels and domains are called, and lines that say what was decided."""
 
     train: ImageSet
     test: ImageSet
@@ -45,8 +52,9 @@ class Pictures:
 
 
 def read_pictures(
-    path: Path, *, size: int | None, grey: bool, test_share: float, scale: float | None = None
-) -> Pictures:
+    path: Path, *, size: int | None, grey: bool, test_share: float, scale: float | None = None,
+    in_memory: bool | None = None, workers: int | None = None,
+) -> Pictures:  # fmt: skip
     """The pictures of a folder or a listing.
 
     Args:
@@ -54,6 +62,8 @@ def read_pictures(
         grey: one channel instead of three.
         test_share: in (0, 1), of each class's pictures, held out where there is no test part.
         scale: as in `stacked`.
+        in_memory: whether all are read now; None: if they take at most a quarter of the free memory.
+        workers: threads that read those that are not, ≥ 1; None: `default_workers`.
 
     Raises:
         UserError: an unclear layout, a picture that can be read in several ways, pictures of several sizes.
@@ -63,16 +73,23 @@ def read_pictures(
     parts = _listing(path, notes) if path.suffix in (".csv", ".parquet") else _folder(path, notes)
     classes = _ordered({label for part in parts.values() for label in part.labels})
     domains = _ordered({domain for part in parts.values() for domain in part.domains})
-    fit = None if size is None else middle(size)
-    whole = [[read_picture(p, grey=grey, fit=fit) for p in part.paths] for part in parts.values()]
-    sets = [
-        ImageSet(images, _numbers(part.labels, classes), _domains(part, domains))
-        for images, part in zip(stacked(*whole, scale=scale), parts.values(), strict=True)
-    ]
-    if len(sets) == 1:
-        sets = _split(sets[0], classes, test_share)
-        what = f"{path} has no test part: {len(sets[1].labels)} of {len(parts['train'].paths)} pictures"
+    found = list(parts.values())
+    if len(found) == 1:
+        found = _split(found[0], classes, test_share)
+        what = f"{path} has no test part: {len(found[1].labels)} of {len(parts['train'].paths)} pictures"
         notes.append(f"stream.test_share: {what} are held out, always the same ones")
+    count, first = sum(len(part.paths) for part in found), found[0].paths[0]
+    height, width = (size, size) if size is not None else read_head(first)[:2]
+    images: Sequence[Any]
+    if stays(in_memory, count * (1 if grey else 3) * height * width, f"the {count} pictures of {path}", notes):
+        images = decoded([p.paths for p in found], size=size, grey=grey, scale=scale, workers=workers)
+    else:
+        fit = None if size is None else middle(size)
+        images = stacked(*[[read_picture(p, grey=grey, fit=fit) for p in part.paths] for part in found], scale=scale)
+    sets = [
+        ImageSet(held, _numbers(part.labels, classes), _domains(part, domains))
+        for held, part in zip(images, found, strict=True)
+    ]
     return Pictures(sets[0], sets[1], classes, domains, notes)
 
 
@@ -169,10 +186,10 @@ def _domains(part: Listed, known: Sequence[str]) -> dict[str, Tensor]:
     return {"domain": _numbers(part.domains, known)} if part.domains else {}
 
 
-def _split(whole: ImageSet, classes: Sequence[str], share: float) -> list[ImageSet]:
-    counts = np.bincount(whole.labels.numpy(), minlength=len(classes))
+def _split(whole: Listed, classes: Sequence[str], share: float) -> list[Listed]:
+    labels = _numbers(whole.labels, classes).numpy()
+    counts = np.bincount(labels, minlength=len(classes))
     if counts.min() < 2:
         what = f"class {classes[int(counts.argmin())]} has one picture"
         raise UserError(f"stream.test_share: {what}, none of which can be held out (valid: a test part)")
-    rows = stratified_split(whole.labels.numpy(), test_share=share, random_state=0)
-    return [ImageSet(whole.images[r], whole.labels[r], {k: v[r] for k, v in whole.extra.items()}) for r in rows]
+    return [whole.part(rows.tolist()) for rows in stratified_split(labels, test_share=share, random_state=0)]

@@ -9,7 +9,8 @@ Shapes: N pictures, H rows, W columns, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clplat.errors import MissingError, UserError
+from clplat.inputs import Inputs
 
 _MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LA", "PA", "RGBA", "La", "RGBa")
 WHITE = 65535  # of 16 bits
+_ORIENTATION, _EXCHANGED = 0x0112, range(5, 9)  # EXIF's tag, and its values that exchange height and width
 Fit = Callable[[Any], Any]  # a Pillow image to one of the wanted size
 
 
@@ -39,8 +42,7 @@ def pixels(image: Any, name: str, *, grey: bool = False, fit: Fit | None = None)
     """
     from PIL import ImageOps, UnidentifiedImageError
 
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's MPO has a preview as second frame
-        raise UserError(f"stream: {name} has {image.n_frames} frames (valid: one picture a file)")
+    _check_frames(image, name)
     try:
         bits = _bits(image, name)
         image = ImageOps.exif_transpose(image)
@@ -69,16 +71,38 @@ def as_bytes(picture: np.ndarray, name: str) -> Tensor:
     return channels_first(picture[None])[0]
 
 
+def _check_frames(image: Any, name: str) -> None:
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's MPO has a preview as second frame
+        raise UserError(f"stream: {name} has {image.n_frames} frames (valid: one picture a file)")
+
+
 def read_picture(path: Path, *, grey: bool = False, fit: Fit | None = None) -> np.ndarray:
     """`pixels` of the picture in a file. Raises as it does."""
+    with _opened(path) as image:
+        return pixels(image, str(path), grey=grey, fit=fit)
+
+
+def read_head(path: Path) -> tuple[int, int, bool]:
+    """Height and width of the picture in a file as `read_picture` gives it without a fit, and whether it has 16 bits;
+    most formats are not decoded for it. Raises as `read_picture` does, as far as that tells."""
+    with _opened(path) as image:
+        _check_frames(image, str(path))
+        turned = image.getexif().get(_ORIENTATION) in _EXCHANGED
+        height, width = image.size if turned else image.size[::-1]
+        return height, width, image.mode.startswith("I;16")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A picture's file, opened by Pillow."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            return pixels(image, str(path), grey=grey, fit=fit)
+            yield image
     except FileNotFoundError:
         raise MissingError(f"stream: {path} is missing: put the picture there") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise MissingError(f"stream: {path} can't be read ({error}): replace it by a whole picture") from error
 
 
@@ -90,24 +114,39 @@ def stacked(*parts: Sequence[np.ndarray], key: str = "stream.size", scale: float
         key: of the configuration that resizes.
         scale: what is white in those of 16 bits, > 0; None: 65535, and refused where two bits are unused in all.
     """
-    shapes = sorted({a.shape for part in parts for a in part})
+    shapes, deep = {a.shape for part in parts for a in part}, [a for part in parts for a in part if a.dtype != np.uint8]
+    white = agreed(shapes, max((int(a.max()) for a in deep), default=None), key, scale)
+    tables = [np.stack(part if white is None else [in_floats(a, white) for a in part]) for part in parts]
+    return [channels_first(table) for table in tables]
+
+
+def agreed(shapes: Iterable[tuple[int, ...]], highest: int | None, key: str, scale: float | None) -> float | None:
+    """What is white in the pictures of 16 bits of a data set; None where none has so many. Raises as `stacked` does.
+
+    Args:
+        shapes: (H, W, C) that its pictures have.
+        highest: largest number in those of 16 bits; None: there are none.
+        key, scale: as in `stacked`.
+    """
+    found = sorted(shapes)
     if scale is not None and not scale > 0:
         raise UserError(f"stream.scale: {scale} is out of range (valid: > 0, or null)")
-    if len(shapes) > 1:
-        raise UserError(f"{key}: images of {len(shapes)} shapes, {shapes[0]} to {shapes[-1]} (give a size)")
-    if all(a.dtype == np.uint8 for part in parts for a in part):
+    if len(found) > 1:
+        raise UserError(f"{key}: images of {len(found)} shapes, {found[0]} to {found[-1]} (give a size)")
+    if highest is None:
         if scale is not None:
             raise UserError(f"stream.scale: {scale} has no meaning for pictures of 8 bits (valid: null)")
-        tables = [np.stack(part) for part in parts]
-    else:
-        highest = max(int(a.max()) for part in parts for a in part if a.dtype == np.uint16)
-        if scale is None and 0 < highest < 65535 // 4:
-            what = f"the pictures of 16 bits reach at most {highest}, not {WHITE}"
-            valid = f"the number that is white, as {2 ** highest.bit_length() - 1}, or {WHITE}"
-            raise UserError(f"stream.scale: {what} (valid: {valid})")
-        white = {np.dtype(np.uint8): np.float32(255), np.dtype(np.uint16): np.float32(scale or WHITE)}
-        tables = [np.stack([a / white[a.dtype] for a in part]) for part in parts]
-    return [channels_first(table) for table in tables]
+        return None
+    if scale is None and 0 < highest < WHITE // 4:
+        what = f"the pictures of 16 bits reach at most {highest}, not {WHITE}"
+        valid = f"the number that is white, as {2 ** highest.bit_length() - 1}, or {WHITE}"
+        raise UserError(f"stream.scale: {what} (valid: {valid})")
+    return scale or WHITE
+
+
+def in_floats(picture: np.ndarray, white: float) -> np.ndarray:
+    """Pixels of 8 bits, or of 16 in which `white` is white, as 32-bit floats in [0, 1]."""
+    return picture / np.float32(255 if picture.dtype == np.uint8 else white)
 
 
 def channels_first(images: np.ndarray) -> Tensor:
@@ -116,7 +155,7 @@ def channels_first(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.require(images, requirements=["C", "W"]))
 
 
-def measured(images: Tensor) -> tuple[list[float], list[float]]:
+def measured(images: Tensor | Inputs) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of images (N, C, H, W), bytes or in [0, 1], as floats in [0, 1]."""
     # The sums of bytes do not depend on their order.
     white, exact = (255, torch.int64) if images.dtype == torch.uint8 else (1, torch.float64)

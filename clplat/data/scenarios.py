@@ -26,6 +26,7 @@ from torch import Tensor
 from clplat.data.splits import Rows, blurred, class_groups, first_per_class, hold_out, places, repeated
 from clplat.data.worlds import generator, permutations, rotations
 from clplat.errors import UserError
+from clplat.inputs import Inputs
 from clplat.stream import Data, Experience, Kind, Stream
 
 Augment = Callable[[Tensor], Tensor]
@@ -37,7 +38,7 @@ class Source:
     """A labelled data set, held once, from which a scenario cuts experiences.
 
     Args:
-        train: inputs (N, ...) as stored (uint8 images stay uint8) and labels (N,), integers.
+        train: inputs (N, ...) as stored (uint8 images stay uint8), or `Inputs`, and labels (N,), integers.
         test: the same, held out.
         train_domains: (N,) domain id of each training sample, for the scenario `domain`.
         test_domains: (N,) of each test sample.
@@ -47,8 +48,8 @@ class Source:
         augment: maps a prepared training batch to its augmentation.
     """
 
-    train: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
+    train: tuple[Tensor | Inputs, Tensor]
+    test: tuple[Tensor | Inputs, Tensor]
     train_domains: Tensor | None = None
     test_domains: Tensor | None = None
     class_names: Sequence[str] = ()
@@ -298,7 +299,7 @@ def _ids(source: Source) -> _Ids:
     return _Ids(train, test, domains, tested)
 
 
-def _whole_numbers(what: str, inputs: Tensor, ids: Tensor) -> np.ndarray:
+def _whole_numbers(what: str, inputs: Tensor | Inputs, ids: Tensor) -> np.ndarray:
     if ids.ndim != 1 or len(ids) != len(inputs) or ids.is_floating_point() or ids.is_complex():
         shape = f"{tuple(ids.shape)} {str(ids.dtype).removeprefix('torch.')}"
         raise UserError(f"stream: {what} {shape} for {len(inputs)} inputs (valid: one integer an input)")

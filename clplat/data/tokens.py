@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from clplat.errors import MissingError, UserError
-from clplat.files import write_atomic
+from clplat.files import cache_folder, write_atomic
 
 HUB_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
              "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
@@ -279,12 +279,6 @@ def check_different(rows: Sequence[np.ndarray], names: Sequence[str]) -> None:
                 f"stream.tokenizer: the classes {other!r} and {name!r} have the same token ids (valid: a tokenizer "
                 "that tells them apart)"
             )
-
-
-def cache_folder() -> Path:
-    """$CLPLAT_CACHE, or clplat/ in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("CLPLAT_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clplat"
 
 
 def _key(tokenizer: Tokenizer, texts: Iterable[str]) -> str:

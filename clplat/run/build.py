@@ -20,6 +20,7 @@ from clplat.config.resolve import DEFAULTS, PARTS
 from clplat.config.settings import Config, Part
 from clplat.erasure.ledger import stream_faults
 from clplat.errors import MissingError, UserError
+from clplat.inputs import Inputs
 from clplat.metrics.erasure import erased_samples
 from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.run import filming
@@ -269,6 +270,12 @@ def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[st
         faults.append("loop.evaluate_on: valid, but the stream has no validation data (set stream.validation)")
     if config.loop.keep_predictions and all(e.kind is not Kind.ADAPT for e in stream):
         faults.append("loop.keep_predictions: true, but the stream has no adapt experience (valid: false)")
+    on_disk = any(isinstance(e.train.inputs, Inputs) for e in stream if e.train is not None)
+    if on_disk and (cls.reads_whole or cls.unbounded_memory):
+        faults.append(
+            f"strategy: {config.strategy.name} holds all samples of an experience at once, and these are not in memory "
+            "(valid: stream.in_memory true, or a strategy that takes a batch at a time)"
+        )
     names = [e.name for e in stream]
     for name in dict.fromkeys(n for n in names if names.count(n) > 1):
         faults.append(f"stream: {names.count(name)} experiences are called {name!r} (valid: each its own name)")

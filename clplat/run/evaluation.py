@@ -27,6 +27,10 @@ class _Group:
     task: int | None
     features: dict[int, Tensor] = field(default_factory=dict)  # of this process's batches, where they never change
 
+    def asks(self, positions: Tensor, asked: range | None) -> bool:
+        """Whether any of the samples at `positions` (B,) is of a test set that is asked for; None asks for all."""
+        return asked is None or any(j in asked for j in self.columns[positions].unique().tolist())
+
 
 class Evaluator:
     """Scores a strategy on every test set of a stream.
@@ -81,12 +85,12 @@ class Evaluator:
         size = strategy.evaluation_batch or self.batch_size
         with evaluating(strategy):
             for group in self.groups:
-                own = range(self.rank * size, len(group.data), size * self.world_size)
-                for number, start in enumerate(own):
-                    positions = torch.arange(start, min(start + size, len(group.data)), device=group.columns.device)
-                    if asked is not None and not any(j in asked for j in group.columns[positions].unique().tolist()):
-                        continue
-                    data = group.data.subset(positions)
+                every = torch.arange(len(group.data), device=group.columns.device).split(size)
+                own = enumerate(every[self.rank :: self.world_size])
+                wanted = [(k, positions) for k, positions in own if group.asks(positions, asked)]
+                coming = group.data.ahead(p for k, p in wanted if k not in group.features)
+                for number, positions in wanted:
+                    data = coming.subset(positions)
                     logits = self._logits(strategy, group, number, data)
                     totals[-1] += not_finite(logits)
                     logits = self.stream.among(logits, group.task)
@@ -175,8 +179,10 @@ def renew_means(strategy: Strategy, data: Data | None, batch_size: int) -> None:
     head.predict = noting
     try:
         with evaluating(strategy):
-            for positions in torch.arange(len(data), device=data.inputs.device).split(batch_size):
-                raw, labels = data.batch(positions)[0], data.targets()[positions]
+            parts = torch.arange(len(data), device=data.inputs.device).split(batch_size)
+            coming = data.ahead(parts)
+            for positions in parts:
+                raw, labels = coming.batch(positions)[0], data.targets()[positions]
                 strategy.predict(strategy.prepare(raw))
                 if [len(features) for features in found] != [len(labels)]:
                     name = type(strategy).__name__

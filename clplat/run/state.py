@@ -97,6 +97,11 @@ class RunState:
 
         return in_precision
 
+    def ahead(self, data: Data, order: Tensor, batches: int) -> Data:
+        """The same data; what is not in memory of this process's parts of the coming batches is read ahead."""
+        size, rank, world = self.loop.batch_size, self.rank, self.world_size
+        return data.ahead(local_slice(order, k, size, rank, world)[0] for k in range(self.progress.batch, batches))
+
     def batch(self, data: Data, order: Tensor) -> tuple[Tensor, Tensor | None]:
         """This process's part of the coming batch; sets what a strategy may ask about it."""
         positions, whole = local_slice(order, self.progress.batch, self.loop.batch_size, self.rank, self.world_size)

@@ -53,8 +53,9 @@ def supervised(run: RunState, experience: Experience, data: Data, hook: str) -> 
             memory.open = p.epoch == 0
         order = epoch_order(len(data), run.seed, p.experience, p.epoch, data.inputs.device)
         order = run.stream.arrange(data, order, size)
+        coming = run.ahead(data, order, batches)
         while p.batch < batches and not run.enough():
-            raw, labels = run.batch(data, order)
+            raw, labels = run.batch(coming, order)
             first = p.batch // loop.accumulate * loop.accumulate
             run.window = min(loop.accumulate, batches - first)
             run.boundary = p.batch + 1 == first + run.window
@@ -71,8 +72,10 @@ def adapt(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
     assert data is not None
     order = torch.arange(len(data), device=data.inputs.device)
     run.window, run.share, run.boundary = 1, 1.0, True
-    for _ in range(p.batch, batches_per_epoch(len(data), run.loop.batch_size, run.world_size)):
-        raw, labels = run.batch(data, order)
+    batches = batches_per_epoch(len(data), run.loop.batch_size, run.world_size)
+    coming = run.ahead(data, order, batches)
+    for _ in range(p.batch, batches):
+        raw, labels = run.batch(coming, order)
         out = step(run.stream.prepare(raw, False))
         predictions, loss = out if isinstance(out, tuple) else (out, None)
         if not isinstance(predictions, Tensor):

@@ -123,12 +123,12 @@ class TinyStream(Stream):
     @property
     def probe(self) -> Tensor:
         """Inputs (150, ...) that no experience trains on."""
-        return self.source.inputs + 0.1
+        return _table(self.source) + 0.1
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of every experience."""
         parts = [d for e in self for d in (e.train, e.test) if d is not None]
-        return [t for d in parts for t in (d.inputs, d.labels, d.rows) if t is not None]
+        return [t for d in parts for t in (_table(d), d.labels, d.rows) if t is not None]
 
     def to(self, device: torch.device) -> Stream:
         """Move the data to `device`, which keeps experiences watched. Returns self."""
@@ -152,7 +152,7 @@ class TinyStream(Stream):
         part = Data(data.inputs, data.labels, rows, world)
         if not self.separate:
             return part
-        inputs, labels = torch.zeros_like(data.inputs), torch.zeros_like(data.targets())
+        inputs, labels = torch.zeros_like(_table(data)), torch.zeros_like(data.targets())
         inputs[rows], labels[rows] = data.inputs[rows], data.targets()[rows]
         return Data(inputs, labels, rows, world)  # in the same rows, which a memory may keep
 
@@ -207,3 +207,9 @@ def script(kinds: Collection[Kind]) -> list[Kind]:
     learn, forget, adapt, interact = Kind.LEARN, Kind.FORGET, Kind.ADAPT, Kind.INTERACT
     start = [learn, learn, forget, learn, forget] if learn in kinds else [forget, forget]
     return [kind for kind in [*start, adapt, adapt, interact] if kind in kinds]
+
+
+def _table(data: Data) -> Tensor:
+    """Inputs (N, ...), which these streams hold in memory."""
+    assert isinstance(data.inputs, Tensor)
+    return data.inputs

@@ -64,7 +64,7 @@ def test_domains() -> None:
         ({"train": TRAIN}, r"valid: a file, or in Python both"),
         ({"path": "own.npz", "train": TRAIN, "test": TEST}, r"in its place"),
         ({"train": "x", "test": TEST}, r"stream\.train: str \(valid in Python: \(inputs, labels\)"),
-        ({"path": "own.pkl"}, r"unknown type \(valid: \.npz, \.safetensors; nothing is unpickled\)"),
+        ({"path": "own.pkl"}, r"unknown type \(valid: \.npz, \.safetensors, a folder of \.npy; nothing is unpickled\)"),
         (
             {"train": TRAIN, "test": (TEST[0][:, :3], TEST[1])},
             r"inputs differ: train_inputs \(5,\).*test_inputs \(3,\)",

@@ -169,11 +169,12 @@ def _score(subject: Subject, data: Data, task: int) -> dict[str, Tensor]:
     """
     size, world, device = subject.strategy.evaluation_batch or subject.batch_size, subject.world_size, subject.device
     mine: dict[str, list[tuple[int, Tensor]]] = {"logits": [], "features": []}
-    for number, positions in enumerate(torch.arange(len(data), device=data.inputs.device).split(size)):
-        if number % world == subject.rank:
-            inputs = _inputs(subject, data.subset(positions))
-            mine["logits"].append((number * size, _logits(subject, inputs, task)))
-            mine["features"] += [(number * size, f) for f in _features(subject, inputs)]
+    parts = torch.arange(len(data), device=data.inputs.device).split(size)[subject.rank :: world]
+    coming = data.ahead(parts)
+    for k, positions in enumerate(parts):
+        inputs, at = _inputs(subject, coming.subset(positions)), (k * world + subject.rank) * size
+        mine["logits"].append((at, _logits(subject, inputs, task)))
+        mine["features"] += [(at, f) for f in _features(subject, inputs)]
     gathered = {k: _gathered(parts, len(data), device, world) for k, parts in mine.items()}
     return {k: v for k, v in gathered.items() if v is not None}
 

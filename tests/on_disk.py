@@ -1,0 +1,33 @@
+"""Small data sets of pictures in files of their own, and of arrays in .npy files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_pictures(root: Path, *, side: int = 12, classes: int = 4, train: int = 12, test: int = 4) -> Path:
+    """JPEGs in train/<class>/ and test/<class>/: bright in a quarter that the class names, noise elsewhere."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", train), ("test", test)):
+        for c in range(classes):
+            folder = root / part / str(c)
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (side, side, 3), dtype=np.uint8)
+                half = side // 2
+                pixels[c // 2 * half :][:half, c % 2 * half :][:, :half] += 120
+                Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=95)
+    return root
+
+
+def write_arrays(root: Path, inputs: np.ndarray, labels: np.ndarray) -> Path:
+    """The first two thirds to train on, the others to test on."""
+    root.mkdir(parents=True, exist_ok=True)
+    cut = len(inputs) * 2 // 3
+    for part, rows in (("train", slice(cut)), ("test", slice(cut, None))):
+        np.save(root / f"{part}_inputs.npy", inputs[rows])
+        np.save(root / f"{part}_labels.npy", labels[rows])
+    return root
