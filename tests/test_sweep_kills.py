@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 
+import postgresql
 import pytest
 from sweeping import write
 
@@ -55,16 +56,25 @@ SWEEP = """
 """
 
 
+@pytest.fixture(params=["journal", "postgresql"])
+def storage(request, tmp_path):
+    if request.param == "postgresql":
+        with postgresql.server() as server:
+            yield server.url()
+    else:
+        yield str(tmp_path / "study.log")
+
+
 @pytest.mark.slow
-def test_no_trial_is_lost_and_no_finished_one_repeated(tmp_path):
+def test_no_trial_is_lost_and_no_finished_one_repeated(tmp_path, storage):
     for name, text in (("killed_runs.py", RUN), ("begin.py", SWEEP)):
         (tmp_path / name).write_text(textwrap.dedent(text))
     space = {"strategy.lr": {"low": 0.01, "high": 0.1, "log": True}}
     loop = {"max_epochs": 6, "batch_size": 16, "checkpoint_every": 40}
     stream = {"name": "digits", "validation": 0.2}
-    section = {"trials": 5, "grace_seconds": 10_000, "space": space}
+    section = {"trials": 5, "grace_seconds": 10_000, "space": space, "storage": storage}
     path = write(tmp_path, section, stream=stream, loop=loop, tracking={"enabled": False})
-    ended = subprocess.run([sys.executable, tmp_path / "begin.py", path], capture_output=True, text=True, timeout=200)
+    ended = subprocess.run([sys.executable, tmp_path / "begin.py", path], capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("a worker ended (killed by SIGKILL); another goes on with its trial") == 3
     folder = tmp_path / "runs" / "demo"

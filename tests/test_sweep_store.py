@@ -10,7 +10,10 @@ from sweeping import objective, write
 
 from clplat.cli import main
 from clplat.errors import UserError
+from clplat.sweep import trials
 from clplat.sweep.owners import is_gone, me
+from clplat.sweep.plan import read_plan
+from clplat.sweep.store import open_study
 from clplat.sweep.study import sweep
 
 
@@ -94,3 +97,34 @@ def test_a_trial_left_by_an_ended_process_is_taken_up_at_once(tmp_path):
     assert result.trials[1]["repeat_of"] == 0
     assert result.trials[1]["default"]
     assert json.loads((result.folder / "sweep.json").read_text())["trials"] == result.trials
+
+
+def test_a_trial_whose_worker_died_while_it_gave_it_back_is_repeated_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "UNOWNED", 0.0)
+    path = write(tmp_path, {"trials": 2})
+    plan = read_plan(path, [], None)
+    study = open_study(plan, 0)
+    trials.enqueue(study, plan, {"strategy.lr": 0.05, "loop.batch_size": 16}, "default", default=True)
+    trials.tell(study, study.ask().number, None)  # and did not come to queue it again
+    for _ in range(2):
+        trials.Reaper(study, plan)()
+    study.add_trial(study.get_trials()[1])  # by another at the same time
+    result = sweep(path, run=objective, quiet=True)
+    assert [(t["state"], t["repeat_of"], t["default"]) for t in result.trials] == [
+        ("fail", None, True), ("complete", 0, True), ("complete", None, False)
+    ]  # fmt: skip
+
+
+def test_a_storage_that_fails_is_no_fault_of_the_trial(tmp_path):
+    """It is told, the trial goes back, and the same process goes on with it."""
+    from sqlalchemy.exc import ProgrammingError
+
+    def fails(config, run_dir):
+        raise ProgrammingError("", {}, Exception("gone"))
+
+    path = write(tmp_path, {"trials": 1, "storage": f"sqlite:///{tmp_path}/study.db"})
+    with pytest.raises(UserError, match=r"^sweep\.storage: .* can't be used any more: gone \(the same command goes on"):
+        sweep(path, run=fails, quiet=True)
+    result = sweep(path, run=objective, quiet=True)
+    assert [t["state"] for t in result.trials if t["repeat_of"] is not None] == ["complete"]
+    assert [t["reason"] for t in result.trials] == [None] * len(result.trials)

@@ -1,20 +1,22 @@
-"""Who works on a trial: a name of a process that tells, on its own machine, whether it still lives."""
+"""Who works on a trial: a name of a thread that tells, on its own machine, whether it still lives."""
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 
 def me() -> str:
-    """Name of this process: machine, number, and when it began; a later process of the same number is another."""
-    pid = os.getpid()
+    """Name of this thread: machine, number (of a process's first, the process's), and when it began; a later one of the
+    same number is another."""
+    pid = threading.get_native_id()
     return f"{_machine()}:{pid}:{_began(pid)}"
 
 
 def is_gone(owner: str) -> bool:
-    """Whether a process of this machine has ended; False where that can't be told from here."""
+    """Whether a thread of this machine has ended; False where that can't be told from here."""
     machine, pid, began = owner.rsplit(":", 2)
     return machine == _machine() and began != "?" and _began(int(pid)) != began
 
@@ -29,7 +31,7 @@ def _machine() -> str:
 
 
 def _began(pid: int) -> str:
-    """Start of a process in the system's ticks; empty where there is none, or only its exit code is left of it."""
+    """Start of a thread in the system's ticks; empty where there is none, or only its exit code is left of it."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from clplat.errors import UserError
+from clplat.errors import MissingError, UserError
 from clplat.sweep.plan import Plan
+from clplat.sweep.server import cause_of, open_database, storage_errors, without_password
 
+_VALID = "(valid: a journal file, or a database URL as sqlite:///study.db or postgresql://user@host/database)"
 GP_TRIALS = 50  # the Gaussian process is better up to about this many trials, and costs 0.5 s for each
 
 
@@ -30,16 +32,17 @@ def open_study(plan: Plan, seed: int | None, *, must_exist: bool = False) -> Any
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are about speed, and greenlet
+    shown = without_password(plan.storage)
     with storage_faults(plan):
         storage = _storage(plan.storage)
         if must_exist and plan.study not in optuna.study.get_all_study_names(storage):
-            raise UserError(f"sweep.study: no study {plan.study!r} in {plan.storage} to join (start it without --join)")
+            raise UserError(f"sweep.study: no study {plan.study!r} in {shown} to join (start it without --join)")
         directions: Any = plan.directions
         study = optuna.create_study(study_name=plan.study, storage=storage, directions=directions, load_if_exists=True)
         trials = study.get_trials(deepcopy=False)
         digest = hashlib.sha256(plan.identity().encode()).hexdigest()
         known = study.user_attrs.get("identity", None if trials else digest)
-        where = f"sweep.study: {plan.study!r} in {plan.storage}"
+        where = f"sweep.study: {plan.study!r} in {shown}"
         if known is None:
             raise UserError(f"{where} holds {len(trials)} trials that no sweep made (give another name)")
         if known != digest:
@@ -60,43 +63,51 @@ def storage_faults(plan: Plan, *, opened: bool = False) -> Iterator[None]:
 
     Raises:
         UserError: it is missing, locked, not reachable, or none.
+        MissingError: its driver is not installed.
     """
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    where, valid = (
-        f"sweep.storage: {plan.storage!r}",
-        "(valid: a journal file, or a database URL as sqlite:///study.db)",
-    )
+    where = f"sweep.storage: {without_password(plan.storage)!r}"
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError) as error:
-        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-        text = " ".join(str(getattr(cause, "orig", None) or cause).split())[:200]
+    except storage_errors() as error:
+        cause = cause_of(error)
+        text = without_password(" ".join(str(getattr(cause, "orig", None) or cause).split())[:250])
         if "locked" in text:
             raise UserError(f"{where} is locked by another program (try again when it has let go)") from error
-        raise UserError(f"{where} can't be used: {text} {valid}") from error
+        if opened:
+            raise UserError(
+                f"{where} can't be used any more: {text} (the same command goes on with the study)"
+            ) from error
+        raise UserError(f"{where} can't be used: {text} {_remedy(plan, cause)}") from error
     except ImportError as error:
         if opened:
             raise
-        name = getattr(error.__cause__, "name", None) or error.name
-        raise UserError(f"{where} needs the Python package {name}, which is not installed") from error
+        name = getattr(error.__cause__, "name", None) or error.name or str(error.__cause__ or error)
+        extra = " (pip install 'clplat[postgresql]')" if name == "psycopg" else ""
+        raise MissingError(f"{where} needs the Python package {name}, which is not installed{extra}") from error
     except OSError as error:
         if opened:
             raise
-        raise UserError(f"{where} can't be used: {error.strerror or error} {valid}") from error
+        raise UserError(f"{where} can't be used: {error.strerror or error} {_VALID}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if opened:  # else: what a file is read as that is no journal, or another version's
             raise
-        raise UserError(f"{where} holds no study that can be read: {type(error).__name__} {valid}") from error
+        raise UserError(f"{where} holds no study that can be read: {type(error).__name__} {_VALID}") from error
+
+
+def _remedy(plan: Plan, cause: BaseException) -> str:
+    from sqlalchemy.exc import OperationalError
+
+    if isinstance(cause, OperationalError) and not plan.storage.startswith("sqlite"):
+        return "(is the server up, and are host, user, password and database right?)"
+    return _VALID
 
 
 def _storage(where: str) -> Any:
-    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     if "://" in where:
-        return RDBStorage(where)
+        return open_database(where)
     Path(where).parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(where, cast(Any, _Lock(f"{where}.lock"))))
 

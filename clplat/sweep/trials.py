@@ -19,10 +19,11 @@ from clplat.sweep.early import GivenUp, Run, hopeless, means, watched
 from clplat.sweep.objectives import values_of
 from clplat.sweep.owners import is_gone, me
 from clplat.sweep.plan import Plan
+from clplat.sweep.server import storage_errors
 
 MAX_REPEATS = 3  # of a trial whose worker died
 POLL = 0.5  # seconds between two looks at the study while there is nothing to take
-UNOWNED = 10.0  # seconds after which a trial that has no worker's name was left by one that died as it took it
+UNOWNED = 10.0  # seconds after which what lasts an instant was left by a worker that died: a trial without its name
 
 
 def work(study: Any, plan: Plan, run: Run, told: Callable[[], None] = lambda: None) -> None:
@@ -32,6 +33,7 @@ def work(study: Any, plan: Plan, run: Run, told: Callable[[], None] = lambda: No
         told: called when a trial has ended here.
     """
     reap, parent = Reaper(study, plan), multiprocessing.parent_process()
+    reap.left_by(me())  # by an earlier call here, whose storage went away
     while parent is None or parent.is_alive():
         reap()
         trials = study.get_trials(deepcopy=False)
@@ -43,9 +45,8 @@ def work(study: Any, plan: Plan, run: Run, told: Callable[[], None] = lambda: No
         trial = study.ask()
         trial.set_user_attr("worker", me())
         earlier = study.get_trials(deepcopy=False)[: trial.number]
-        queued = "queued" in trial.user_attrs
-        if queued and any(t.user_attrs.get("queued") == trial.user_attrs["queued"] and counts(t) for t in earlier):
-            give_up(study, trial)  # two commands began the study at the same time
+        if _is_double(trial, earlier):
+            give_up(study, trial)
         elif sum(map(counts, earlier)) >= plan.trials and "repeat_of" not in trial.user_attrs:
             give_up(study, trial)  # another worker took the last one at the same time
         else:
@@ -76,9 +77,20 @@ def values(trial: Any) -> dict[str, Any]:
     return {**trial.params, **trial.user_attrs.get("fixed", {})}
 
 
+def _is_double(trial: Any, earlier: list[Any]) -> bool:
+    """Whether a queued trial was queued twice: by two commands at the same time, or by one whose server went away."""
+    queued, of = (trial.user_attrs.get(k) for k in ("queued", "repeat_of"))
+    return any(
+        (queued is not None and t.user_attrs.get("queued") == queued and counts(t))
+        or (of is not None and t.user_attrs.get("repeat_of") == of)
+        for t in earlier
+    )
+
+
 def give_up(study: Any, trial: Any) -> None:
-    """End a trial as one that the study does not count."""
+    """End a trial as one that the study does not count, and nobody repeats."""
     trial.set_user_attr("given_back", True)
+    trial.set_user_attr("surplus", True)
     tell(study, trial.number, None)
 
 
@@ -124,6 +136,8 @@ def _attempt(study: Any, trial: Any, plan: Plan, run: Run) -> None:
         trial.set_user_attr("stopped", str(why))
         if why.cost:
             trial.set_user_attr("spent", _spent(why.cost))
+    except storage_errors():
+        raise  # no fault of the trial's
     except Exception as error:  # noqa: BLE001 - one bad combination must not end the search
         trial.set_user_attr("reason", f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
     tell(study, trial.number, found, stopped="stopped" in trial.user_attrs)
@@ -184,24 +198,32 @@ def give_back(study: Any, number: int, *, counted: bool) -> bool:
     Args:
         counted: whether it took its worker with it, which is let happen `MAX_REPEATS` times.
     """
-    import optuna
-
     if not tell(study, number, None):
         return False
-    old = study.get_trials(deepcopy=False)[number]
+    _queue_again(study, study.get_trials(deepcopy=False)[number], counted)
+    return True
+
+
+def _queue_again(study: Any, old: Any, counted: bool) -> None:
+    import optuna
+
     repeats = old.user_attrs.get("repeats", 0) + counted
     if repeats > MAX_REPEATS:
-        return True
+        return
     attrs = {
         k: v for k, v in old.user_attrs.items() if k not in ("worker", "beat", "queued", "given_back", "spent", "rows")
     }
     study.add_trial(
         optuna.create_trial(
             state=optuna.trial.TrialState.WAITING, params=old.params, distributions=old.distributions,
-            user_attrs={**attrs, "repeats": repeats, "repeat_of": number},
+            user_attrs={**attrs, "repeats": repeats, "repeat_of": old.number},
         )
     )  # fmt: skip
-    return True
+
+
+def _wants_repeat(trial: Any) -> bool:
+    """Whether a trial has failed and is to be queued again."""
+    return trial.state.name == "FAIL" and not finished(trial) and "surplus" not in trial.user_attrs
 
 
 class Reaper:
@@ -209,19 +231,31 @@ class Reaper:
 
     def __init__(self, study: Any, plan: Plan) -> None:
         self.study, self.grace = study, plan.grace_seconds
-        self.unowned: dict[int, float] = {}  # trial → when it was first seen without a worker's name
+        self.doubtful: dict[int, float] = {}  # trial → when it was first seen without an owner, or without its repeat
 
     def __call__(self) -> int:
         """How many were given back."""
-        trials = [t for t in self.study.get_trials(deepcopy=False) if t.state.name == "RUNNING"]
-        self.unowned = {t.number: self.unowned.get(t.number, time.monotonic()) for t in trials
-                        if "worker" not in t.user_attrs}  # fmt: skip
-        return sum(give_back(self.study, t.number, counted=True) for t in trials if self._is_left(t))
+        trials = self.study.get_trials(deepcopy=False)
+        repeated = {t.user_attrs.get("repeat_of") for t in trials}
+        running = [t for t in trials if t.state.name == "RUNNING"]
+        lost = [t for t in trials if t.number not in repeated and _wants_repeat(t)]
+        doubtful = [t.number for t in running if "worker" not in t.user_attrs] + [t.number for t in lost]
+        self.doubtful = {number: self.doubtful.get(number, time.monotonic()) for number in doubtful}
+        for trial in lost:  # who failed it died before the next step
+            if time.monotonic() - self.doubtful[trial.number] > UNOWNED:
+                _queue_again(self.study, trial, "given_back" not in trial.user_attrs)
+        return sum(give_back(self.study, t.number, counted=True) for t in running if self._is_left(t))
+
+    def left_by(self, owner: str) -> None:
+        """Give back the trials of a worker that is known to have none under way."""
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state.name == "RUNNING" and trial.user_attrs.get("worker") == owner:
+                give_back(self.study, trial.number, counted=False)
 
     def _is_left(self, trial: Any) -> bool:
         owner = trial.user_attrs.get("worker")
         if owner is None:
-            return time.monotonic() - self.unowned[trial.number] > UNOWNED
+            return time.monotonic() - self.doubtful[trial.number] > UNOWNED
         beat = max(trial.user_attrs.get("beat", 0.0), trial.datetime_start.timestamp())
         return is_gone(owner) or time.time() - beat > self.grace
 

@@ -15,7 +15,7 @@ from clplat import errors
 from clplat.errors import ClplatError, Interrupted, UserError
 from clplat.sweep.early import Run
 from clplat.sweep.plan import Plan
-from clplat.sweep.store import open_study
+from clplat.sweep.store import open_study, storage_faults
 from clplat.sweep.trials import POLL, Reaper, is_done, work
 
 MAX_IDLE_DEATHS = 3  # of workers that held no trial, after which none is started again
@@ -88,7 +88,8 @@ def _team(plan: Plan, run: Run) -> Iterator[tuple[Callable[[], None], list[_Work
 
 def _worker(plan: Plan, run: Run, mouth: Connection) -> None:
     try:
-        work(open_study(plan, None), plan, run)
+        with storage_faults(plan, opened=True):
+            work(open_study(plan, None), plan, run)
     except (KeyboardInterrupt, Interrupted):
         pass  # its trial was given back
     except ClplatError as error:
