@@ -10,8 +10,9 @@ from typing import Any
 
 from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
-from clplat.sweep.early import Run, means
-from clplat.sweep.objectives import choose, front, values_of
+from clplat.sweep import held_out
+from clplat.sweep.early import Run
+from clplat.sweep.objectives import choose, front
 from clplat.sweep.plan import Plan, nested
 from clplat.sweep.progress import outcome, scores, shown
 from clplat.sweep.trials import finished, values
@@ -49,7 +50,9 @@ def conclude(study: Any, plan: Plan, quiet: bool, run: Run) -> SweepResult:
     best_ones = [complete[i] for i in front([t.values for t in complete], plan.directions)]
     best = best_ones[choose([t.values for t in best_ones], plan.metrics, plan.directions, plan.choose)]
     gain, effort = _gain(complete, best, plan), _effort(known)
-    held_out = _held_out(complete, best_ones, plan, run)
+    default = next((t.number for t in complete if t.user_attrs.get("default")), None)
+    compared = [t for t in complete if t.number == default] + [t for t in best_ones if t.number != default]
+    measured = held_out.measure(compared, plan, run, quiet)
     for old in (plan.folder / "front").glob("trial-*.yaml"):  # of a study that had fewer trials then
         old.unlink()
     points = [_point(t, plan, effort) for t in best_ones] if len(plan.metrics) > 1 else []
@@ -58,9 +61,9 @@ def conclude(study: Any, plan: Plan, quiet: bool, run: Run) -> SweepResult:
              "metrics": plan.metrics, "directions": plan.directions, "evaluated_on": "valid", "seeds": plan.seeds,
              "best": {"number": best.number, "value": best.values[0], "values": best.values, "params": values(best)},
              "front": points, "gain": gain, "protocol": str(plan.protocol), "effort": effort,
-             "held_out": {"seeds": plan.held_out, "values": held_out}, "trials": rows}  # fmt: skip
+             "held_out": held_out.facts(default, measured, plan), "trials": rows}  # fmt: skip
     write_atomic(plan.folder / "sweep.json", to_json(facts, indent=1))
-    lines = [*_lines(complete, best, best_ones, plan), gain, *_held_out_lines(complete, best_ones, plan, held_out),
+    lines = [*_lines(complete, best, best_ones, plan), gain, *held_out.lines(default, measured, plan),
              f"protocol: {plan.protocol}", f"spent: {effort}"]  # fmt: skip
     write_atomic(plan.folder / "report.md", _report(lines, rows, plan))
     if not quiet:
@@ -86,28 +89,6 @@ def _gain(complete: Sequence[Any], best: Any, plan: Plan) -> str:
     rows = zip(plan.metrics, default.values, best.values, strict=True)
     changes = ", ".join(f"{m} {before:.4f} → {after:.4f} ({after - before:+.4f})" for m, before, after in rows)
     return f"default → best, on validation data: {changes}"
-
-
-def _held_out(complete: Sequence[Any], best_ones: Sequence[Any], plan: Plan, run: Run) -> dict[int, list[float]]:
-    """Trial → its metrics under seeds that nothing was chosen by, of the default and of all that are best."""
-    found = {}
-    for trial in [t for t in complete if t.user_attrs.get("default") or t in best_ones] if plan.held_out else []:
-        rows, folder = [], f"held-out/trial-{trial.number:04d}"
-        for stream, seed, place in plan.cells(plan.held_out):
-            config = plan.config(values(trial), seed, folder, stream)
-            rows.append(values_of(run(config, plan.folder / folder / place), plan.metrics))
-        found[trial.number] = means(rows)
-    return found
-
-
-def _held_out_lines(
-    complete: Sequence[Any], best_ones: Sequence[Any], plan: Plan, found: Mapping[int, list[float]]
-) -> list[str]:  # fmt: skip
-    default = next((t.number for t in complete if t.user_attrs.get("default")), -1)
-    where = f"on held-out seeds {plan.held_out}, on validation data"
-    lines = [f"{where}: default (trial {default}), {scores(found[default], plan)}"] if default in found else []
-    return lines + [f"{where}: trial {t.number}, {scores(found[t.number], plan)}" for t in best_ones
-                    if t.number in found and t.number != default]  # fmt: skip
 
 
 def _point(trial: Any, plan: Plan, effort: str) -> dict[str, Any]:

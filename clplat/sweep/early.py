@@ -62,10 +62,12 @@ def means(rows: Sequence[Sequence[float]]) -> list[float]:
 def watched(trial: Any, plan: Plan, run: Run, config: dict[str, Any], run_dir: Path, *, first: bool) -> Any:
     """The summary of a run, whose metric is reported to the pruner after each experience, if it is a trial's first.
 
+    The default is reported too, for others to be compared with, and never stopped.
+
     Raises:
         GivenUp: the pruner stopped it.
     """
-    if plan.pruner == "none" or not first or trial.user_attrs.get("default"):
+    if plan.pruner == "none" or not first:
         return run(config, run_dir)
     metric, stopped = plan.metrics[0], list[str]()
 
@@ -74,8 +76,8 @@ def watched(trial: Any, plan: Plan, run: Run, config: dict[str, Any], run_dir: P
         if value is None:
             return False
         trial.report(value, step)
-        if trial.should_prune():
-            stopped.append(f"stopped by {plan.pruner} after {step} experiences: {metric} {value:.4f}")
+        if not trial.user_attrs.get("default") and trial.should_prune():
+            stopped.append(f"stopped by {plan.pruner} after {step} experience{'s' * (step > 1)}: {metric} {value:.4f}")
         return bool(stopped)
 
     try:

@@ -51,10 +51,8 @@ def open_database(url: str) -> Any:
     given, (head, _, rest) = url, url.partition("://")
     options: dict[str, Any] = {}
     if head in _POSTGRESQL:
-        url, options = (
-            f"postgresql+psycopg://{rest}",
-            {"poolclass": NullPool},
-        )  # none held: it may be gone when used next
+        url = f"postgresql+psycopg://{rest}"
+        options = {"poolclass": NullPool}  # no connection is held: it may be gone when it is used next
         if "connect_timeout=" not in rest:
             options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
     for last in (False, True):
