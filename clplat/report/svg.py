@@ -250,12 +250,13 @@ def _heat(panel: Heat, whole: float) -> tuple[list[str], float]:
     """The grid in a panel `whole` wide, and its height."""
     rows, columns = len(panel.rows), len(panel.columns)
     row_names, names = cut_apart(panel.rows, 16), cut_apart(panel.columns, 14)
-    left = max(map(len, row_names)) * _CHARACTER + 10
+    character = _CHARACTER * (1.25 if whole == WIDE else 1.0)  # on a narrow screen these have 15 units: style.css
+    left = max(map(len, row_names)) * character + 10
     width = min(72.0, (whole - left - 6) / columns)
     height = min(34.0, max(width * 0.62, 330 / rows))
-    level = max(map(len, names)) * _CHARACTER < width
+    level = max(map(len, names)) * character < width
     every_column, every_row = math.ceil(15 / width), math.ceil(13 / height)
-    bottom = 24.0 if level else max(map(len, names)) * _CHARACTER * 0.72 + 16
+    bottom = 24.0 if level else max(map(len, names)) * character * 0.72 + 16
     body = []
     for i, row in enumerate(panel.values):
         top = 4 + i * height

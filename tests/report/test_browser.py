@@ -62,6 +62,26 @@ def test_it_draws_without_errors_or_requests(chromium, page):
     assert "<polyline" in dom
 
 
+OUTSIDE = """<script>
+for (const card of document.querySelectorAll(".card"))
+    for (const text of card.querySelectorAll("svg .t"))
+        if (text.getBoundingClientRect().left < card.getBoundingClientRect().left + 8)
+            console.error("outside: " + text.textContent)
+</script>"""
+
+
+@pytest.mark.parametrize("width", [420, 1280])
+def test_no_text_of_a_figure_leaves_its_card(chromium, fabricate, tmp_path, width):
+    runs = [fabricate(seed=k) for k in range(3)]
+    for run in runs:
+        facts = (run / "summary.json").read_text()
+        (run / "summary.json").write_text(re.sub(r'"digits (\d), \d"', r'"rotated_\1_22deg"', facts))
+    page = write_report(runs, tmp_path / "out")
+    page.write_text(page.read_text().replace("http-equiv", "data-was") + OUTSIDE)
+    _, console, _ = chromium(page, "--dump-dom", f"--window-size={width},2000")
+    assert console == []
+
+
 def test_the_legend_hides_a_strategy_in_every_figure(chromium, page, tmp_path):
     clicked = tmp_path / "clicked.html"
     content = page.read_text().replace("http-equiv", "data-was")  # the policy would refuse the test's own script
