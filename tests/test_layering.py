@@ -71,7 +71,7 @@ ROOMS = {  # what each may import beside itself; `docs/architecture.md` shows it
     "run": {CONTRACT, "config", "data", "backbones", "components", "adapters", "metrics", "erasure", "tracking"},
     "report": {CONTRACT, "config", "metrics", "erasure", "run"},
     "api": {CONTRACT, "config", "metrics", "erasure", "run", "report"},
-    "sweep": {CONTRACT, "config", "metrics", "run", "api"},
+    "sweep": {CONTRACT, "config", "metrics", "tracking", "run", "api"},
     "testing": {CONTRACT, "config", "data", "backbones", "components", "metrics", "run"},
     "commands": {CONTRACT, "config", "metrics", "erasure", "tracking", "run", "report", "api", "sweep", "testing"},
     "cli": {CONTRACT, "commands"},

@@ -23,7 +23,7 @@ from texts import write_sets
 import clplat
 from clplat.errors import UserError
 from clplat.streams.digits import Digits
-from clplat.tracking.client import read_state
+from clplat.tracking.state import read_state
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}")  # of MLflow's and its parts'

@@ -18,9 +18,10 @@ import pytest
 from clplat.config.settings import TrackingSettings
 from clplat.errors import MissingError, UserError
 from clplat.tracking import charts, store
-from clplat.tracking.client import Tracker, absolute_uri, default_uri, pending, read_state, send_pending, store_of
+from clplat.tracking.client import Tracker, absolute_uri, default_uri, pending, send_pending, store_of
 from clplat.tracking.held import POINTS, held_runs, open_store
-from clplat.tracking.store import metric_name, shortened
+from clplat.tracking.names import metric_name, shortened
+from clplat.tracking.state import read_state
 
 # MLflow and SQLAlchemy warn of their own deprecations at import and leave a database connection to the collector.
 pytestmark = [

@@ -1,6 +1,6 @@
 """Hyper-parameter search: the plan of a study, and the study.
 
-May import the contract, `config`, `metrics` and `run`.
+May import the contract, `config`, `metrics`, `tracking` and `run`.
 """
 
 import sys

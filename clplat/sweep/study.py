@@ -10,14 +10,17 @@ import contextlib
 import functools
 import itertools
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clplat.errors import Interrupted, UserError
 from clplat.run.state import Watch
+from clplat.sweep import tracked
 from clplat.sweep.conclude import SweepResult, conclude
 from clplat.sweep.early import Run
+from clplat.sweep.figures import draw
 from clplat.sweep.plan import Plan, read_plan
 from clplat.sweep.progress import Progress
 from clplat.sweep.store import open_study, storage_faults
@@ -56,8 +59,8 @@ def sweep(
     if workers < 1:
         raise UserError(f"workers: {workers} is out of range (valid: ≥ 1)")
     plan = _plan(config, keys, trials, quiet)
-    if run is None:
-        run = functools.partial(perform, plan.keys)
+    if own := run is None:
+        run = functools.partial(perform, plan.keys, study=plan.folder)
         from clplat.sweep.check import check
 
         check(plan, plan.keys)
@@ -77,7 +80,24 @@ def sweep(
                 progress.update()
         except Interrupted as error:
             raise Interrupted(*error.faults, "sweep: the same command goes on with the study") from None
-        return conclude(study, plan, quiet, run)
+        if not own:
+            return conclude(study, plan, quiet, run)
+        return _concluded(study, plan, quiet, run)
+
+
+def _concluded(study: Any, plan: Plan, quiet: bool, run: Run) -> SweepResult:
+    """What was found, its figures, and all of it in MLflow."""
+    try:
+        result = conclude(study, plan, quiet, run)
+    except UserError:  # no trial succeeded
+        tracked.end(study, plan, None)
+        raise
+    draw(study, plan)
+    best = next(t["values"] for t in result.trials if t["params"] == result.best_params and t["values"])
+    note = tracked.end(study, plan, dict(zip(plan.metrics, best, strict=True)))
+    if note and not quiet:
+        print(f"clplat: {note}", file=sys.stderr, flush=True)
+    return result
 
 
 def _plan(config: str | Path | None, keys: Sequence[str], trials: int | None, quiet: bool) -> Plan:
@@ -92,9 +112,13 @@ def _plan(config: str | Path | None, keys: Sequence[str], trials: int | None, qu
 
 
 def perform(
-    keys: Sequence[str], config: dict[str, Any], run_dir: Path, watch: Watch | None = None
+    keys: Sequence[str], config: dict[str, Any], run_dir: Path, watch: Watch | None = None, study: Path | None = None
 ) -> Mapping[str, Any]:  # fmt: skip
-    """One run of a trial: begun, resumed where a dead worker left it, or already complete."""
+    """One run of a trial: begun, resumed where a dead worker left it, or already complete.
+
+    Args:
+        study: its folder, under whose run in MLflow this one is nested; None: under none.
+    """
     from clplat.config.resolve import resolve
     from clplat.run.launch import launch
 
@@ -104,7 +128,10 @@ def perform(
             return summary
     if (run_dir / "config.yaml").is_file():
         return launch(resolve(config=run_dir / "config.yaml"), run_dir, quiet=True, resumed=True, watch=watch).summary
-    return launch(resolve(argv=list(keys), config=config), run_dir, quiet=True, watch=watch).summary
+    resolved = resolve(argv=list(keys), config=config)
+    if study is not None:
+        tracked.begin(study, run_dir, resolved)
+    return launch(resolved, run_dir, quiet=True, watch=watch).summary
 
 
 def default_of(plan: Plan) -> dict[str, Any] | None:

@@ -10,13 +10,11 @@ run, or by `send_pending`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from urllib.parse import urlsplit
 
 from clplat.config.settings import TrackingSettings
 from clplat.errors import UserError
-from clplat.files import to_json, write_atomic
+from clplat.tracking.state import new_state, read_state, write_state
 from clplat.tracking.store import DeletedError, RunSender, deleted_in, load
 
 PAUSE_SECONDS = 1.0  # between two deliveries: gathers lines into batches
@@ -112,28 +110,11 @@ class Tracker:
         datasets: list[tuple[str, str]],
         age: float = 0.0,
     ) -> None:
-        from clplat.package import __version__
-
         self.run_dir = Path(run_dir).absolute()
         self.enabled = settings.enabled
         uri, experiment = store_of(settings, params.get("output") or self.run_dir.parents[1])
-        self.state: dict[str, Any] = {
-            "key": uuid.uuid4().hex,
-            "uri": uri,
-            "experiment": experiment,
-            "started": time.time() - age,
-            "run_name": run_name,
-            "params": {k: v if isinstance(v, str) else to_json(v) for k, v in params.items()},
-            "tags": {k: str(v)[:5000] for k, v in {**tags, **settings.tags, "clplat": __version__}.items()},
-            "datasets": [list(d) for d in datasets],
-            "run_id": None,
-            "model_id": None,
-            "offset": 0,
-            "tail": "",
-            "described": False,
-            "finish": None,
-            "done": False,
-        }
+        own = {**tags, **settings.tags}
+        self.state = new_state(uri, experiment, run_name, params, own, started=time.time() - age, datasets=datasets)
         before = read_state(self.run_dir) if self.enabled else None
         if before and (before["uri"], before["experiment"]) == (self.state["uri"], self.state["experiment"]):
             self.state.update({k: v for k, v in before.items() if k in self.state and k not in _ALWAYS_NEW})
@@ -223,7 +204,7 @@ class Tracker:
                         sender.close()
                 self._problem, pause = None, PAUSE_SECONDS
             except Exception as error:  # noqa: BLE001 - whatever the store does, training goes on
-                self._problem, pause = _one_line(error), min(2 * pause, LONGEST_PAUSE_SECONDS)
+                self._problem, pause = one_line(error), min(2 * pause, LONGEST_PAUSE_SECONDS)
                 attempts += LAST_ATTEMPTS if isinstance(error, DeletedError) and ending else ending
             if self.state["done"] or attempts >= LAST_ATTEMPTS:
                 return
@@ -237,7 +218,7 @@ class Tracker:
 
     def _save(self) -> None:
         with self._writing:
-            _write_state(self.run_dir, self.state)
+            write_state(self.run_dir, self.state)
 
 
 def send_pending(run_dir: str | Path) -> bool:
@@ -256,7 +237,7 @@ def send_pending(run_dir: str | Path) -> bool:
     _environment.enter()
     try:
         with _quiet():
-            sender = RunSender(run_dir, state, lambda: _write_state(run_dir, state), reopen=False)
+            sender = RunSender(run_dir, state, lambda: write_state(run_dir, state), reopen=False)
             sender.send(system=False)
             if state["finish"] is not None:
                 sender.close()
@@ -273,21 +254,6 @@ def pending(output: str | Path) -> list[Path]:
         if state is not None and state["finish"] is not None and not state["done"]:
             found.append(path.parent)
     return found
-
-
-def read_state(run_dir: Path) -> dict[str, Any] | None:
-    """Contents of tracking.json, or None if there is none."""
-    try:
-        state = json.loads((run_dir / "tracking.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return state if isinstance(state, dict) and "run_id" in state else None
-
-
-def _write_state(run_dir: Path, state: dict[str, Any]) -> None:
-    # A full disk or a removed run directory is the run's trouble to report, not tracking's.
-    with contextlib.suppress(OSError):
-        write_atomic(run_dir / "tracking.json", to_json(state))
 
 
 class _Environment:
@@ -347,6 +313,7 @@ def without_password(text: str) -> str:
     return re.sub(r"://([^/\s:@]*):[^/\s@]+@", r"://\1:***@", text)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, in a line without passwords."""
     text = without_password(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."

@@ -18,7 +18,8 @@ from clplat.config.discovery import did_you_mean
 from clplat.errors import MissingError, UserError
 from clplat.metrics.catalogue import METRICS
 from clplat.tracking.client import without_password
-from clplat.tracking.store import CUT, KEY_TAG, metric_name
+from clplat.tracking.names import CUT, metric_name
+from clplat.tracking.store import KEY_TAG, SWEEP_TAG
 
 POINTS = 200  # of a curve: more cannot be told apart on a screen
 _STATUS = {"FINISHED": "complete", "KILLED": "interrupted", "FAILED": "failed"}
@@ -71,7 +72,7 @@ def held_runs(store: Store, experiment: str | None = None) -> tuple[list[dict[st
     Raises:
         UserError: no experiment of this name.
     """
-    found = store.runs()
+    found = [run for run in store.runs() if SWEEP_TAG not in run["tags"]]  # their runs are nested under them
     if experiment is not None:
         names = list(dict.fromkeys(run["experiment"] for run in found))
         if experiment not in names:

@@ -7,7 +7,6 @@ import functools
 import gc
 import json
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from clplat.tracking import charts
+from clplat.tracking.names import metric_name, shortened
+from clplat.tracking.state import held, parent_of, read_state, write_state
 
 BATCH = 1000  # metrics in a request
 BLOCK = 1 << 18  # bytes of metrics.jsonl read at once
 SAMPLE_SECONDS = 10.0  # between two samples of the system
 HELD_SAMPLES = 2000  # system metrics kept while the store is away; older ones go first
 KEY_TAG = "clplat.run"
-CUT = " … (cut; whole in config.yaml)"  # ends a parameter that was too long
-_LONGEST_NAME = 240  # MLflow takes 250 characters; nine are the digest's
+SWEEP_TAG = "clplat.sweep"  # in its place on a study or a trial, under which runs are nested
 
 
 class DeletedError(Exception):
@@ -41,6 +41,7 @@ class RunSender:
 
     def __init__(self, run_dir: Path, state: dict[str, Any], save: Callable[[], None], *, reopen: bool) -> None:
         self.run_dir, self.state, self._save, self._reopen = run_dir, state, save, reopen
+        self._key_tag = SWEEP_TAG if state.get("nests") else KEY_TAG
         self._client: Any = None
         self._reached: dict[str, int] = {}  # metric → largest step the store has
         self._monitors: list[Any] | None = None
@@ -110,7 +111,9 @@ class RunSender:
             raise DeletedError(f"experiment {self.state['experiment']!r}: {_restore(experiment.experiment_id)}")
         run = self._find_run(client, experiment.experiment_id)
         if run is None:
-            tags = {**self.state["tags"], KEY_TAG: self.state["key"], "mlflow.source.name": "clplat"}
+            tags = {**self.state["tags"], self._key_tag: self.state["key"], "mlflow.source.name": "clplat"}
+            if (parent := self._parent()) is not None:
+                tags["mlflow.parentRunId"] = parent
             if commit := tags.get("git_commit"):
                 tags["mlflow.source.git.commit"] = commit
             begun, name = int(self.state["started"] * 1000), self.state["run_name"]
@@ -125,6 +128,17 @@ class RunSender:
         _set_layout(client, experiment)
         self._client = client
 
+    def _parent(self) -> str | None:
+        """Id of the run that this one is nested under, which the first to ask opens."""
+        if (folder := parent_of(self.run_dir, self.state)) is None:
+            return None
+        with held(folder):
+            state = read_state(folder)
+            assert state is not None
+            if state["run_id"] is None:
+                RunSender(folder, state, lambda: write_state(folder, state), reopen=False)._connect()
+            return state["run_id"]
+
     def _find_run(self, client: Any, experiment_id: str) -> Any:
         """The run of this directory: by its id, or by the key put on it when only its id got lost."""
         from mlflow.exceptions import MlflowException
@@ -137,7 +151,7 @@ class RunSender:
                     raise
                 return None
             return run if run.info.lifecycle_stage == "active" else None
-        runs = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{self.state['key']}'", max_results=1)
+        runs = client.search_runs([experiment_id], f"tags.`{self._key_tag}` = '{self.state['key']}'", max_results=1)
         return runs[0] if runs else None
 
     def _check_offset(self) -> None:
@@ -227,7 +241,7 @@ class RunSender:
         try:
             summary = json.loads((self.run_dir / "summary.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            return
+            summary = {"metrics": self.state["finish"].get("metrics", {})}
         run = self._client.get_run(self.state["run_id"])
         values = {**summary.get("metrics", {}), **{f"cost/{k}": v for k, v in summary.get("cost", {}).items()}}
         step, millis = len(summary.get("experiences", [])), int(when * 1000)
@@ -340,27 +354,6 @@ def _alone(uri: str) -> Iterator[None]:
                     finally:
                         held.unlink(missing_ok=True)  # while it is held: who waits for this file tries anew
                     return
-
-
-def metric_name(name: str) -> str:
-    """`name` as MLflow takes it: itself, or, where it refuses or would fold it, a likeness and a digest of the whole.
-
-    No two names share a result: what is replaced or cut is told apart by the digest.
-    """
-    import hashlib
-    import posixpath
-
-    like = re.sub(r"[^\w\-. :/]", "_", name)
-    parts = [p for p in like.split("/") if p not in ("", ".", "..")]
-    like = "/".join(parts)[:_LONGEST_NAME]
-    if like == name == posixpath.normpath(name):
-        return name
-    return f"{like or '_'}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def shortened(value: str, most: int) -> str:
-    """A parameter's value, which MLflow bounds; one that is cut says so."""
-    return value if len(value) <= most else value[: most - len(CUT)] + CUT
 
 
 def deleted_in(uri: str, experiment: str) -> str | None:

@@ -1,0 +1,28 @@
+"""Names and values in the form that MLflow takes."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+
+CUT = " … (cut; whole in config.yaml)"  # ends a parameter that was too long
+_LONGEST = 240  # MLflow takes 250 characters; nine are the digest's
+
+
+def metric_name(name: str) -> str:
+    """`name` as MLflow takes it: itself, or, where it refuses or would fold it, a likeness and a digest of the whole.
+
+    No two names share a result: what is replaced or cut is told apart by the digest.
+    """
+    like = re.sub(r"[^\w\-. :/]", "_", name)
+    parts = [p for p in like.split("/") if p not in ("", ".", "..")]
+    like = "/".join(parts)[:_LONGEST]
+    if like == name == posixpath.normpath(name):
+        return name
+    return f"{like or '_'}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def shortened(value: str, most: int) -> str:
+    """A parameter's value, which MLflow bounds; one that is cut says so."""
+    return value if len(value) <= most else value[: most - len(CUT)] + CUT
