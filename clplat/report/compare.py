@@ -18,6 +18,7 @@ What is computed, and why
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -288,9 +289,15 @@ def estimate(values: Iterable[float | None], bounds: Bounds = (None, None), conf
     sd = float(kept.std(ddof=1))
     if n < FEWEST:
         return Estimate(n, mean, sd, seeds=tuple(kept.tolist()))
-    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
+    half = _quantile(n - 1, (1 + confidence) / 2) * sd / math.sqrt(n)
     low, high = (-math.inf if bounds[0] is None else bounds[0]), (math.inf if bounds[1] is None else bounds[1])
     return Estimate(n, mean, sd, min(mean, max(low, mean - half)), max(mean, min(high, mean + half)))
+
+
+@functools.cache
+def _quantile(freedom: int, probability: float) -> float:
+    """Of Student's t."""
+    return float(stdtrit(freedom, probability))
 
 
 def t_test(differences: Sequence[float]) -> float | None:

@@ -146,10 +146,10 @@ def view(source: Source, wanted: Mapping[str, Sequence[str]] | None = None) -> V
         notes = [*notes, f"{len(trials)} runs are trials of sweeps, on validation data, and not ranked here: the tag "
                          f"{_SWEEP} shows those of a study."]  # fmt: skip
     kept = kept if not trials else [run for run in kept if _SWEEP not in run["tags"]]
-    standings = _drawn(source, [_standing(groups) for groups in split_streams(kept)])
+    standings = _drawn(source, standings_of(kept))
     whole = [[g for g, rank in zip(s.groups, s.ranks, strict=True) if rank is not None] for s in standings]
     studies = [s for s in source.studies() if not wanted or asked]
-    return View(source.name, kept, len(runs), wanted, choices, standings, _rows(standings),
+    return View(source.name, kept, len(runs), wanted, choices, standings, leaderboard(standings),
                 rankings([groups for groups in whole if groups]), studies, notes)  # fmt: skip
 
 
@@ -200,6 +200,11 @@ def is_whole(group: Group) -> bool:
     return all(run.get("status") == "complete" for run in group.counted)
 
 
+def standings_of(runs: Sequence[Run]) -> list[Standing]:
+    """The groups of each stream, ranked; without figures."""
+    return [_standing(groups) for groups in split_streams(runs)]
+
+
 def _standing(groups: list[Group]) -> Standing:
     """Complete groups by their mean, then those that have none; then the incomplete ones."""
     metric = primary_metric(groups)
@@ -213,7 +218,7 @@ def _standing(groups: list[Group]) -> Standing:
                     [ranks.get(g) for g in ordered])  # fmt: skip
 
 
-def _rows(standings: Sequence[Standing]) -> list[tuple[str, list[int | None]]]:
+def leaderboard(standings: Sequence[Standing]) -> list[tuple[str, list[int | None]]]:
     """A row for each label that any stream has; best mean share of those it was ranked among first."""
     labels = dict.fromkeys(g.label for s in standings for g in s.groups)
     places = [{g.label: i for i, g in enumerate(s.groups)} for s in standings]

@@ -14,7 +14,6 @@ from clplat.report.spec import Bar, Bars, Figure, Panel, Point, Scatter
 from clplat.report.tables import title_of
 
 MATRICES = 12  # drawn of a stream, its best groups'
-_IN_REPORT = ("accuracy-per-experience", "representation")
 _BARS = (
     ("stability-gap", "Stability gap", ("stability_gap", "minimum_accuracy", "worst_case_accuracy",
                                         "average_anytime_accuracy")),
@@ -27,12 +26,12 @@ _PLACES = {0: "on the front", 1: "dominated", 2: "default"}
 
 def dashboard_figures(groups: list[Group], logs: dict[Group, list[Log]]) -> list[Figure]:
     """Of the groups of one stream, best first."""
-    found = [_fewer(figure, groups) for figure in build_figures(groups, logs) if figure.slug not in _IN_REPORT]
+    found = [_fewer(figure) for figure in build_figures(groups, logs, brief=True)]
     bars = [_bars(groups, *what) for what in _BARS]
     return [*found, *(figure for figure in bars if figure is not None)]
 
 
-def _fewer(figure: Figure, groups: list[Group]) -> Figure:
+def _fewer(figure: Figure) -> Figure:
     """Matrices of the best groups alone, where there are many."""
     if figure.slug != "accuracy-matrix" or len(figure.panels) <= MATRICES:
         return figure

@@ -148,7 +148,9 @@ def _stream(index: int, standing: Standing) -> str:
     groups, figures = standing.groups, standing.figures
     whole = [group for group in groups if not group.label.endswith(INCOMPLETE)]
     drawn = "".join(figure_card(figure, len(groups)) for figure in figures)
-    numbers = f"<details class='all'><summary>All figures, and what they mean</summary>{all_metrics(groups)}</details>"
+    numbers = (
+        f"<details class='card all'><summary>All numbers, and what they mean</summary>{all_metrics(groups)}</details>"
+    )
     return f"""<section class="stream" id="stream-{index}"><h2>{escape(standing.stream)}</h2>
 {results_table(groups, whole)}
 {tests_table(whole)}

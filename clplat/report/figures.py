@@ -41,19 +41,23 @@ STEP_CURVES = (
 )
 
 
-def build_figures(groups: list[Group], logs: dict[Group, list[Log]]) -> list[Figure]:
-    """All figures that the groups of one stream have data for, in reading order."""
+def build_figures(groups: list[Group], logs: dict[Group, list[Log]], *, brief: bool = False) -> list[Figure]:
+    """All figures that the groups of one stream have data for, in reading order.
+
+    Args:
+        brief: without those that look into each experience and into the network.
+    """
     experiences = longest_experiences(groups)
     candidates = [
         _matrices(groups, experiences),
         _averages(groups, logs),
         *(_trade_off(groups, *names) for names in _TRADE_OFFS),
-        _per_experience(groups, experiences),
+        None if brief else _per_experience(groups, experiences),
         *adaptation.figures(groups),
         *interaction.figures(groups),
         _over_steps(groups, logs),
         _anytime_per_experience(groups, experiences, logs),
-        _representation(groups),
+        None if brief else _representation(groups),
         _costs(groups),
     ]
     return [figure for figure in candidates if figure is not None and figure.panels]

@@ -86,7 +86,7 @@ class Scatter:
     Args:
         x_unit: of x, as `numbers.show` takes it.
         y_unit: of y.
-        path: points of a thin line, a front, say.
+        path: points of a thin line in the first group's colour, a front, say.
     """
 
     title: str

@@ -221,7 +221,8 @@ def _scatter(panel: Scatter, width: float, height: float) -> list[str]:
     frame, body = _axes(panel, x_ticks, y_ticks, width, height, panel.y_unit, panel.x_unit)
     x, y = frame.x, frame.y
     if panel.path:
-        body.append(f'<polyline class="mark" fill="none" points="{_points([(x(a), y(b)) for a, b in panel.path])}"/>')
+        joined = _points([(x(a), y(b)) for a, b in panel.path])
+        body.append(f'<g class="{group_class(0)}"><polyline class="line seed" points="{joined}"/></g>')
 
     def span(value: Estimate, axis: Scale, bounds: list[float]) -> tuple[float, float]:
         low, high = (min(max(v or 0.0, bounds[0]), bounds[-1]) for v in (value.low, value.high))

@@ -216,35 +216,34 @@ class _Database:
         return None
 
     def curves(self, run_ids: Sequence[str], names: Sequence[str]) -> Curves:
-        """Each point is the mean of a stretch of steps, a 200th of the run's."""
+        """Each point is the mean of a stretch of steps: the power of two that leaves 100 to 200 of the run's."""
         import sqlalchemy as sql
 
-        wanted = {metric_name(name): name for name in names}
-        metrics = sql.table("metrics", *map(sql.column, ("run_uuid", "key", "step", "value", "is_nan")))
-        latest = sql.table("latest_metrics", *map(sql.column, ("run_uuid", "key", "step")))
-        m, last = metrics.c, latest.c.step
-        stretch = 1 + (last - last % POINTS) / sql.literal_column(str(POINTS))  # whole in any dialect
-        query = (
-            sql.select(m.run_uuid, m.key, sql.func.avg(m.step), sql.func.avg(m.value))
-            .join_from(metrics, latest, sql.and_(latest.c.run_uuid == m.run_uuid, latest.c.key == m.key))
-            .where(m.key.in_(list(wanted)), *_finite("metrics", m.is_nan))
-            .group_by(m.run_uuid, m.key, m.step - m.step % stretch)
-        )
-        kept, found = set(run_ids), Curves()
-        for run_id, key, step, value in self._all(query):
+        wanted, kept, found = {metric_name(name): name for name in names}, set(run_ids), Curves()
+        stretches: dict[tuple[str, int], list[str]] = {}
+        for run_id, key, last in self._rows("latest_metrics", "run_uuid key step", sql.column("key").in_(list(wanted))):
             if run_id in kept:
+                stretches.setdefault((key, 1 << (last // POINTS).bit_length()), []).append(run_id)
+        metrics = sql.table("metrics", *map(sql.column, ("run_uuid", "key", "step", "value", "is_nan")))
+        m = metrics.c
+        for (key, stretch), runs in stretches.items():
+            query = (
+                sql.select(m.run_uuid, sql.func.avg(m.step), sql.func.avg(m.value))
+                .where(m.key == key, m.run_uuid.in_(runs), *_finite("metrics"))
+                .group_by(m.run_uuid, m.step - m.step % stretch)
+            )
+            for run_id, step, value in self._all(query):
                 found.setdefault((run_id, wanted[key]), []).append((float(step), float(value)))
         for points in found.values():
             points.sort()
         return found
 
 
-def _finite(table: str, column: Any = None) -> list[Any]:
+def _finite(table: str) -> list[Any]:
     """That a metric is a number, for tables that say so."""
     import sqlalchemy as sql
 
-    known = sql.column("is_nan", sql.Boolean) if column is None else sql.type_coerce(column, sql.Boolean)
-    return [sql.not_(known)] if table.endswith("metrics") else []
+    return [sql.not_(sql.column("is_nan", sql.Boolean))] if table.endswith("metrics") else []
 
 
 def _read(file: Path | None) -> str | None:
