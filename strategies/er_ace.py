@@ -17,13 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Kind, Strategy, require
+from clplat.components.losses import within
 from clplat.components.memory import Reservoir
 from clplat.strategy import tasks_of
-
-
-def within(logits: Tensor, present: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy (B,) of logits (B, C) with labels (B,), over the classes where `present` (C,) bool is True."""
-    return F.cross_entropy(torch.where(present, logits, -torch.inf), labels, reduction="none")
 
 
 class ERACE(Strategy):

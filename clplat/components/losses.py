@@ -41,6 +41,11 @@ def divergence(logits: Tensor, target: Tensor) -> Tensor:
     return (aim.exp() * (aim.masked_fill(masked, 0.0) - log.masked_fill(masked, 0.0))).sum(1)
 
 
+def within(logits: Tensor, present: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy (B,) of logits (B, C) with labels (B,), over the classes where `present` (C,) bool is True."""
+    return F.cross_entropy(torch.where(present, logits, -torch.inf), labels, reduction="none")
+
+
 class Losses(nn.Module):
     """`losses` as the forward pass of a module, for `torch.func.functional_call`; parameters are `model.<name>`."""
 

@@ -209,7 +209,16 @@ class Subject:
         known = {o.name for o in discovery.options(self.entry)}
         small = {"memory": MEMORY, "replay_batch": REPLAY // processes, "optimizer": "sgd", "lr": 0.05}
         small |= {"dropout": 0.0, "adapt_optimizer": "sgd", "adapt_lr": 0.05, "margin": 2.0, "augmentations": 4}
-        small |= {"batch": 4, "warmup_steps": 8, "random_steps": 6, "penalty_actions": 2, "inverse_temperature": 0.3}
+        small |= {
+            "general": 1,
+            "expert": 1,
+            "blocks": 2,
+            "batch": 4,
+            "warmup_steps": 8,
+            "random_steps": 6,
+            "penalty_actions": 2,
+            "inverse_temperature": 0.3,
+        }
         return {name: value for name, value in small.items() if name in known}
 
     def build(self, stream: TinyStream, seed: int = SEED, **how: Any) -> Strategy:

@@ -29,7 +29,7 @@ class Quantised(TextEncoder):
 
 
 def small(shape):
-    return Quantised(text_encoder((2, 48), dim=8, depth=1, heads=2, vocabulary=LEVELS + 3).net, 48)
+    return Quantised(text_encoder((2, 48), dim=8, depth=2, heads=2, vocabulary=LEVELS + 3).net, 48)
 
 
 def subject(name):
