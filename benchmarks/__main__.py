@@ -1,8 +1,8 @@
 """`python -m benchmarks`: all figures, printed as a table and written to benchmarks/results/.
 
 Options: --quick takes one short round of each and asserts nothing on times; --only NAME... takes some of the parts
-(steps, evaluation, startup, memory, peers, hnet, acu, corruptions, cotta, adapters, agents, dashboard); --table puts
-the newest results into README.md, prints them, and measures nothing.
+(steps, evaluation, startup, memory, peers, hnet, acu, corruptions, cotta, adapters, agents, dashboard, on_disk);
+--table puts the newest results into README.md, prints them, and measures nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ PARTS = (
     "adapters",
     "agents",
     "dashboard",
+    "on_disk",
 )
 VERSIONS = ("clplat", "torch", "lightning", "timm", "mlflow", "avalanche-lib")
 
