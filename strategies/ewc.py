@@ -27,7 +27,9 @@ from clplat.components.per_parameter import trainable
 from clplat.strategies._consolidated import Consolidated
 
 
-def fisher(model: nn.Module, inputs: Tensor | Samples, labels: Tensor, group: int, task: int = 0) -> dict[str, Tensor]:
+def fisher(
+    model: nn.Module, inputs: Tensor | Samples, labels: Tensor, group: int, task: int | None = 0
+) -> dict[str, Tensor]:
     """Mean over groups of `group` consecutive samples (the last may be smaller) of the squared gradient of their mean
     cross-entropy, by parameter name. Inputs (n, ...) prepared, labels (n,)."""
     scored = Losses(model)

@@ -47,8 +47,9 @@ class Images(ScenarioStream):
         data_root: folder of data sets; null is $CLPLAT_DATA.
         dataset: which; read from `<data root>/<dataset>/train.npz` and `test.npz`. A list unites sets of images of one
             shape, each with its own classes, in that order; they are normalised alike. null is cifar10, or `path`.
-        path: your own: a folder of train/<class>/*.jpg and test/<class>/*.jpg; or a .csv or .parquet listing with the
-            columns path, label, and if you have them split (train, test) and domain. Relative to here or the data root.
+        path: your own: a folder of train/<class>/*.jpg and test/<class>/*.jpg; or of train/*.tar and test/*.tar, as
+            WebDataset writes them; or a .csv or .parquet listing with the columns path, label, and if you have them
+            split (train, test) and domain. Relative to here or the data root.
         size: side of your own in pixels, ≥ 1: the shorter side is scaled to it and the middle cut out; null: as they
             are, all of one size.
         grey: your own have one channel; otherwise three.

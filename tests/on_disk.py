@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tarfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -31,3 +33,23 @@ def write_arrays(root: Path, inputs: np.ndarray, labels: np.ndarray) -> Path:
         np.save(root / f"{part}_inputs.npy", inputs[rows])
         np.save(root / f"{part}_labels.npy", labels[rows])
     return root
+
+
+def write_tars(root: Path, pictures: Path) -> Path:
+    """The pictures of a folder of parts in two .tar files a part, each picture with its class."""
+    for part in ("train", "test"):
+        (root / part).mkdir(parents=True)
+        for k in (0, 1):
+            with tarfile.open(root / part / f"{k}.tar", "w") as archive:
+                for file in sorted((pictures / part).glob("*/*.jpg"))[k::2]:
+                    key = f"s/{file.parent.name}-{file.stem}"
+                    add(archive, f"{key}.jpg", file.read_bytes())
+                    add(archive, f"{key}.cls", file.parent.name.encode())
+    return root
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Put a member into a tar file."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, BytesIO(content))

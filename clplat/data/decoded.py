@@ -16,7 +16,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from clplat.data.on_disk import remembered
+from clplat.data.on_disk import Member, Place, remembered
 from clplat.data.pictures import Fit, agreed, in_floats, measured, middle, read_head, read_picture
 from clplat.errors import MissingError
 from clplat.inputs import Inputs, default_workers
@@ -35,18 +35,19 @@ class Decoded(Inputs):
     """
 
     def __init__(
-        self, paths: Sequence[Path], shape: tuple[int, int, int], *, fit: Fit | None = None,
+        self, paths: Sequence[Place], shape: tuple[int, int, int], *, fit: Fit | None = None,
         white: float | None = None, highest: int = 0, workers: int | None = None,
     ) -> None:  # fmt: skip
         span = None if white is None else (0.0, max(1.0, highest / white))
         super().__init__((len(paths), *shape), torch.uint8 if span is None else torch.float32, span=span,
                          workers=workers)  # fmt: skip
-        self.names = np.array([os.fsencode(p) for p in paths])  # a few dozen bytes each, where a Path takes hundreds
+        self.names = np.array([_encoded(p) for p in paths])  # a few dozen bytes each, where a Path takes hundreds
         self.fit, self.white = fit, white
 
-    def path(self, row: int) -> Path:
+    def path(self, row: int) -> Place:
         """Of the picture in a row."""
-        return Path(os.fsdecode(self.names[row]))
+        first, *more = os.fsdecode(self.names[row]).split("\0")
+        return Member(Path(first), int(more[0]), int(more[1]), more[2]) if more else Path(first)
 
     def read(self, rows: list[int], out: Tensor) -> None:
         held = out.numpy()
@@ -61,7 +62,7 @@ class Decoded(Inputs):
 
 
 def decoded(
-    parts: Sequence[Sequence[Path]], *, size: int | None, grey: bool, scale: float | None, workers: int | None
+    parts: Sequence[Sequence[Place]], *, size: int | None, grey: bool, scale: float | None, workers: int | None
 ) -> list[Decoded]:
     """The pictures of each part, left in their files; of all of them the heads are read, once.
 
@@ -97,13 +98,19 @@ def statistics(images: Tensor | Inputs) -> tuple[list[float], list[float]]:
     """`measured`; of pictures in files only once."""
     if not isinstance(images, Decoded):
         return measured(images)
-    files = (os.fsdecode(name) for name in images.names)
+    files = (images.path(row) for row in range(len(images)))
     told = [PIL.__version__, *images.shape, images.fit is None, images.white]
     mean, deviation = remembered("statistics", files, told, lambda: measured(images))
     return mean, deviation
 
 
-def _highest(path: Path, grey: bool, fit: Fit | None) -> int:
+def _encoded(path: Place) -> bytes:
+    """Without a NUL at its end, which NumPy would cut off."""
+    parts = (path.tar, str(path.offset), str(path.size), path.name) if isinstance(path, Member) else (path,)
+    return b"\0".join([os.fsencode(part) for part in parts])
+
+
+def _highest(path: Place, grey: bool, fit: Fit | None) -> int:
     """Largest number of a picture of 16 bits; 0 of others."""
     found = read_picture(path, grey=grey, fit=fit) if read_head(path)[2] else np.zeros(1, np.uint8)
     return int(found.max()) if found.dtype == np.uint16 else 0

@@ -1,6 +1,7 @@
 """Labelled pictures in files of their own: `<part>/<class>/<file>`, or a listing of paths and labels.
 
     <root>/train/<class>/*.jpg, <root>/test/<class>/*.jpg      or <root>/<class>/*.jpg alone
+    <root>/train/*.tar, <root>/test/*.tar                      or <root>/*.tar alone (see `clplat.data.tars`)
     listing.csv or .parquet        path (relative to the listing), label, and maybe split (train or test) and domain
 
 Shapes: N pictures of a part.
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from clplat.data.datasets import ImageSet, stratified_split
 from clplat.data.decoded import decoded
-from clplat.data.on_disk import stays
+from clplat.data.on_disk import Place, stays
 from clplat.data.pictures import middle, read_head, read_picture, stacked
+from clplat.data.tars import labelled_members
 from clplat.errors import MissingError, UserError
 
 COLUMNS = ("path", "label", "split", "domain")
@@ -31,7 +33,7 @@ COLUMNS = ("path", "label", "split", "domain")
 class Listed:
     """One part before its pictures are read: a path, a label and maybe a domain each."""
 
-    paths: list[Path] = field(default_factory=list)
+    paths: list[Place] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     domains: list[str] = field(default_factory=list)
 
@@ -99,22 +101,28 @@ def _folder(root: Path, notes: list[str]) -> dict[str, Listed]:
         raise MissingError(f"stream.path: no folder {root}: put train/<class>/*.jpg and test/<class>/*.jpg there")
     found = [p.name for p in _inside(root)]
     if "train" not in found:
-        return {"train": _classes(root)}
+        return {"train": _classes(root, notes)}
     test = next((name for name in ("test", "val", "valid", "validation") if name in found), None)
     if test not in (None, "test"):
         notes.append(f"stream.path: {root / str(test)} is the test part, since there is no test/")
     idle = sorted(set(found) - {"train", test})
     if idle:
         notes.append(f"stream.path: {', '.join(idle)} in {root} are not used (known: train, test)")
-    return {"train": _classes(root / "train"), **({"test": _classes(root / test)} if test else {})}
+    return {"train": _classes(root / "train", notes), **({"test": _classes(root / test, notes)} if test else {})}
 
 
-def _classes(folder: Path) -> Listed:
-    """All pictures of a folder of classes."""
+def _classes(folder: Path, notes: list[str]) -> Listed:
+    """All pictures of a folder of classes, or of tar files."""
     from PIL import Image
 
     known, found = Image.registered_extensions(), Listed()
-    for place in _inside(folder):
+    if (inside := _inside(folder)) and all(p.suffix == ".tar" for p in inside):
+        members, labels, idle = labelled_members(inside, tuple(known))
+        if idle:
+            notes.append(f"stream.path: members {', '.join(idle)} of the tar files in {folder} are not used")
+        found = Listed([*members], labels)
+        inside = []
+    for place in inside:
         files = _inside(place) if place.is_dir() else []
         odd = next((p for p in files or [place] if p.is_dir() or p.suffix.lower() not in known), None)
         if odd is not None:

@@ -56,7 +56,35 @@ def stays(in_memory: bool | None, size: int, what: str, notes: list[str]) -> boo
     return True
 
 
-def remembered(what: str, files: Iterable[Path | str], options: Sequence[Any], find: Callable[[], Any]) -> Any:
+@dataclass(frozen=True)
+class Member:
+    """A file within a tar file.
+
+    Args:
+        offset: of its first byte.
+        size: in bytes.
+        name: within the tar file.
+    """
+
+    tar: Path
+    offset: int
+    size: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.tar}/{self.name}"
+
+    def content(self) -> bytes:
+        """All of it; less where the tar file was cut short. Raises OSError."""
+        with open(self.tar, "rb", buffering=0) as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+Place = Path | Member
+
+
+def remembered(what: str, files: Iterable[Place], options: Sequence[Any], find: Callable[[], Any]) -> Any:
     """What `find` gives, plain values, or gave when it was last asked of the same files as they are now.
 
     It is kept in the cache folder under names, sizes and times of the files; without one, it is found each time.
@@ -67,9 +95,11 @@ def remembered(what: str, files: Iterable[Path | str], options: Sequence[Any], f
     """
     digest = hashlib.sha256(json.dumps([what, __version__, *options]).encode())
     for file in files:
+        path, offset = (file.tar, file.offset) if isinstance(file, Member) else (file, 0)
         with suppress(OSError):
-            state = os.stat(file)
-            digest.update(f"{os.path.abspath(file)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+            state = os.stat(path)
+            told = f"{os.path.abspath(path)}\0{offset}\0{state.st_size}\0{state.st_mtime_ns}\n"
+            digest.update(os.fsencode(told))
     place = cache_folder() / f"{what}-{digest.hexdigest()[:32]}.json"
     with suppress(OSError, ValueError):
         return json.loads(place.read_text())

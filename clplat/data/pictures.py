@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clplat.data.on_disk import Member, Place
 from clplat.errors import MissingError, UserError
 from clplat.inputs import Inputs
 
@@ -76,13 +77,13 @@ def _check_frames(image: Any, name: str) -> None:
         raise UserError(f"stream: {name} has {image.n_frames} frames (valid: one picture a file)")
 
 
-def read_picture(path: Path, *, grey: bool = False, fit: Fit | None = None) -> np.ndarray:
-    """`pixels` of the picture in a file. Raises as it does."""
+def read_picture(path: Place, *, grey: bool = False, fit: Fit | None = None) -> np.ndarray:
+    """`pixels` of the picture in a file, or in one within a tar file. Raises as it does."""
     with _opened(path) as image:
         return pixels(image, str(path), grey=grey, fit=fit)
 
 
-def read_head(path: Path) -> tuple[int, int, bool]:
+def read_head(path: Place) -> tuple[int, int, bool]:
     """Height and width of the picture in a file as `read_picture` gives it without a fit, and whether it has 16 bits;
     most formats are not decoded for it. Raises as `read_picture` does, as far as that tells."""
     with _opened(path) as image:
@@ -93,12 +94,12 @@ def read_head(path: Path) -> tuple[int, int, bool]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Place) -> Iterator[Any]:
     """A picture's file, opened by Pillow."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with Image.open(BytesIO(path.content()) if isinstance(path, Member) else path) as image:
             yield image
     except FileNotFoundError:
         raise MissingError(f"stream: {path} is missing: put the picture there") from None
