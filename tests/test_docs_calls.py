@@ -50,7 +50,10 @@ MADE = {
         "clplat.compare([result])",
         "{*gives.frame()['strategy']} == {'gradient_ascent'} and len(gives.tests()) == 0",
     ),
-    "clplat.sweep": ("clplat.sweep('study.yaml', trials=1, quiet=True)", "gives.trials[0]['state'] == 'complete'"),
+    "clplat.sweep": (
+        "clplat.sweep('study.yaml', trials=1, quiet=True)",
+        "list(gives.frame()['state']) == ['complete']",
+    ),
     "clplat.list": ("clplat.list('strategies')", "'er' in set(gives.frame()['name'])"),
     "clplat.export": ("clplat.export(run_dir, to='safetensors', dest='out')", "(gives / 'learner.json').is_file()"),
     "clplat.require": ("clplat.require('lr', 1.0, 1.0 > 0, '> 0')", "gives is None"),

@@ -60,6 +60,18 @@ def test_finds_the_best_and_writes_a_configuration_that_runs(tmp_path, capsys):
     assert "run it: clplat run" in capsys.readouterr().out
 
 
+def test_a_result_is_shown_in_a_line_and_as_a_frame(tmp_path):
+    result = sweep(write(tmp_path), run=objective, quiet=True)
+    said = repr(result)
+    assert "\n" not in said
+    assert f"of 4 trials; run it: {result.best_config}" in said
+    frame = result.frame()
+    assert frame["value"].max() == result.best_value
+    best = frame.loc[frame["value"].idxmax()]
+    assert {k: best[k] for k in result.best_params} == result.best_params
+    assert result._repr_html_().count("<tr") == 5
+
+
 def test_smaller_is_better_where_asked(tmp_path):
     result = sweep(write(tmp_path, {"metric": "forgetting", "direction": "minimize"}), quiet=True,
                    run=lambda c, d: {"metrics": {"forgetting": c["loop"]["batch_size"] / 100}})  # fmt: skip

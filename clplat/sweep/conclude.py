@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from clplat.sweep.progress import outcome, scores, shown
 from clplat.sweep.trials import finished, values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepResult:
     """What a search found.
 
@@ -37,6 +38,21 @@ class SweepResult:
     trials: list[dict[str, Any]]
     folder: Path
     front: list[dict[str, Any]] = field(default_factory=list)
+
+    def frame(self) -> Any:
+        """A pandas DataFrame of a row for each trial: what became of it, its value and what it was run with."""
+        import pandas
+
+        facts = ("number", "state", "value", "seconds", "folder")
+        return pandas.DataFrame([{**{k: t[k] for k in facts}, **t["params"]} for t in self.trials])
+
+    def __repr__(self) -> str:
+        best = f"best {self.best_value:.4g} with {shown(self.best_params)}"
+        return f"SweepResult({best}; of {len(self.trials)} trials; run it: {self.best_config})"
+
+    def _repr_html_(self) -> str:
+        """Its line, and the trials."""
+        return f"<p>{escape(repr(self))}</p>{self.frame().to_html(index=False, na_rep='')}"
 
 
 def conclude(study: Any, plan: Plan, quiet: bool, run: Run) -> SweepResult:
