@@ -33,6 +33,21 @@ def tracked(run_dir: Path, own: TrackingSettings) -> Tracker:
     return Tracker(run_dir, own, run_name=run_dir.name, params={"output": "runs"}, tags={}, datasets=[])
 
 
+def write(tmp_path: Path, own: TrackingSettings, trials: int) -> Path:
+    """A small sweep of two metrics under two seeds."""
+    config = {
+        "strategy": "naive", "backbone": "mlp",
+        "stream": {"name": "digits", "train_per_class": 20, "test_per_class": 5, "validation": 0.2},
+        "loop": {"max_steps": 2, "representation": False}, "output": str(tmp_path / "runs"),
+        "tracking": {"uri": own.uri},
+        "sweep": {"metric": ["plasticity", "stability"], "trials": trials, "seeds": [0, 1], "sampler": "random",
+                  "give_up": "never", "space": {"strategy.lr": {"low": 1e-3, "high": 0.1}}},
+    }  # fmt: skip
+    path = tmp_path / "demo.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
 def runs(own: TrackingSettings) -> dict[str, Any]:
     """Name → run."""
     client = mlflow.MlflowClient(own.uri)
@@ -110,16 +125,7 @@ def test_a_store_that_is_away_is_told_in_a_line_and_gets_all_later(tmp_path: Pat
 @pytest.mark.slow
 def test_a_sweep_leaves_its_runs_nested_with_figures_and_a_configuration_that_runs(tmp_path: Path) -> None:
     own = settings(tmp_path)
-    config = {
-        "strategy": "naive", "backbone": "mlp",
-        "stream": {"name": "digits", "train_per_class": 20, "test_per_class": 5, "validation": 0.2},
-         "loop": {"max_steps": 2, "representation": False}, "output": str(tmp_path / "runs"),
-        "tracking": {"uri": own.uri},
-        "sweep": {"metric": ["plasticity", "stability"], "trials": 3, "seeds": [0, 1], "sampler": "random",
-                  "give_up": "never", "space": {"strategy.lr": {"low": 1e-3, "high": 0.1}}},
-    }  # fmt: skip
-    (tmp_path / "demo.yaml").write_text(yaml.safe_dump(config))
-    result = sweep(tmp_path / "demo.yaml", quiet=True)
+    result = sweep(write(tmp_path, own, trials=3), quiet=True)
     found = runs(own)
     assert len(found) == 1 + 3 + 3 * 2
     for trial in result.trials:

@@ -14,9 +14,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import sweeping
 
 from clplat.config.settings import TrackingSettings
 from clplat.errors import MissingError, UserError
+from clplat.run import launch
+from clplat.sweep.study import sweep
 from clplat.tracking import charts, store
 from clplat.tracking.client import Tracker, absolute_uri, default_uri, pending, send_pending, store_of
 from clplat.tracking.held import POINTS, held_runs, open_store
@@ -581,6 +584,39 @@ def test_a_server_gives_the_same_as_its_database(run_dir, server) -> None:
     inside, (same,), _ = held(run_dir, f"sqlite:///{server.folder}/mlflow.db", "seen")
     assert all(same[k] == one[k] for k in ("run_id", "config", "tags", "metrics", "status", "started", "seconds"))
     assert over_http.curves([one["run_id"]], ["train/loss"]) == inside.curves([one["run_id"]], ["train/loss"])
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_the_middle_of_a_sweep_has_all_of_it_when_it_is_back(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setattr("clplat.tracking.client.PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("clplat.tracking.client.LAST_ATTEMPTS", 1)
+    calls, original = [], launch.launch
+
+    def interfered(*args, **options):
+        calls.append(args)
+        if len(calls) == 2:  # the first run is in the store, with study and trial above it
+            server.kill()
+        if len(calls) == 4:
+            server.start()
+        return original(*args, **options)
+
+    monkeypatch.setattr(launch, "launch", interfered)
+    section = {"trials": 2, "seeds": [0, 1], "give_up": "never"}
+    stream = {"name": "digits", "train_per_class": 20, "test_per_class": 5, "validation": 0.2}
+    result = sweep(
+        sweeping.write(tmp_path, section, stream=stream, loop={"max_steps": 2, "representation": False},
+                       tracking={"uri": server.uri, "experiment": "killed"}), quiet=True)  # fmt: skip
+    assert len(calls) == 4
+    assert pending(result.folder) == []
+    folders = [result.folder, *sorted(result.folder.glob("trial-*")), *sorted(result.folder.glob("trial-*/seed-*"))]
+    found = {folder: stored_run(folder) for folder in folders}
+    assert len(found) == 1 + 2 + 2 * 2
+    for folder, run in found.items():
+        assert run.info.status == "FINISHED"
+        above = found.get(folder.parent)
+        assert run.data.tags.get("mlflow.parentRunId") == (above and above.info.run_id)
+        assert "average_accuracy" in run.data.metrics
 
 
 def test_the_lock_of_a_store_is_there_only_while_it_is_held(tmp_path):
