@@ -31,7 +31,7 @@ def test_everything_reaches_the_store(tmp_path: Path, monkeypatch: pytest.Monkey
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    assert {"strategy", "stream", "backbone", "seed", "git_commit", "note"} <= run.data.tags.keys()
+    assert {"strategy", "stream", "backbone", "seed", "git_commit", "note", "clplat.group"} <= run.data.tags.keys()
     assert run.data.params["loop.batch_size"] == "8"
     for name, value in result.metrics.items():
         if value is not None:

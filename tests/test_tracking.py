@@ -23,7 +23,7 @@ from clplat.sweep.study import sweep
 from clplat.tracking import charts, store
 from clplat.tracking.client import Tracker, absolute_uri, default_uri, pending, send_pending, store_of
 from clplat.tracking.held import POINTS, held_runs, open_store
-from clplat.tracking.names import metric_name, shortened
+from clplat.tracking.names import group_of, metric_name, shortened
 from clplat.tracking.state import read_state
 
 # MLflow and SQLAlchemy warn of their own deprecations at import and leave a database connection to the collector.
@@ -79,6 +79,15 @@ def test_no_two_metrics_share_a_name_in_mlflow(names: list[str]) -> None:
         _validate_metric_name(name)
         assert len(name) <= 250
     assert all(a == b for a, b in zip(names, sent, strict=True) if a in ("情感", "新闻", "C__", "a/b", "_"))
+
+
+def test_runs_that_differ_in_their_seed_alone_are_of_one_group() -> None:
+    params = {"seed": 0, "stream.seed": 0, "name": "er", "strategy.lr": 0.1, "tracking.uri": None}
+    own = group_of("er", params)
+    assert own.startswith("er ")
+    assert group_of("er", {**params, "seed": 1, "stream.seed": 1, "tracking.uri": "x"}) == own
+    for other in ({"strategy.lr": 0.2}, {"stream.seed": 5}, {"strategy.memory": 3}):
+        assert group_of("er", {**params, **other}) != own
 
 
 def test_a_parameter_that_is_cut_says_so() -> None:

@@ -298,10 +298,13 @@ def _tracker(config: Config, run_dir: Path, stream: Stream, record: RunRecord, a
     import hashlib
 
     from clplat.tracking.client import Tracker
+    from clplat.tracking.names import GROUP_TAG, group_of
 
+    params = flat(config.to_dict())
     asked = sum(e.late for e in record.experiences)
     tags = {"strategy": config.strategy.name, "stream": config.stream.name, "backbone": config.backbone.name,
-            "seed": str(config.seed), "git_commit": git_commit() or "unknown"}  # fmt: skip
+            "seed": str(config.seed), "git_commit": git_commit() or "unknown",
+            GROUP_TAG: group_of(str(config.name), params)}  # fmt: skip
     tags |= {"late_requests": str(asked)} if asked else {}
     datasets = []
     for e in stream:
@@ -311,7 +314,7 @@ def _tracker(config: Config, run_dir: Path, stream: Stream, record: RunRecord, a
         run_dir,
         config.tracking,
         run_name=f"{config.name}-{config.seed}",
-        params=flat(config.to_dict()),
+        params=params,
         tags=tags,
         datasets=datasets,
         age=age,

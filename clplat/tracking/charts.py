@@ -13,9 +13,11 @@ import zlib
 from typing import Any
 from urllib.parse import urlencode
 
+from clplat.tracking.names import GROUP_TAG
+
 VIEW = "clplat"
 TAG = f"mlflow.sharedViewState.{VIEW}"
-LAYOUT_VERSION = "1"  # raise it when SECTIONS changes, so that experiments get the new layout
+LAYOUT_VERSION = "2"  # raise it when SECTIONS changes, so that experiments get the new layout
 VERSION_TAG = "clplat.layout"
 LIMIT = 5000  # characters that a tag of an experiment holds in a database
 
@@ -73,6 +75,9 @@ def view(name: str = VIEW) -> str:
         "selectedColumns": COLUMNS,
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
+        # Runs that differ in their seed alone as one line, their mean; by none, trials stand under their study.
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": GROUP_TAG}]},
+        "useGroupedValuesInCharts": True,
     }
     packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
     return json.dumps({"name": name, "createdAt": int(time.time() * 1000), "state": packed})

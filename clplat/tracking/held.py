@@ -18,12 +18,12 @@ from clplat.config.discovery import did_you_mean
 from clplat.errors import MissingError, UserError
 from clplat.metrics.catalogue import METRICS
 from clplat.tracking.client import without_password
-from clplat.tracking.names import CUT, metric_name
+from clplat.tracking.names import CUT, GROUP_TAG, metric_name
 from clplat.tracking.store import KEY_TAG, SWEEP_TAG
 
 POINTS = 200  # of a curve: more cannot be told apart on a screen
 _STATUS = {"FINISHED": "complete", "KILLED": "interrupted", "FAILED": "failed"}
-_PLAIN_TAGS = ("strategy", "stream", "backbone", "seed", "git_commit", "clplat", "late_requests", KEY_TAG)
+_PLAIN_TAGS = ("strategy", "stream", "backbone", "seed", "git_commit", "clplat", "late_requests", KEY_TAG, GROUP_TAG)
 _TOGETHER, _AT_ONCE = 100, 16  # runs in a request for curves; requests at a time
 
 Curves = dict[tuple[str, str], list[tuple[float, float]]]  # (run's id, metric) → (step, value) in order

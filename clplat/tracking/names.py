@@ -5,7 +5,12 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
+from collections.abc import Mapping
+from typing import Any
 
+from clplat.files import to_json
+
+GROUP_TAG = "clplat.group"
 CUT = " … (cut; whole in config.yaml)"  # ends a parameter that was too long
 _LONGEST = 240  # MLflow takes 250 characters; nine are the digest's
 
@@ -26,3 +31,20 @@ def metric_name(name: str) -> str:
 def shortened(value: str, most: int) -> str:
     """A parameter's value, which MLflow bounds; one that is cut says so."""
     return value if len(value) <= most else value[: most - len(CUT)] + CUT
+
+
+def group_of(name: str, params: Mapping[str, Any]) -> str:
+    """What runs that differ in their seed alone share, and no others: a name, and a digest of the configuration.
+
+    Args:
+        params: the configuration, flattened.
+    """
+    apart = ("seed", "name", "output", "data_root")
+    kept = {
+        key: value
+        for key, value in params.items()
+        if key not in apart
+        and not key.startswith(("tracking.", "audit."))
+        and not (key.endswith(".seed") and value == params["seed"])
+    }
+    return f"{name} {hashlib.sha256(to_json(dict(sorted(kept.items()))).encode()).hexdigest()[:6]}"
