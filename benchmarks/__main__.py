@@ -33,7 +33,7 @@ PARTS = (
     "dashboard",
     "on_disk",
 )
-VERSIONS = ("clplat", "torch", "lightning", "timm", "mlflow", "avalanche-lib")
+VERSIONS = ("clplat", "torch", "lightning", "timm", "mlflow", "avalanche-lib", "stable-baselines3")
 
 
 def main() -> int:
