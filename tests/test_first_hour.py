@@ -22,7 +22,10 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 from test_served_model import served
-from test_wheel import installed, pytestmark, wheel  # noqa: F401 - fixtures, and that it is slow
+from test_wheel import installed, wheel  # noqa: F401 - fixtures
+from test_wheel import pytestmark as of_a_wheel
+
+pytestmark = [*of_a_wheel, pytest.mark.timeout(600)]  # a minute of work, of which a busy machine makes five
 
 NOTEBOOK = [
     '''
