@@ -17,6 +17,7 @@ ENTRIES = {n: e for n, e in discovery.entries("strategies").items() if e.qualnam
 ASKED = sorted(n for n, e in ENTRIES.items() if set(e.kinds) <= {"learn", "forget"})
 FAST = ("acil", "er", "gs_lora", "lora")
 LEVELS = 12
+ELSEWHERE = {"processes", "arguments", "leaks", "memory", "seed"}  # the same on any network: judged on the suite's own
 
 
 class Quantised(TextEncoder):
@@ -49,9 +50,9 @@ def test_none_is_left_out():
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ASKED])
 def test_conforms(name):
     mine = subject(name)
-    results = [judge(mine, check) for check in CHECKS if check not in {"processes", "arguments"}]
+    results = [judge(mine, check) for check in CHECKS if check not in ELSEWHERE]
     assert not [f"{r.name}: {r.message}" for r in results if r.status == "failed"]
-    assert sum(r.status == "passed" for r in results) >= 8
+    assert sum(r.status == "passed" for r in results) >= 7
 
 
 @pytest.mark.parametrize("name", sorted(set(ENTRIES) - set(ASKED)))
