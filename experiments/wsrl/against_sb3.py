@@ -74,12 +74,15 @@ def main(folder: Path, seeds: list[int]) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Each seed's mean, their mean with half the 95 % interval of Student's t."""
-    lines = ["| SAC of | mean return of each seed | mean over seeds |", "|---|---|---|"]
-    for name, of in results["runs"].items():
-        means = [float(np.mean(run["returns"])) for run in of.values()]
+    """Each seed's mean, their mean with half the 95 % interval of Student's t, and the difference (Welch)."""
+    lines, of = ["| SAC of | mean return of each seed | mean over seeds |", "|---|---|---|"], {}
+    for name, runs in results["runs"].items():
+        of[name] = means = [float(np.mean(run["returns"])) for run in runs.values()]
         half = stats.t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means))
         lines.append(f"| {name} | {', '.join(f'{m:.0f}' for m in means)} | {np.mean(means):.0f} ± {half:.0f} |")
+    found = stats.ttest_ind(*of.values(), equal_var=False)
+    low, high = found.confidence_interval()
+    lines.append(f"\nclplat less stable-baselines3: {low:.0f} to {high:.0f} (95 %), p = {found.pvalue:.2f}")
     return "\n".join(lines)
 
 
