@@ -1,13 +1,18 @@
 """Two metrics, samplers by name, the default first: what a study tries, takes for the best, and says it gained."""
 
 import json
+import re
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 from sweeping import SPACE, objective, write
 
 from clplat.sweep.objectives import choose, front
+from clplat.sweep.plan import read_plan
+from clplat.sweep.progress import Progress
+from clplat.sweep.store import open_study
 from clplat.sweep.study import sweep
 
 UP = ["maximize", "maximize"]
@@ -130,6 +135,23 @@ def test_each_line_says_how_many_of_how_many_and_the_time_left(tmp_path, capsys)
     assert [line.partition("[")[2][:6] for line in lines] == ["1 of 3", "2 of 3", "3 of 3"]
     assert lines[0].endswith("left]")
     assert "(the default)" in lines[0]
+
+
+def test_on_a_terminal_a_bar_says_how_many_of_how_many_and_the_time_left(tmp_path, monkeypatch, capsys):
+    """In 60 columns, beside a name that would fill them."""
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    plan = read_plan(write(tmp_path, {"study": "[red]a name of a study that is quite long", "trials": 4}), [], None)
+    study = open_study(plan, 0)
+    with Progress(study, plan, quiet=False) as progress:
+        for value in (0.5, 0.6):
+            progress.began -= 40
+            study.add_trial(optuna.trial.create_trial(value=value))
+        progress.update()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
+    drawn = [line for line in re.split(r"[\r\n]+", plain) if "━" in line]
+    assert re.fullmatch(r"\[red\]a name of a st… ━+ 0/4 0:00:00 *", drawn[0])
+    assert re.fullmatch(r"\[red\]a name of a st… ━+[╺╸]?━+ 2/4 0:00:00 about 80 s left", drawn[-1])
 
 
 def test_a_cost_is_a_metric_too(tmp_path):

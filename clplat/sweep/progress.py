@@ -18,6 +18,7 @@ class Progress:
         self.study, self.plan, self.quiet = study, plan, quiet
         self.told = {t.number for t in study.get_trials(deepcopy=False) if finished(t)}
         self.before, self.began = len(self.told), time.monotonic()
+        self.ended = self.began  # the last trial
         self.bar: Any = None
         self.task: Any = None
 
@@ -27,9 +28,11 @@ class Progress:
         from rich.progress import Progress as Bar
 
         if not self.quiet and (console := Console()).is_terminal:
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-            self.bar = Bar(*columns, TextColumn("{task.fields[left]}"), console=console)
-            self.task = self.bar.add_task(self.plan.study, total=self.plan.trials, completed=self.before, left="")
+            name = self.plan.study if len(self.plan.study) <= 20 else f"{self.plan.study[:19]}…"  # figures need room
+            columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), MofNCompleteColumn()
+            last = TimeElapsedColumn(), TextColumn("{task.fields[left]}")
+            self.bar = Bar(*columns, *last, console=console, expand=True)
+            self.task = self.bar.add_task(name, total=self.plan.trials, completed=self.before, left="")
             self.bar.start()
         return self
 
@@ -44,13 +47,15 @@ class Progress:
         for trial in self.study.get_trials(deepcopy=False):
             if finished(trial) and trial.number not in self.told:
                 self.told.add(trial.number)
+                self.ended = time.monotonic()
                 done, whole = len(self.told), self.plan.trials
                 line = f"trial {trial.number}: {outcome(trial, self.plan)}  {shown(values(trial))}"
                 if self.bar is None:
                     print(f"{line}  [{done} of {whole}{self._left(', ')}]", flush=True)
                 else:
                     self.bar.console.print(line, markup=False, highlight=False)
-                    self.bar.update(self.task, completed=done, left=self._left())
+        if self.bar is not None:
+            self.bar.update(self.task, completed=len(self.told), left=self._left())
 
     def _left(self, before: str = "") -> str:
         """The time left, if trials go on as they did since this began."""
@@ -58,8 +63,8 @@ class Progress:
         remaining = self.plan.trials - len(self.told)
         if done < 1 or remaining < 1:
             return ""
-        seconds = (time.monotonic() - self.began) / done * remaining
-        return f"{before}about {_duration(seconds)} left"
+        seconds = (self.ended - self.began) / done * remaining - (time.monotonic() - self.ended)
+        return f"{before}about {_duration(seconds)} left" if seconds > 0 else ""
 
 
 def outcome(trial: Any, plan: Plan) -> str:
