@@ -20,6 +20,7 @@ from clplat.config.discovery import did_you_mean
 from clplat.errors import UserError
 from clplat.report.compare import Group, higher_is_better, load_summaries, split_streams
 from clplat.report.dashboard_figures import dashboard_figures
+from clplat.report.dashboard_studies import SWEEP, studies_of
 from clplat.report.data import Log, longest_experiences, read_log
 from clplat.report.figures import MOST_PANELS, STEP_CURVES
 from clplat.report.naming import short_name
@@ -30,7 +31,6 @@ from clplat.run.rundir import runs_in
 
 FACETS = ("stream", "strategy", "commit", "tag")
 INCOMPLETE = " (incomplete)"
-_SWEEP = "sweep"  # tag of a trial's run, with the study's name
 _HASH = 10  # characters of a commit that are shown
 
 Run = dict[str, Any]
@@ -140,15 +140,16 @@ def view(source: Source, wanted: Mapping[str, Sequence[str]] | None = None) -> V
     runs, notes = source.read()
     choices = {facet: _sorted({v for run in runs for v in facets(run)[facet]}) for facet in FACETS}
     kept = _chosen(runs, wanted, choices)
-    asked = any(tag.startswith(f"{_SWEEP}=") for tag in wanted.get("tag", ()))
-    trials = [] if asked else [run for run in kept if _SWEEP in run["tags"]]
-    if trials:
+    asked = any(tag.startswith(f"{SWEEP}=") for tag in wanted.get("tag", ()))
+    trials = [run for run in kept if SWEEP in run["tags"]]
+    if trials and not asked:
         notes = [*notes, f"{len(trials)} runs are trials of sweeps, on validation data, and not ranked here: the tag "
-                         f"{_SWEEP} shows those of a study."]  # fmt: skip
-    kept = kept if not trials else [run for run in kept if _SWEEP not in run["tags"]]
+                         f"{SWEEP} shows those of a study."]  # fmt: skip
+        kept = [run for run in kept if SWEEP not in run["tags"]]
     standings = _drawn(source, standings_of(kept))
     whole = [[g for g, rank in zip(s.groups, s.ranks, strict=True) if rank is not None] for s in standings]
-    studies = [s for s in source.studies() if not wanted or asked]
+    known = source.studies() if not wanted or asked else []
+    studies = known + [s for s in studies_of(trials) if s["study"] not in [k["study"] for k in known]]
     return View(source.name, kept, len(runs), wanted, choices, standings, leaderboard(standings),
                 rankings([groups for groups in whole if groups]), studies, notes)  # fmt: skip
 
@@ -157,9 +158,10 @@ def facets(run: Run) -> dict[str, list[str]]:
     """What a run can be chosen by."""
     commit = run.get("git_commit")
     known = commit is not None and commit != "unknown"
+    tags = [f"{k}={v}" for k, v in run["tags"].items() if not k.startswith(f"{SWEEP}_")]
     return {
         "stream": [short_name(run.get("stream"))], "strategy": [short_name(run.get("strategy"))],
-        "commit": [str(commit)[:_HASH]] if known else [], "tag": [f"{k}={v}" for k, v in run["tags"].items()],
+        "commit": [str(commit)[:_HASH]] if known else [], "tag": tags,
     }  # fmt: skip
 
 

@@ -65,7 +65,9 @@ def front_figure(study: Mapping[str, Any]) -> Figure | None:
     units = [unit_of(m) for m in metrics]
 
     def point(trial: Mapping[str, Any]) -> Point:
-        params = ", ".join(f"{k.rpartition('.')[2]} {_short(v)}" for k, v in trial["params"].items())
+        params = trial.get("label") or ", ".join(
+            f"{k.rpartition('.')[2]} {_short(v)}" for k, v in trial["params"].items()
+        )
         place = 2 if trial.get("default") else 0 if trial["number"] in front else 1
         also = ", on the front" if place == 2 and trial["number"] in front else ""
         what = f"trial {trial['number']}{' (default' + also + ')' if place == 2 else ''}: {params}"
@@ -78,7 +80,7 @@ def front_figure(study: Mapping[str, Any]) -> Figure | None:
     said = "; ".join(f"{show(a, units[0])}, {show(b, units[1])}" for a, b in ends)
     caption = (
         f"Each mark a trial, on validation data; joined: the {len(front)} that no other is better than in both. "
-        f"{str(study.get('protocol') or '').capitalize()}. Spent: {study.get('effort')}."
+        f"{str(study.get('protocol') or 'protocol not known').capitalize()}. Spent: {study.get('effort')}."
     )
     panel = Scatter(title, x, y, points, units[0], units[1], ends)
     return Figure(f"front-{study.get('study')}", title, caption, f"Scatter plot. The front: {said}.", [panel])

@@ -171,8 +171,8 @@ def _studies(view: View) -> str:
         metrics = study.get("metrics") or [study.get("metric")]
         values = ", ".join(f"{title_of(m)} {show(v, unit_of(m))}"
                            for m, v in zip(metrics, best.get("values") or [], strict=False))  # fmt: skip
-        rows.append([escape(str(study.get("study"))), escape(values), escape(str(study.get("protocol"))),
-                     escape(str(study.get("effort"))), escape(str(study.get("gain")))])  # fmt: skip
+        told = [values, *(study.get(k) for k in ("protocol", "effort", "gain"))]
+        rows.append([escape(str(study.get("study"))), *(escape(str(what or NONE)) for what in told)])
     head = ["Study", "Best, on validation data", "Protocol", "Spent on tuning", "What tuning gained"]
     drawn = []
     for figure in map(front_figure, view.studies):

@@ -91,7 +91,10 @@ class Plan:
     def config(self, params: Mapping[str, Any], seed: int, folder: str, stream: Any = None) -> dict[str, Any]:
         """Configuration of one trial under one seed, on one of the protocol's streams: always on validation data."""
         name = f"{self.study}-{folder}"
-        fixed = {"loop.evaluate_on": "valid", "seed": seed, "name": name, "tracking.tags.sweep": self.study}
+        objectives = " ".join(map(":".join, zip(self.metrics, self.directions, strict=True)))
+        fixed = {"loop.evaluate_on": "valid", "seed": seed, "name": name, "tracking.tags.sweep": self.study,
+                 "tracking.tags.sweep_objectives": objectives,
+                 "tracking.tags.sweep_protocol": str(self.protocol)}  # fmt: skip
         settings = self.protocol.settings(stream)
         base = self.base if stream is None else {k: v for k, v in self.base.items() if k.partition(".")[0] != "stream"}
         config = nested(base, {**params, **fixed, **settings})

@@ -126,6 +126,27 @@ def test_trials_of_sweeps_are_left_to_their_study_and_that_is_said(fabricate, se
     assert list(means(seen({"tag": ["sweep=s1"]}))) == ["naive"]
 
 
+def test_a_study_under_way_is_told_by_its_trials(fabricate, seen):
+    tags = {
+        "sweep": "s1",
+        "sweep_objectives": "plasticity:maximize train_seconds:minimize",
+        "sweep_protocol": "optimistic",
+    }
+    for number, (plasticity, seconds) in enumerate([(0.5, 9.0), (0.9, 9.5), (0.4, 2.0)]):
+        for seed in range(2 if number < 2 else 1):
+            folder = fabricate(strategy="er", seed=seed, options={"lr": 0.1 * (number + 1)}, log=False)
+            amend(folder, tags=tags, metrics={"plasticity": plasticity + 0.02 * seed}, cost={"train_seconds": seconds})
+            config = (folder / "config.yaml").read_text().replace("name: null", f"name: s1-trial-000{number}")
+            (folder / "config.yaml").write_text(config)
+    (study,) = seen({"stream": ["digits"]}).studies
+    assert [t["values"] for t in study["trials"]] == [pytest.approx([0.51, 9.0]), pytest.approx([0.91, 9.5])]
+    assert [t["label"] for t in study["trials"]] == ["lr 0.1", "lr 0.2"]
+    assert [t["number"] for t in study["front"]] == [0, 1]  # the third lacks a seed
+    assert study["effort"] == "3 trials, 5 runs, 39 s in training and evaluation; 2 trials have all their runs"
+    assert seen().choices["tag"] == ["sweep=s1"]
+    assert "s1" in build_dashboard(seen(), lambda run: None, served=False)
+
+
 def test_a_front_is_joined_and_tells_its_trials(fabricate):
     figure = front_figure(STUDY)
     (panel,) = figure.panels
