@@ -543,12 +543,16 @@ def test_a_store_gives_back_what_runs_measured(run_dir) -> None:
     mlflow = client(run_dir)
     experiment = mlflow.get_experiment_by_name("demo").experiment_id
     mlflow.create_run(experiment)
+    study = mlflow.create_run(experiment, tags={"clplat.run": "k", "clplat.kind": "study"}).info.run_id
+    mlflow.log_text(study, '{"study": "s1"}', "sweep.json")
+    mlflow.create_run(experiment, tags={"clplat.run": "t", "clplat.kind": "trial"})
     mlflow.delete_run(mlflow.create_run(experiment).info.run_id)
 
-    found, (whole, killed, under_way), notes = held(run_dir)
+    found, (whole, killed, under_way), notes, studies = held(run_dir)
     assert notes == ["1 runs of the store were not made by clplat.",
                      "1 runs that have ended are shown by their metrics alone: "
                      "summary.json is not with them."]  # fmt: skip
+    assert studies == [{"study": "s1"}]
     assert {k: whole[k] for k in SUMMARY} == SUMMARY
     assert whole["config"] == {"strategy": {"name": "er", "memory": 50}, "stream": {"path": "whole"}}  # one was cut
     assert (whole["tags"], whole["seed"], whole["status"], whole["report"].name) == ({"mine": "yes"}, 0, "complete",
@@ -587,10 +591,10 @@ def test_a_server_gives_the_same_as_its_database(run_dir, server) -> None:
     tracked = tracker(run_dir, server.uri, experiment="seen")
     write(run_dir, range(1, 101))
     assert tracked.finish("FINISHED", [run_dir / "summary.json"], timeout_seconds=60) is None
-    over_http, (one,), _ = held(run_dir, server.uri, "seen")
+    over_http, (one,), *_ = held(run_dir, server.uri, "seen")
     assert one["accuracy_matrix"] == [[0.5]]
     assert one["report"].startswith(f"{server.uri}/#/experiments/")
-    inside, (same,), _ = held(run_dir, f"sqlite:///{server.folder}/mlflow.db", "seen")
+    inside, (same,), *_ = held(run_dir, f"sqlite:///{server.folder}/mlflow.db", "seen")
     assert all(same[k] == one[k] for k in ("run_id", "config", "tags", "metrics", "status", "started", "seconds"))
     assert over_http.curves([one["run_id"]], ["train/loss"]) == inside.curves([one["run_id"]], ["train/loss"])
 

@@ -67,6 +67,7 @@ class Stored:
 
     def __init__(self, store: Store, name: str, experiment: str | None) -> None:
         self.store, self.experiment = store, experiment
+        self.known: list[dict[str, Any]] = []
         self.name = name + (f", experiment {experiment}" if experiment else "")
 
     def read(self) -> tuple[list[dict[str, Any]], list[str]]:
@@ -74,7 +75,7 @@ class Stored:
         from clplat.report.compare import start_of
         from clplat.tracking.held import held_runs
 
-        runs, notes = held_runs(self.store, self.experiment)
+        runs, notes, self.known = held_runs(self.store, self.experiment)
         return [{**run, "start": start_of(run["config"])} for run in runs], notes
 
     def logs(self, runs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[Log]:
@@ -85,5 +86,5 @@ class Stored:
         return [Log({name: found for name in names if (found := curves.get((run["run_id"], name)))}) for run in runs]
 
     def studies(self) -> list[dict[str, Any]]:
-        """None: a store does not hold them."""
-        return []
+        """Those that have ended, read with the runs."""
+        return self.known

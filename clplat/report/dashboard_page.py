@@ -52,6 +52,8 @@ def build_dashboard(view: View, link: Link, *, served: bool) -> str:
 
 
 def _title(view: View) -> str:
+    if not view.standings:
+        return f"{len(view.studies)} stud{'y' if len(view.studies) == 1 else 'ies'}"
     count = len({g.strategy for s in view.standings for g in s.groups})
     strategies = f"{count} strateg{'y' if count == 1 else 'ies'}"
     return f"{strategies} on {len(view.standings)} stream{'' if len(view.standings) == 1 else 's'}"

@@ -23,6 +23,7 @@ from clplat.tracking.store import KEY_TAG, SWEEP_TAG
 
 POINTS = 200  # of a curve: more cannot be told apart on a screen
 _STATUS = {"FINISHED": "complete", "KILLED": "interrupted", "FAILED": "failed"}
+_KIND = "clplat.kind"  # of a run that gathers others: study or trial
 _PLAIN_TAGS = ("strategy", "stream", "backbone", "seed", "git_commit", "clplat", "late_requests", KEY_TAG, GROUP_TAG)
 _TOGETHER, _AT_ONCE = 100, 16  # runs in a request for curves; requests at a time
 
@@ -60,8 +61,10 @@ def open_store(uri: str) -> Store:
     return _Database(uri)
 
 
-def held_runs(store: Store, experiment: str | None = None) -> tuple[list[dict[str, Any]], list[str]]:
-    """Summaries of clplat's runs, as `report.compare` takes them, and what is to be said of others.
+def held_runs(
+    store: Store, experiment: str | None = None
+) -> tuple[list[dict[str, Any]], list[str], list[dict[str, Any]]]:
+    """Summaries of clplat's runs, as `report.compare` takes them, what is to be said of others, and each sweep.json.
 
     Beside what summary.json has, each has config, tags (the user's), run_id, run_name, experiment, started (s),
     seconds, report. Of a run that has not ended there are those figures that it has logged last.
@@ -79,14 +82,16 @@ def held_runs(store: Store, experiment: str | None = None) -> tuple[list[dict[st
             there = did_you_mean(experiment, names) or f" (there are: {', '.join(names) or 'none with runs'})"
             raise UserError(f"dashboard: --experiment {experiment}: no runs in an experiment of this name{there}")
         found = [run for run in found if run["experiment"] == experiment]
-    own = [run for run in found if KEY_TAG in run["tags"]]
-    notes = [f"{len(found) - len(own)} runs of the store were not made by clplat."] if len(own) < len(found) else []
+    others = [run for run in found if KEY_TAG not in run["tags"]]
+    notes = [f"{len(others)} runs of the store were not made by clplat."] if others else []
+    own = [run for run in found if KEY_TAG in run["tags"] and _KIND not in run["tags"]]
+    studies = store.texts([run for run in found if run["tags"].get(_KIND) == "study"], "sweep.json")
     ended = [run for run in own if run["status"] in _STATUS]
     texts = dict(zip((run["run_id"] for run in ended), store.texts(ended, "summary.json"), strict=True))
     summaries = [_summary(store, run, texts.get(run["run_id"])) for run in own]
     if missing := sum(run["without_file"] for run in summaries):
         notes.append(f"{missing} runs that have ended are shown by their metrics alone: summary.json is not with them.")
-    return summaries, notes
+    return summaries, notes, [study for text in studies if (study := _read_json(text)) is not None]
 
 
 def _summary(store: Store, run: Mapping[str, Any], text: str | None) -> dict[str, Any]:
@@ -99,12 +104,8 @@ def _summary(store: Store, run: Mapping[str, Any], text: str | None) -> dict[str
         key = name if info.group == "metrics" else f"cost/{name}"
         if info.group in ("metrics", "cost") and key in metrics:
             facts[info.group][name] = metrics[key]
-    read = None
-    if text is not None:
-        with contextlib.suppress(ValueError):
-            read = json.loads(text)
-    if isinstance(read, dict):
-        facts |= read
+    read = _read_json(text)
+    facts |= read or {}
     ended = run["status"] in _STATUS
     seconds = None if run["ended"] is None or run["started"] is None else (run["ended"] - run["started"]) / 1000
     return {
@@ -112,8 +113,16 @@ def _summary(store: Store, run: Mapping[str, Any], text: str | None) -> dict[str
         "tags": {k: v for k, v in tags.items() if k not in _PLAIN_TAGS and not k.startswith(("mlflow.", "resumed."))},
         "run_id": run["run_id"], "run_name": run["name"], "experiment": run["experiment"],
         "started": (run["started"] or 0) / 1000, "seconds": seconds if ended else None, "report": store.page_of(run),
-        "without_file": ended and not isinstance(read, dict),
+        "without_file": ended and read is None,
     }  # fmt: skip
+
+
+def _read_json(text: str | None) -> dict[str, Any] | None:
+    """An object; None where there is none."""
+    with contextlib.suppress(ValueError):
+        found = None if text is None else json.loads(text)
+        return found if isinstance(found, dict) else None
+    return None
 
 
 def _config(store: Store, run: Mapping[str, Any]) -> dict[str, Any]:
