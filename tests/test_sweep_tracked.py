@@ -132,7 +132,7 @@ def test_a_sweep_leaves_its_runs_nested_with_figures_and_a_configuration_that_ru
         name = f"demo/trial-{trial['number']:04d}"
         assert parent(found, name) == "demo"
         assert found[name].data.metrics == pytest.approx(
-            dict(zip(("plasticity", "stability"), trial["values"], strict=True))
+            dict(zip(("valid/plasticity", "valid/stability"), trial["values"], strict=True))
         )
         for seed in (0, 1):
             assert parent(found, f"{name.replace('/', '-')}-{seed}") == name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from html import escape
@@ -53,5 +54,5 @@ def _figures(study: Any, plan: Plan) -> Iterator[tuple[str, Callable[[], Any]]]:
         for what in ("optimization_history", "param_importances", "parallel_coordinate", "slice"):
             make = getattr(visualization, f"plot_{what}")
             title = f"{what.replace('_', ' ').replace('param ', '').capitalize()}: {metric}"
-            yield title, lambda make=make, of=of: make(study, **of)
+            yield title, functools.partial(make, study, **of)
     yield "Timeline", lambda: visualization.plot_timeline(study)

@@ -43,7 +43,7 @@ def end(study: Any, plan: Plan, best: Mapping[str, float] | None) -> str | None:
         if "same_as" in trial.user_attrs:  # its folder is another's
             continue
         ended = trial.datetime_complete.timestamp() if trial.datetime_complete else None
-        metrics = dict(zip(plan.metrics, trial.values or (), strict=False))
+        metrics = _of_validation(dict(zip(plan.metrics, trial.values or (), strict=False)))
         why = trial.user_attrs.get("reason") or trial.user_attrs.get("stopped") or ""
         tags = {"trial": str(trial.number), **({"why": why} if why else {})}
         nested.end(plan.folder / trial.user_attrs["folder"], _STATUS[trial.state.name], params=values(trial),
@@ -57,6 +57,11 @@ def end(study: Any, plan: Plan, best: Mapping[str, float] | None) -> str | None:
     note = plan.folder / "report.md"
     tags = {"mlflow.note.content": note.read_text(encoding="utf-8")} if note.is_file() else {}
     nested.end(plan.folder, "FAILED" if best is None else "FINISHED", params=params, tags=tags,
-               metrics={} if best is None else best,
+               metrics=_of_validation(best or {}),
                artifacts=[plan.folder / name for name in _FILES if (plan.folder / name).exists()])  # fmt: skip
     return nested.send(plan.folder)
+
+
+def _of_validation(means: Mapping[str, float]) -> dict[str, float]:
+    """Under names of their own: no chart of runs shall draw them with those of learners."""
+    return {f"valid/{metric}": value for metric, value in means.items()}
