@@ -81,11 +81,7 @@ class ICaRL(Strategy):
         super().grow(experience)
 
     def training_data(self, experience: Experience) -> Data:
-        data = super().training_data(experience)
-        if not len(self.memory):
-            return data
-        inputs, labels, _ = self.memory.everything()
-        return Data(torch.cat([data.all()[0], inputs]), torch.cat([data.targets(), labels]))
+        return self.memory.joined(super().training_data(experience))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)

@@ -3,9 +3,10 @@
 Source   Li, Hoiem, "Learning without Forgetting", ECCV 2016, arXiv:1606.09282.
 Checked  against Avalanche 0.6.0 training/regularization.py (MIT).
     loss = CE(f(x; θ), y) + α · mean_b KL( softmax(f_b(x; θ_old)/T) ‖ softmax(f_b(x; θ)/T) )        over old classes
+    with replay_batch: x and replayed samples together, mean over all, in both terms
 Differs  KL where the paper has cross-entropy (the same gradient); no warm-up of the new rows; with one head for all
          tasks both terms run over all classes met. With rows for each task (`head: taskwise`) an old task has a softmax
-         of its own, as in the paper.
+         of its own, as in the paper. Replay is an option that the paper has not.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from clplat import Experience, Kind, Strategy, require
 from clplat.components.ema import Frozen
+from clplat.components.memory import Reservoir
 from clplat.components.precision import wide
 from clplat.strategy import tasks_of
 
@@ -30,11 +32,13 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 class LwF(Strategy):
-    """Distillation without a memory. B new samples, C classes, O of them old.
+    """Distillation, without a memory unless it is asked for. B new samples, M replayed, C classes, O of them old.
 
     Args:
         distill: α ≥ 0, weight of the distillation; 0 makes this `naive`.
         temperature: T > 0, softens both distributions.
+        replay_batch: M, samples replayed in each step and process, ≥ 0; 0 keeps none.
+        memory: samples kept in all where there is replay, by reservoir sampling (as stored: before augmentation), ≥ 1.
     """
 
     kinds = frozenset({Kind.LEARN})
@@ -43,11 +47,15 @@ class LwF(Strategy):
     needs_classes = True
     replays = True
 
-    def __init__(self, *, distill: float = 1.0, temperature: float = 2.0, **base):
+    def __init__(
+        self, *, distill: float = 1.0, temperature: float = 2.0, replay_batch: int = 0, memory: int = 500, **base
+    ):
         super().__init__(**base)
         require("distill", distill, distill >= 0, "≥ 0")
         require("temperature", temperature, temperature > 0, "> 0")
-        self.distill, self.temperature = distill, temperature
+        require("replay_batch", replay_batch, replay_batch >= 0, "≥ 0")
+        self.distill, self.temperature, self.replay_batch = distill, temperature, replay_batch
+        self.memory = Reservoir(memory) if replay_batch else None
         self.teacher: Frozen | None = None
         self._old: dict[int, list[int]] = {}  # by task; both follow from the experiences met, which a resume replays
         self._met: dict[int, set[int]] = {}
@@ -60,7 +68,15 @@ class LwF(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        logits = self.model(x)  # (B, C)
+        task = None
+        if self.memory is not None:
+            new = y
+            if len(self.memory):
+                mx, my = self.memory.sample(self.replay_batch)  # (M, ...), (M,)
+                x, y = torch.cat([x, self.prepare(mx)]), torch.cat([y, my])
+            self.memory.add(self.raw, new)
+            task = tasks_of(self.model, y)
+        logits = self.model(x, task) if task is not None else self.model(x)  # (B + M, C)
         losses = F.cross_entropy(logits, y, reduction="none")
         if self.teacher is not None and self.distill:
             losses = losses + self.distill * self._distilled(self.teacher, x, logits, y)

@@ -19,8 +19,8 @@ from clplat.run.build import build
 from clplat.strategy import losses
 from clplat.stream import Experience, Kind
 
-PLAIN = ("agem", "cumulative", "derpp", "er", "er_ace", "ewc", "gdumb", "gem", "icarl", "joint", "lwf", "mas", "naive",
-         "si")  # fmt: skip
+PLAIN = ("agem", "cumulative", "derpp", "er", "er_ace", "ewc", "gdumb", "gem", "icarl", "joint", "lwf", "mas", "mir",
+         "naive", "si")  # fmt: skip
 ADAPTED = ("ilora", "lora", "moram", "olora", "svd_orthogonal")
 
 

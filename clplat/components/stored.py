@@ -50,6 +50,13 @@ class Stored(nn.Module):
         slots = self._held_slots()
         return Data(self.stored["inputs"][slots], self.stored["labels"][slots])
 
+    def joined(self, data: Data) -> Data:
+        """`data` and all that is held, to train on together."""
+        if not len(self):
+            return data
+        inputs, labels, *_ = self.everything()
+        return Data(torch.cat([data.all()[0], inputs]), torch.cat([data.targets(), labels]))
+
     def everything(self) -> tuple[Tensor, ...]:
         """All that is held, in the order of `sample`: inputs (len, ...), labels (len,), then the extras."""
         slots = self._held_slots()

@@ -218,6 +218,8 @@ class Subject:
             "random_steps": 6,
             "penalty_actions": 2,
             "inverse_temperature": 0.3,
+            "held_out": 0.5,
+            "least_drop": -1.0,
         }
         return {name: value for name, value in small.items() if name in known}
 

@@ -3,7 +3,7 @@ import math
 import torch
 
 from clplat import Experience, Kind
-from clplat.backbones.heads import Growing, Linear
+from clplat.backbones.heads import Growing, Linear, Taskwise
 from clplat.strategies.lwf import LwF, distillation
 from clplat.strategies.naive import Naive
 
@@ -78,3 +78,35 @@ def test_a_head_with_rows_for_all_classes_is_distilled_on_old_ones_only(experien
 def test_resumes(experiences, model, resumes):
     for head in (Growing, Linear):
         assert resumes(lambda head=head: LwF(model=model(head)), experiences())
+
+
+def test_replayed_samples_are_in_both_terms(experiences, model):
+    """The loss of a batch and what is replayed with it is that of the two as one batch, without a memory."""
+    stream, found = experiences(2), []
+    for replay_batch in (3, 0):
+        strategy = LwF(model=model(Linear), distill=0.7, replay_batch=replay_batch, memory=4).double()
+        strategy.grow(stream[0])
+        strategy.grow(stream[1])
+        with torch.no_grad():
+            strategy.model.head.bias[1] += 1
+        x, y = stream[1].train.all()
+        held = torch.linspace(-1, 1, 5, dtype=torch.float64)[None]
+        strategy.raw = x.double()
+        if replay_batch:
+            strategy.memory.add(held, torch.tensor([1]))
+            found.append(strategy.training_step((x.double(), y), 0).item())
+            assert strategy.memory.seen == 1 + len(x)
+        else:
+            assert strategy.memory is None
+            joint = torch.cat([x.double(), held.expand(3, 5)]), torch.cat([y, torch.tensor([1, 1, 1])])
+            found.append(strategy.training_step(joint, 0).item())
+    assert abs(found[0] - found[1]) < 1e-10
+
+
+def test_with_replay_it_remembers_and_resumes(experiences, model, drive, resumes):
+    stream = experiences()
+    strategy = drive(LwF(model=model(), memory=60, replay_batch=8), stream, epochs=20)
+    accuracy = [(strategy.predict(x).argmax(1) == y).float().mean().item() for x, y in (e.train.all() for e in stream)]
+    assert min(accuracy) > 0.6
+    for head in (Linear, Taskwise):
+        assert resumes(lambda head=head: LwF(model=model(head), memory=9, replay_batch=4), experiences())
