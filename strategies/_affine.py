@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,32 @@ from clplat.components.norms import norm_affine
 from clplat.components.per_parameter import trainable
 from clplat.errors import UserError
 from clplat.strategies._stepping import Stepping
+
+
+def last(blocks: Sequence[nn.Module], share: float) -> list[nn.Module]:
+    """The last `share` of the blocks, rounded up."""
+    return list(blocks[len(blocks) - math.ceil(share * len(blocks)) :])
+
+
+def last_stage(backbone: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    """The blocks that stand in one module with the last one; the last quarter where all of them do."""
+    inside = next((set(m.children()) for m in backbone.modules() if blocks and blocks[-1] in set(m.children())), set())
+    stage = [b for b in blocks if b in inside]
+    return stage if len(stage) < len(blocks) else last(blocks, 0.25)
+
+
+def norm_affine_below(model: nn.Module, top: float | None) -> list[nn.Parameter]:
+    """Gains and offsets of what comes before the top blocks: the last `top` of them, or null, the last stage."""
+    backbone: Any = getattr(model, "backbone", model)
+    blocks = getattr(backbone, "blocks", [])
+    left_alone = last_stage(backbone, blocks) if top is None else last(blocks, top)
+    below: list[nn.Parameter] = []
+    for module in backbone.modules():
+        if left_alone and module is left_alone[0]:
+            break
+        below += list(module.parameters(recurse=False))
+    wanted = {id(p) for p in below}
+    return [p for p in norm_affine(backbone) if id(p) in wanted]
 
 
 def refuse_without_norms(strategy: Strategy) -> None:

@@ -1,4 +1,4 @@
-"""What strategies share in which a slow copy of the model, the teacher, predicts at test time."""
+"""What strategies share that augment at test time, and those of them in which a slow copy of the model predicts."""
 
 from __future__ import annotations
 
@@ -13,21 +13,41 @@ from clplat.strategies._stepping import Stepping
 from clplat.strategies._tta import mended
 
 
-class Taught(Stepping):
-    """Base of those in which a slow copy of the model, the teacher, predicts, in evaluation as well.
+class Augmenting(Stepping):
+    """Base of those that augment images in [0, 1]."""
 
-    A subclass makes `teacher`, and moves it after each step. Its augmentations are for images in [0, 1].
-    """
-
-    source: Frozen  # the model before the first batch
-    teacher: Frozen
     seed: Tensor
 
     def __init__(self, **base: Any) -> None:
         super().__init__(**base)
-        self.source = Frozen(self.model)
         self._met = False  # an input
         self.register_buffer("seed", torch.randint(2**31, ()))  # equal on all processes, which were seeded alike
+
+    def adapt_step(self, inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if not self._met and inputs.numel():
+            self._met = True  # once: looking makes a GPU wait
+            low, high = (float(end) for end in mended(inputs).aminmax())
+            if self.rank == 0 and (low < -1e-3 or high > 1 + 1e-3):
+                warnings.warn(
+                    f"{type(self).__name__}: inputs reach from {low:.3g} to {high:.3g}, and augmentations cut off what "
+                    "is outside [0, 1]: normalise in the model (backbone.normalize), not in the stream",
+                    stacklevel=2,
+                )
+        return super().adapt_step(inputs)
+
+
+class Taught(Augmenting):
+    """Base of those in which a slow copy of the model, the teacher, predicts, in evaluation as well.
+
+    A subclass makes `teacher`, and moves it after each step.
+    """
+
+    source: Frozen  # the model before the first batch
+    teacher: Frozen
+
+    def __init__(self, **base: Any) -> None:
+        super().__init__(**base)
+        self.source = Frozen(self.model)
 
     def _take_source(self) -> None:
         self.source.take(self.model)
@@ -42,18 +62,6 @@ class Taught(Stepping):
         if self.adapting:
             self.source.grow(self.model)
             self.teacher.grow(self.model)
-
-    def adapt_step(self, inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        if not self._met and inputs.numel():
-            self._met = True  # once: looking makes a GPU wait
-            low, high = (float(end) for end in mended(inputs).aminmax())
-            if self.rank == 0 and (low < -1e-3 or high > 1 + 1e-3):
-                warnings.warn(
-                    f"{type(self).__name__}: inputs reach from {low:.3g} to {high:.3g}, and augmentations cut off what "
-                    "is outside [0, 1]: normalise in the model (backbone.normalize), not in the stream",
-                    stacklevel=2,
-                )
-        return super().adapt_step(inputs)
 
     def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
         if not self.adapting:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clplat import Experience, Kind, Strategy
+from clplat.components.memory import _gather
 from clplat.components.norms import Statistics, batch_of, make_adaptable, set_statistics
 
 EVALUATION_BATCH = 512  # images whose statistics normalise at evaluation: part of the figure, so no setting for speed
@@ -102,6 +103,14 @@ class TTA(Strategy):
     def _whole(self, x: Tensor) -> int:
         """Images of the batch over all processes."""
         return len(x) if self.world_size == 1 else self.global_batch
+
+    def _all(self, rows: Tensor) -> Tensor:
+        """Those of the whole batch, of this process's rows (B, ...)."""
+        return rows if self.world_size == 1 else _gather({"labels": rows.detach()})["labels"]
+
+    def _own(self, rows: Tensor) -> Tensor:
+        """This process's rows of those of the whole batch."""
+        return rows.tensor_split(self.world_size)[self.rank]
 
     def _sum(self, values: Tensor) -> Tensor:
         """Sum over processes."""

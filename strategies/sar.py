@@ -14,7 +14,6 @@ Differs  no step is taken where no sample is reliable; a reset empties the runni
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,22 +21,9 @@ from torch import Tensor, nn
 
 from clplat import require
 from clplat.components.losses import entropy
-from clplat.components.norms import norm_affine
-from clplat.strategies._affine import NormStepping
+from clplat.strategies._affine import NormStepping, norm_affine_below
 
 DECAY = 0.9
-
-
-def last(blocks: Sequence[nn.Module], share: float) -> list[nn.Module]:
-    """The last `share` of the blocks, rounded up."""
-    return list(blocks[len(blocks) - math.ceil(share * len(blocks)) :])
-
-
-def last_stage(backbone: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
-    """The blocks that stand in one module with the last one; the last quarter where all of them do."""
-    inside = next((set(m.children()) for m in backbone.modules() if blocks and blocks[-1] in set(m.children())), set())
-    stage = [b for b in blocks if b in inside]
-    return stage if len(stage) < len(blocks) else last(blocks, 0.25)
 
 
 class SAR(NormStepping):
@@ -80,17 +66,7 @@ class SAR(NormStepping):
         return {"loss": None, "resets": 0}
 
     def _chosen(self) -> list[nn.Parameter]:
-        """Those of the modules before the first of the top blocks."""
-        backbone = getattr(self.model, "backbone", self.model)
-        blocks = getattr(backbone, "blocks", [])
-        left_alone = last_stage(backbone, blocks) if self.top is None else last(blocks, self.top)
-        below: list[nn.Parameter] = []
-        for module in backbone.modules():
-            if left_alone and module is left_alone[0]:
-                break
-            below += list(module.parameters(recurse=False))
-        wanted = {id(p) for p in below}
-        return [p for p in norm_affine(backbone) if id(p) in wanted]
+        return norm_affine_below(self.model, self.top)
 
     def _adapt(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         logits = self.model(x)  # (B, C)

@@ -13,7 +13,8 @@ from tta import CLASSES, SGD, batch_statistics, cnn, entropy, images, moved, sta
 from clplat.backbones.resnets import resnet50
 from clplat.backbones.vit import vit_micro
 from clplat.errors import UserError
-from clplat.strategies.sar import SAR, last_stage
+from clplat.strategies._affine import last_stage
+from clplat.strategies.sar import SAR
 
 
 def make(model=cnn, **options):
