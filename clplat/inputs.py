@@ -5,20 +5,26 @@ Shapes: N samples of a data set, B of a batch.
 
 from __future__ import annotations
 
+import atexit
 import copy
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from threading import Thread
+from threading import enumerate as enumerate_threads
 from typing import Any, Self
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 AHEAD = 2  # batches that are read before they are asked for
 MOST_WORKERS = 8  # threads, unless more are asked for
+_NAME = "clplat-read"  # of each thread
+_PATIENCE = 10.0  # seconds that the end of the process waits for a thread
 
 
 def default_workers() -> int:
@@ -161,7 +167,7 @@ class Ahead(Inputs):
 
 
 class _Readers:
-    """Threads that do jobs in order, and end when nobody needs them; the end of the process waits for none.
+    """Threads that do jobs in order, and end when nobody needs them; at the end of the process what is begun is ended.
 
     Args:
         count: of threads, ≥ 1.
@@ -169,8 +175,9 @@ class _Readers:
 
     def __init__(self, count: int) -> None:
         self._count, self._jobs = count, SimpleQueue[Any]()
+        _READERS.add(self)
         for _ in range(count):
-            Thread(target=_work, args=(self._jobs,), name="clplat-read", daemon=True).start()
+            Thread(target=_work, args=(self._jobs,), name=_NAME, daemon=True).start()
 
     def submit(self, function: Any, *args: Any) -> Future[None]:
         """Have `function(*args)` called."""
@@ -178,9 +185,29 @@ class _Readers:
         self._jobs.put((future, function, args))
         return future
 
+    def stop(self) -> None:
+        """Begin no job any more."""
+        with suppress(Empty):
+            while True:
+                self._jobs.get_nowait()
+        self.__del__()
+
     def __del__(self) -> None:
         for _ in range(self._count):
             self._jobs.put(None)
+
+
+_READERS: WeakSet[_Readers] = WeakSet()
+
+
+@atexit.register
+def _end() -> None:
+    """Wait for jobs under way: a thread that is in code of torch while Python is taken down aborts the process."""
+    for readers in list(_READERS):
+        readers.stop()
+    for thread in enumerate_threads():
+        if thread.name == _NAME:
+            thread.join(_PATIENCE)
 
 
 def _work(jobs: SimpleQueue[Any]) -> None:

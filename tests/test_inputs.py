@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import threading
 from multiprocessing.reduction import ForkingPickler
 
@@ -108,3 +110,21 @@ def test_travels_to_another_process_and_is_copied_without_its_threads():
         made.lock = threading.Lock()
         assert rows_of(made[torch.tensor([4])]) == [4]
     assert 1 <= default_workers() <= 8
+
+
+def test_the_end_of_the_process_waits_for_what_is_being_read_and_begins_no_more():
+    """A thread in code of torch would abort the process while Python is taken down."""
+    code = """
+import time, torch
+from clplat.inputs import Inputs
+class Slow(Inputs):
+    def read(self, rows, out):
+        print("began", flush=True)
+        time.sleep(0.3)
+        print("ended", flush=True)
+held = Slow((4, 1), torch.float32, workers=1)
+reading = [held.start(torch.tensor([row])) for row in range(3)]
+time.sleep(0.1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout.split()) == (0, ["began", "ended"]), done.stderr
