@@ -38,15 +38,20 @@ class RMU(GradDiff):
         layer: ℓ, place of the block among the backbone's, from 0; null: a quarter of the way up (7 of 32 there).
         steering: c > 0, size of the activations aimed at; the larger the model's are, the larger this has to be.
         retain_weight: α ≥ 0, weight of the retained samples.
+        forget_lr: learning rate of a request, > 0. This and α are ours, for small models and few steps; the paper has
+            5e-5 and 1200 for one of 7 billion weights.
     """
 
     paper = "arXiv:2403.03218"
-    searched = {"steering": (1.0, 100.0, "log"), "retain_weight": (1.0, 1200.0, "log")}
+    searched = {"forget_lr": (1e-5, 0.1, "log"), "steering": (1.0, 100.0, "log"), "retain_weight": (0.1, 1200.0, "log")}
     compares = True
     erasure = "approximate: a layer's activations for the erased data are made noise; no guarantee beyond that"
 
-    def __init__(self, *, layer: int | None = None, steering: float = 6.5, retain_weight: float = 100.0, **base: Any):
-        super().__init__(retain_weight=retain_weight, **base)
+    def __init__(
+        self, *, layer: int | None = None, steering: float = 6.5, retain_weight: float = 1.0,
+        forget_lr: float = 1e-2, **base: Any,
+    ):  # fmt: skip
+        super().__init__(retain_weight=retain_weight, forget_lr=forget_lr, **base)
         blocks = self.model.backbone.blocks
         self.layer = len(blocks) // 4 if layer is None else layer
         require("layer", layer, 0 <= self.layer < len(blocks), f"0 to {len(blocks) - 1}, or null")
