@@ -543,9 +543,9 @@ def test_a_store_gives_back_what_runs_measured(run_dir) -> None:
     mlflow = client(run_dir)
     experiment = mlflow.get_experiment_by_name("demo").experiment_id
     mlflow.create_run(experiment)
-    study = mlflow.create_run(experiment, tags={"clplat.run": "k", "clplat.kind": "study"}).info.run_id
+    study = mlflow.create_run(experiment, tags={"clplat.sweep": "k", "clplat.kind": "study"}).info.run_id
     mlflow.log_text(study, '{"study": "s1"}', "sweep.json")
-    mlflow.create_run(experiment, tags={"clplat.run": "t", "clplat.kind": "trial"})
+    mlflow.create_run(experiment, tags={"clplat.sweep": "t", "clplat.kind": "trial"})
     mlflow.delete_run(mlflow.create_run(experiment).info.run_id)
 
     found, (whole, killed, under_way), notes, studies = held(run_dir)

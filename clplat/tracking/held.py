@@ -23,7 +23,6 @@ from clplat.tracking.store import KEY_TAG, SWEEP_TAG
 
 POINTS = 200  # of a curve: more cannot be told apart on a screen
 _STATUS = {"FINISHED": "complete", "KILLED": "interrupted", "FAILED": "failed"}
-_KIND = "clplat.kind"  # of a run that gathers others: study or trial
 _PLAIN_TAGS = ("strategy", "stream", "backbone", "seed", "git_commit", "clplat", "late_requests", KEY_TAG, GROUP_TAG)
 _TOGETHER, _AT_ONCE = 100, 16  # runs in a request for curves; requests at a time
 
@@ -75,17 +74,18 @@ def held_runs(
     Raises:
         UserError: no experiment of this name.
     """
-    found = [run for run in store.runs() if SWEEP_TAG not in run["tags"]]  # their runs are nested under them
+    found = store.runs()
     if experiment is not None:
         names = list(dict.fromkeys(run["experiment"] for run in found))
         if experiment not in names:
             there = did_you_mean(experiment, names) or f" (there are: {', '.join(names) or 'none with runs'})"
             raise UserError(f"dashboard: --experiment {experiment}: no runs in an experiment of this name{there}")
         found = [run for run in found if run["experiment"] == experiment]
-    others = [run for run in found if KEY_TAG not in run["tags"]]
-    notes = [f"{len(others)} runs of the store were not made by clplat."] if others else []
-    own = [run for run in found if KEY_TAG in run["tags"] and _KIND not in run["tags"]]
-    studies = store.texts([run for run in found if run["tags"].get(_KIND) == "study"], "sweep.json")
+    gathering = [run for run in found if SWEEP_TAG in run["tags"]]  # studies and trials, with their runs under them
+    studies = store.texts([run for run in gathering if run["tags"].get("clplat.kind") == "study"], "sweep.json")
+    own = [run for run in found if KEY_TAG in run["tags"]]
+    others = len(found) - len(gathering) - len(own)
+    notes = [f"{others} runs of the store were not made by clplat."] if others else []
     ended = [run for run in own if run["status"] in _STATUS]
     texts = dict(zip((run["run_id"] for run in ended), store.texts(ended, "summary.json"), strict=True))
     summaries = [_summary(store, run, texts.get(run["run_id"])) for run in own]
