@@ -2,7 +2,8 @@
 
 Source   Lee et al., "Entropy is not Enough for Test-Time Adaptation: From the Perspective of Disentangled Factors",
          ICLR 2024, arXiv:2403.07366.
-Checked  against Jhyun17/DeYO methods/deyo.py (3d7d289, Apache-2.0).
+Checked  against mariodoebler/test-time-adaptation classification/methods/deyo.py (8b2ed63, MIT), and by reading
+         Jhyun17/DeYO methods/deyo.py (3d7d289, Apache-2.0).
     PLPD(x) = f(x)_ŷ − f(x′)_ŷ,   ŷ = argmax f(x), f probabilities;   x′: x with its patches in random order
     chosen:  H(x) < τ_ent = margin · ln C   and   PLPD(x) > τ_plpd
     loss = mean over the chosen of  (exp(E_0 − H(x)) + exp(PLPD(x))) H(x)     weights without gradient, E_0 = e_0 · ln C

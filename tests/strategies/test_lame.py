@@ -1,4 +1,8 @@
-"""LAME against a float64 reference; agreement with others' code in the message of its commit."""
+"""LAME against a float64 reference.
+
+Against mariodoebler/test-time-adaptation lame.py (8b2ed63), run apart on 20 batches of 30 features in float64:
+affinities 4.4e-16 at most; assignments 5.2e-6 (knn), 3.1e-8 (rbf), 3.7e-6 (linear), since it stops earlier.
+"""
 
 import numpy as np
 import pytest

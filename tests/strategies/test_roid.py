@@ -1,4 +1,8 @@
-"""ROID against a float64 reference; agreement with the authors' code in the message of its commit."""
+"""ROID against a float64 reference.
+
+Against the authors' code (mariodoebler/test-time-adaptation, 8b2ed63), run apart on 20 batches of logits in float64:
+likelihood ratio and weights are bit-equal.
+"""
 
 import torch
 from tta import CLASSES, SGD, batch_statistics, cnn, entropy, images, moved, started, step, weights
