@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from clplat.errors import MissingError, UserError
 from clplat.files import cache_folder, write_atomic
@@ -34,6 +33,8 @@ _SAFETENSORS = {"BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2",
 
 def free_memory() -> int:
     """Bytes that this process may still take: of the machine, and of its control group where that has a limit."""
+    import psutil
+
     free = int(psutil.virtual_memory().available)
     with suppress(OSError, ValueError):  # "max": none
         limit = int((_CGROUP / "memory.max").read_text())
