@@ -34,7 +34,11 @@ def measure(trials: Sequence[Any], plan: Plan, run: Run, quiet: bool) -> Rows:
 
 def facts(default: int | None, rows: Rows, plan: Plan) -> dict[str, Any]:
     """For sweep.json: values of each seed, means, and each trial's gain over the default, seed by seed."""
-    gains = {n: _gain(rows[default], r) for n, r in rows.items() if n != default} if default in rows else {}
+    gains = (
+        {n: _gain(rows[default], r) for n, r in rows.items() if n != default}
+        if default is not None and default in rows
+        else {}
+    )
     return {
         "seeds": plan.held_out,
         "values": {number: means(r) for number, r in rows.items()},
@@ -53,7 +57,7 @@ def lines(default: int | None, rows: Rows, plan: Plan) -> list[str]:
     for number, own in rows.items():
         name = f"default (trial {number})" if number == default else f"trial {number}"
         text = f"{where}: {name}, {_shown(spreads(own), plan, '')}"
-        if number != default and default in rows:
+        if default is not None and number != default and default in rows:
             gain = _gain(rows[default], own)
             text += f"; over the default, seed by seed: {_shown(spreads(gain), plan, '+')}"
             better += [number] if _dominates_zero(means(gain), plan) else []
