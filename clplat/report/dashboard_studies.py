@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -16,7 +16,7 @@ OBJECTIVES, PROTOCOL = "sweep_objectives", "sweep_protocol"
 _PARTS = ("strategy", "backbone", "head", "loop")
 
 
-def studies_of(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def studies_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What sweep.json would say, as far as it can be known from the runs; those of a sweep too old to tag are left out.
 
     A trial's values are means over its complete runs. One with fewer of these than another has no figure yet, or was
@@ -26,10 +26,10 @@ def studies_of(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [_study(name, list(own)) for name, own in groupby(trials, key=lambda r: r["tags"][SWEEP])]
 
 
-def _study(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _study(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     objectives = [part.partition(":") for part in runs[0]["tags"][OBJECTIVES].split()]
     metrics, directions = [o[0] for o in objectives], [o[2] for o in objectives]
-    by_trial: dict[int, list[Mapping[str, Any]]] = {}
+    by_trial: dict[int, list[dict[str, Any]]] = {}
     for run in runs:  # held-out runs have another name
         if match := re.fullmatch(rf"{re.escape(name)}-trial-(\d+)", str(run["config"].get("name"))):
             by_trial.setdefault(int(match[1]), []).append(run)

@@ -277,7 +277,8 @@ class _Server:
 
         try:
             experiments = {e.experiment_id: e.name for e in self.client.search_experiments()}
-            found, token = [], ""
+            found: list[Any] = []
+            token: str | None = ""
             while token is not None:
                 page = self.client.search_runs(list(experiments), max_results=1000, page_token=token or None)
                 found += page
