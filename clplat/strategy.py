@@ -26,6 +26,7 @@ HOOKS: dict[Kind, tuple[str, ...]] = {
     Kind.INTERACT: ("act", "observe", "training_step"),
 }
 LIFECYCLE = (
+    "faults",
     "grow",
     "begin",
     "training_data",

@@ -96,7 +96,8 @@ ALL = {**STREAMS, "encoder": labelled}
 
 def model(family: str, stream: Stream, **options: Any) -> Any:
     """The tiny model of a family, with random weights, for a stream."""
-    size = {"dim": 16, "depth": 1, "heads": 2, "vocabulary": IDS, **options}
+    depth = 2 if family == "encoder" else 1
+    size = {"dim": 16, "depth": depth, "heads": 2, "vocabulary": IDS, **options}
     if family == "clip":
         return clip(stream.input_shape, **size).assemble(None, stream.answers)
     if family == "encoder":

@@ -13,6 +13,25 @@ from clplat.testing.checks_of_processes import compare, in_processes
 
 KNOWN = 9  # strategies when this was last looked at; there can only be more
 FILES = [f for f in (Path(clplat.__file__).parent / "strategies").glob("*.py") if not f.stem.startswith("_")]
+# What the second ring goes through with every change; the rest in the slow part, since the fast one has ten minutes.
+QUICK = {"hooks", "arguments", "growth", "mechanism", "erasure"}
+SECOND_RING = {
+    *(
+        "agem",
+        "bic",
+        "coda_prompt",
+        "deyo",
+        "dualprompt",
+        "er_ace",
+        "gdumb",
+        "gem",
+        "grad_diff",
+        "icarl",
+        "l2p",
+        "lame",
+    ),
+    *("mas", "mir", "npo", "ranpac", "rmu", "roid", "salun", "scrub", "simplecil", "ssd"),
+}
 NAMES = sorted(name for name, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat."))
 
 
@@ -43,8 +62,19 @@ def test_none_is_left_out():
     assert len(NAMES) >= KNOWN
 
 
-@pytest.mark.parametrize("check", [c for c in CHECKS if c != "processes"])
-@pytest.mark.parametrize("name", NAMES)
+def test_the_second_ring_is_known():
+    assert set(NAMES) >= SECOND_RING
+    assert set(CHECKS) >= QUICK
+
+
+def asked():
+    for name in NAMES:
+        for check in (c for c in CHECKS if c != "processes"):
+            later = name in SECOND_RING and check not in QUICK
+            yield pytest.param(name, check, marks=[pytest.mark.slow] * later)
+
+
+@pytest.mark.parametrize(("name", "check"), list(asked()))
 def test_conforms(name, check):
     result = judge(subject(name), check)
     assert result.status != "failed", result.message

@@ -14,18 +14,8 @@ BACKBONES = {
 }
 REFUSED = {  # strategies by kind of network, and the cause that they give
     "convolutional": (
-        {
-            "coda_prompt",
-            "dualprompt",
-            "gs_lora",
-            "gs_lora_pp",
-            "ilora",
-            "l2p",
-            "lora",
-            "moram",
-            "olora",
-            "svd_orthogonal",
-        },
+        {"coda_prompt", "dualprompt", "gs_lora", "gs_lora_pp", "ilora", "l2p", "lora", "moram", "olora", "rmu"}
+        | {"svd_orthogonal"},
         "its layers are convolutions, and linear ones alone can be adapted",
     ),
     "transformer": ({"bn_adapt"}, "batch normalisation"),
