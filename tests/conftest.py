@@ -14,7 +14,8 @@ from mixed import mixed_config
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # small models: more cost more than they bring
 
-# scikit-learn sets the first two where it is imported, JAX (which Avalanche's dependencies import) the others.
+# scikit-learn sets the first two where it is imported, JAX (which Avalanche's dependencies import) the next,
+# MLflow's client the last.
 SET_BY_LIBRARIES = (
     "KMP_INIT_AT_FORK",
     "KMP_DUPLICATE_LIB_OK",
@@ -22,6 +23,7 @@ SET_BY_LIBRARIES = (
     "TPU_SKIP_MDS_QUERY",
     "PYGAME_HIDE_SUPPORT_PROMPT",
     "SDL_AUDIODRIVER",
+    "_MLFLOW_TELEMETRY_SESSION_ID",
 )
 
 

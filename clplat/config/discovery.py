@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def find(group: str, name: str, given: Mapping[str, Any] | None = None) -> Entry
             return entry
     if name not in known:
         near = did_you_mean(name, known)
-        raise UserError(f"{key}: unknown name '{name}'" + (near or f" (known: {', '.join(known) or 'none'})"))
+        raise UserError(f"{key}: unknown name '{name}'" + (near or f" (known: {some(group, list(known))})"))
     return known[name]
 
 
@@ -157,6 +157,12 @@ def has_head(entry: Entry) -> bool:
 def group_key(group: str) -> str:
     """Configuration key of a group: `strategies` → `strategy`."""
     return {"strategies": "strategy"}.get(group, group.removesuffix("s"))
+
+
+def some(group: str, known: Sequence[str]) -> str:
+    """The names of a group for a line of an error, which names the command that lists them where they are many."""
+    more = len(known) - 12
+    return ", ".join(known[:12]) + (f" and {more} more: clplat list {group}" if more > 0 else "") or "none"
 
 
 def did_you_mean(word: str, known: Any, n: int = 3) -> str:

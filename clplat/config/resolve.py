@@ -324,7 +324,7 @@ def _known_keys(
                 unknown.add(part)  # its value was refused already
                 continue
             if name is None:
-                names = ", ".join(discovery.entries(PARTS[part])) or "none"
+                names = discovery.some(PARTS[part], list(discovery.entries(PARTS[part])))
                 raise UserError(f"{part}: is required (known: {names})")
             if not isinstance(name, str):
                 raise UserError(f"{part}: needs a name")

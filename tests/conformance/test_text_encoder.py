@@ -17,6 +17,9 @@ ENTRIES = {n: e for n, e in discovery.entries("strategies").items() if e.qualnam
 ASKED = sorted(n for n, e in ENTRIES.items() if set(e.kinds) <= {"learn", "forget"})
 FAST = ("acil", "er", "gs_lora", "lora")
 LEVELS = 12
+# What a request does to a network that has learned next to nothing is a matter of chance: `ssd` finds no weight that
+# matters ten times as much for one class, and a random direction (`rmu`) may be that of the class.
+NOT_ASKED = {name: {"erasure"} for name in ("rmu", "ssd")}
 ELSEWHERE = {"processes", "arguments", "leaks", "memory", "seed"}  # the same on any network: judged on the suite's own
 
 
@@ -50,7 +53,7 @@ def test_none_is_left_out():
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ASKED])
 def test_conforms(name):
     mine = subject(name)
-    results = [judge(mine, check) for check in CHECKS if check not in ELSEWHERE]
+    results = [judge(mine, check) for check in CHECKS if check not in ELSEWHERE | NOT_ASKED.get(name, set())]
     assert not [f"{r.name}: {r.message}" for r in results if r.status == "failed"]
     assert sum(r.status == "passed" for r in results) >= 7
 
