@@ -2,7 +2,7 @@
 
 Options: --quick takes one short round of each and asserts nothing on times; --only NAME... takes some of the parts
 (steps, evaluation, startup, memory, peers, hnet, acu, corruptions, cotta, adapters, agents, dashboard, on_disk);
---table puts the newest results into README.md, prints them, and measures nothing.
+--table puts the results into README.md, a table for each processor, prints them, and measures nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import time
 from importlib.metadata import version
@@ -44,8 +45,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     if options.table:
-        newest = max(RESULTS.glob("*.json"), key=lambda path: json.loads(path.read_text())["date"])
-        text = table(json.loads(newest.read_text()))
+        found = sorted(
+            (json.loads(p.read_text()) for p in RESULTS.glob("*.json")), key=lambda r: r["date"], reverse=True
+        )
+        text = "\n\n".join(map(table, found))
         before, mark, rest = README.read_text().partition("<!-- table -->\n")
         README.write_text(f"{before}{mark}{text}\n<!-- /table -->{rest.partition('<!-- /table -->')[2]}")
         print(text)
@@ -55,7 +58,7 @@ def main() -> int:
     if options.quick:
         return 0
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{platform.system()}-{platform.machine()}-{results['cores']}-cores.json".lower()
+    path = RESULTS / f"{_slug(platform.system(), platform.machine(), results['cores'], results['processor'])}.json"
     if options.only != PARTS and path.exists():  # parts not measured now keep what was measured before, with its date
         kept = [r for r in json.loads(path.read_text())["rows"] if r["part"] not in options.only]
         results["rows"] = sorted(kept + results["rows"], key=lambda r: PARTS.index(r["part"]))
@@ -116,6 +119,11 @@ def table(results: dict[str, Any]) -> str:
 def _ratio(value: float) -> str:
     """Two decimals, or two digits where those would be zeros."""
     return f"{value:.2f} ×" if value >= 0.1 else f"{value:.2g} ×"
+
+
+def _slug(*facts: Any) -> str:
+    """Facts of a machine in a file's name: figures of two processors are never in one file."""
+    return re.sub(r"[^a-z0-9_]+", "-", "-".join(map(str, facts)).lower()).strip("-")
 
 
 def _processor() -> str:
