@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,21 @@ def cache_folder() -> Path:
     """$CLPLAT_CACHE, or clplat/ in $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("CLPLAT_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clplat"
+
+
+def put_parts(page: Path, parts: Mapping[str, str]) -> None:
+    """Replace what stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->` in a page of Markdown.
+
+    Raises:
+        ValueError: the page has no such part, or several.
+    """
+    text = page.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- end: {name} -->)"
+        text, count = re.subn(pattern, lambda m, part=part: f"{m[1]}\n{part}\n\n{m[2]}", text, flags=re.DOTALL)  # type: ignore[misc]
+        if count != 1:
+            raise ValueError(f"{page} has {count} parts {name}, not one")
+    write_atomic(page, text)
 
 
 def to_json(value: Any, **options: Any) -> str:

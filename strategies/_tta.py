@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clplat import Experience, Kind, Strategy
-from clplat.components.memory import _gather
+from clplat.components.memory import gathered
 from clplat.components.norms import Statistics, batch_of, make_adaptable, set_statistics
 
 EVALUATION_BATCH = 512  # images whose statistics normalise at evaluation: part of the figure, so no setting for speed
@@ -106,7 +106,7 @@ class TTA(Strategy):
 
     def _all(self, rows: Tensor) -> Tensor:
         """Those of the whole batch, of this process's rows (B, ...)."""
-        return rows if self.world_size == 1 else _gather({"labels": rows.detach()})["labels"]
+        return rows if self.world_size == 1 else gathered({"labels": rows.detach()})["labels"]
 
     def _own(self, rows: Tensor) -> Tensor:
         """This process's rows of those of the whole batch."""

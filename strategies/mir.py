@@ -20,7 +20,7 @@ from torch import Tensor
 from clplat import Kind, Strategy, require
 from clplat.components.gradients import second_gradient
 from clplat.components.losses import single_losses
-from clplat.components.memory import Reservoir, _gather
+from clplat.components.memory import Reservoir, gathered
 from clplat.components.per_parameter import trainable
 from clplat.strategy import evaluating
 
@@ -65,6 +65,6 @@ class MIR(Strategy):
             after, before = (single_losses(self.model, inputs, labels, v) for v in (virtual, None))
         pool = {"inputs": inputs, "labels": labels, "rise": after - before}
         if self.world_size > 1:
-            pool = _gather(pool)
+            pool = gathered(pool)
         chosen = pool["rise"].topk(self.replay_batch * self.world_size).indices[self.rank :: self.world_size]
         return pool["inputs"][chosen], pool["labels"][chosen]

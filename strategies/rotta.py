@@ -22,7 +22,7 @@ from clplat import Frozen, require
 from clplat.components.augment import augment, draw
 from clplat.components.balanced import place
 from clplat.components.losses import cross_entropy, entropy
-from clplat.components.memory import _gather
+from clplat.components.memory import gathered
 from clplat.components.norms import batch_of, norm_affine
 from clplat.strategies._affine import refuse_without_norms
 from clplat.strategies._taught import Taught
@@ -85,7 +85,7 @@ class RoTTA(Taught):
         """Let the memory take what it wants of the images of all processes."""
         new = {"inputs": x, "labels": predictions.argmax(1), "uncertainty": entropy(predictions)}
         if self.world_size > 1:
-            new = _gather(new)
+            new = gathered(new)
         sound = new["uncertainty"].isfinite()
         new = {name: rows[sound] for name, rows in new.items()}
         held, facts = self.kept["images"], [list(row) for row in self.kept["facts"]]

@@ -104,7 +104,7 @@ class Bounded(Stored):
             return
         batch = {name: t.detach() for name, t in {"inputs": inputs, "labels": labels, **extras}.items()}
         if _world_size() > 1:
-            batch = _gather(batch)
+            batch = gathered(batch)
         if not self.stored:
             self.stored = {name: t.new_zeros((self.size, *t.shape[1:])) for name, t in batch.items()}
         elif self.stored.keys() != batch.keys():
@@ -369,7 +369,7 @@ def _world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def _gather(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def gathered(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The batches of all processes, one after the other; their lengths may differ."""
     world, labels = _world_size(), batch["labels"]
     counts = [labels.new_zeros(1, dtype=torch.int64) for _ in range(world)]

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from clplat.files import write_atomic
+from clplat.files import put_parts, write_atomic
 from clplat.report import compare, write_report
 
 HERE = Path(__file__).parent
@@ -71,16 +70,6 @@ def sweeps_table(studies: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def put(readme: Path, parts: dict[str, str]) -> None:
-    """Replace the generated parts of a README."""
-    text = readme.read_text(encoding="utf-8")
-    for name, part in parts.items():
-        pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- end: {name} -->)"
-        text, count = re.subn(pattern, lambda m, part=part: f"{m[1]}\n{part}\n\n{m[2]}", text, flags=re.DOTALL)
-        assert count == 1, f"{readme} has no part {name}"
-    write_atomic(readme, text)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("runs", type=Path)
@@ -100,7 +89,7 @@ def main() -> None:
              if isinstance(v, list) else json.dumps(v) for k, v in facts.items()}  # fmt: skip
     text = ",\n".join(f' "{k}": {v}' for k, v in lists.items())
     write_atomic(HERE / "results.json", f"{{\n{text}\n}}\n")
-    put(HERE / "README.md", parts)
+    put_parts(HERE / "README.md", parts)
     write_report(folders, args.runs / "comparison")
     figures = args.runs / "comparison" / "figures"
     shutil.copyfile(figures / "accuracy-per-experience.svg", HERE / "cifar100.svg")

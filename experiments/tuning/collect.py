@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 
-from clplat.files import write_atomic
+from clplat.files import put_parts, write_atomic
 
 HERE = Path(__file__).parent
 PRUNED = {"digits_halving": "successive halving", "digits_hyperband": "Hyperband"}
@@ -127,16 +126,6 @@ def draw_front(study: dict[str, Any]) -> None:
     plt.close(figure)
 
 
-def put(readme: Path, parts: dict[str, str]) -> None:
-    """Replace the generated parts of a README."""
-    text = readme.read_text(encoding="utf-8")
-    for name, part in parts.items():
-        pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- end: {name} -->)"
-        text, count = re.subn(pattern, lambda m, part=part: f"{m[1]}\n{part}\n\n{m[2]}", text, flags=re.DOTALL)
-        assert count == 1, f"{readme} has no part {name}"
-    write_atomic(readme, text)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("studies", type=Path)
@@ -148,7 +137,7 @@ def main() -> None:
     draw_pruned(studies)
     front = studies["digits_front"]
     parts = {"front": front_table(front), "pruned": pruned_table(studies), "answer": front_answer(front)}
-    put(HERE / "README.md", parts)
+    put_parts(HERE / "README.md", parts)
     rows = {name: {**s, "trials": "@"} for name, s in studies.items()}
     text = json.dumps(rows, indent=1, ensure_ascii=False)
     for study in studies.values():

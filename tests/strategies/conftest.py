@@ -154,6 +154,29 @@ def request_for():
 
 
 @pytest.fixture
+def forgets_and_learns_again():
+    """Asks of a strategy with a memory and a copy `before`: a class goes, the other stays, and the first comes back."""
+
+    def ask(strategy, epochs):
+        def accuracy(data):
+            x, y = data.all()
+            return (strategy.eval().predict(x).argmax(1) == y).float().mean().item()
+
+        (e,) = _experiences(1)
+        _drive(strategy, [e], epochs=10)
+        gone, kept = _request(1, e, (0,)), e.train.subset((e.train.targets() == 1).nonzero()[:, 0])
+        _answer(strategy, gone, epochs=epochs)
+        assert accuracy(gone.train) == 0.0
+        assert accuracy(kept) == 1.0
+        assert set(strategy.memory.data().labels.tolist()) == {1}
+        _drive(strategy, [Experience(2, "again", Kind.LEARN, gone.train, classes=(0,))], epochs=30)
+        assert strategy.before is None
+        assert accuracy(gone.train) > 0.9
+
+    return ask
+
+
+@pytest.fixture
 def equal():
     return _equal
 

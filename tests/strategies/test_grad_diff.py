@@ -7,18 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from clplat import Experience, Kind
 from clplat.errors import UserError
 from clplat.strategies.grad_diff import GradDiff
 from clplat.strategies.naive import Naive
 from clplat.strategies.npo import NPO
 
 BOTH = [GradDiff, NPO]
-
-
-def accuracy(strategy, data):
-    x, y = data.all()
-    return (strategy.eval().predict(x).argmax(1) == y).float().mean().item()
 
 
 def loss_of(net, x, y):
@@ -148,18 +142,8 @@ def test_the_copy_is_of_the_model_before_the_request_and_knows_no_more_after_it(
 
 
 @pytest.mark.parametrize("cls", BOTH)
-def test_it_forgets_the_class_keeps_the_rest_and_learns_it_again(cls, experiences, model, drive, answer, request_for):
-    (e,) = experiences(1)
-    strategy = drive(cls(model=model(), lr=0.2, memory=24, forget_lr=0.02), [e], epochs=10)
-    gone = request_for(1, e, (0,))
-    kept = e.train.subset((e.train.targets() == 1).nonzero()[:, 0])
-    answer(strategy, gone, epochs=10)
-    assert accuracy(strategy, gone.train) == 0.0
-    assert accuracy(strategy, kept) == 1.0
-    assert set(strategy.memory.data().labels.tolist()) == {1}
-    drive(strategy, [Experience(2, "again", Kind.LEARN, gone.train, classes=(0,))], epochs=30)
-    assert strategy.before is None
-    assert accuracy(strategy, gone.train) > 0.9
+def test_it_forgets_the_class_keeps_the_rest_and_learns_it_again(cls, model, forgets_and_learns_again):
+    forgets_and_learns_again(cls(model=model(), lr=0.2, memory=24, forget_lr=0.02), epochs=10)
 
 
 @pytest.mark.parametrize(("cls", "option"), [(GradDiff, "retain_weight"), (NPO, "beta")])

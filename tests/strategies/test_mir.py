@@ -18,6 +18,8 @@ from clplat.strategies.mir import MIR
 def test_it_replays_what_the_step_on_new_samples_would_harm_most(model):
     """The two of eight candidates whose loss rises most by that step, taken on a copy by torch's own optimizer."""
     strategy = MIR(model=model(Linear), memory=30, replay_batch=2, candidates=4, lr=0.7).double()
+    with torch.no_grad():
+        strategy.model.head.weight.mul_(5)  # some candidates' losses are high already
     strategy.memory.add(torch.randn(30, 5, dtype=torch.float64), torch.randint(0, 6, (30,)))
     strategy.raw, y = torch.randn(4, 5, dtype=torch.float64), torch.tensor([2, 4, 4, 2])
     twin = copy.deepcopy(strategy)
@@ -26,8 +28,9 @@ def test_it_replays_what_the_step_on_new_samples_would_harm_most(model):
     before = F.cross_entropy(moved(cx), cy, reduction="none")
     F.cross_entropy(moved(strategy.raw), y).backward()
     torch.optim.SGD(moved.parameters(), lr=0.7).step()
-    rise = F.cross_entropy(moved(cx), cy, reduction="none") - before
-    worst = rise.argsort(descending=True)[:2]
+    after = F.cross_entropy(moved(cx), cy, reduction="none")
+    worst, highest = ((after - b).argsort(descending=True)[:2] for b in (before, 0))
+    assert set(worst.tolist()) != set(highest.tolist())  # those that it harms most are not those of highest loss
     loss = strategy.training_step((strategy.raw, y), 0)
     joint = torch.cat([strategy.raw, cx[worst]])
     expected = F.cross_entropy(strategy.model(joint), torch.cat([y, cy[worst]]))

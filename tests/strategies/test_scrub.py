@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from clplat import Experience, Kind
 from clplat.errors import UserError
 from clplat.strategies.naive import Naive
 from clplat.strategies.scrub import SCRUB
-
-
-def accuracy(strategy, data):
-    x, y = data.all()
-    return (strategy.eval().predict(x).argmax(1) == y).float().mean().item()
 
 
 def log_softmax(logits):
@@ -123,18 +117,8 @@ def test_learning_is_plain_training(experiences, model, drive, equal):
     assert equal(drive(SCRUB(model=model()), stream).model, drive(Naive(model=model()), stream).model)
 
 
-def test_it_forgets_the_class_keeps_the_rest_and_learns_it_again(experiences, model, drive, answer, request_for):
-    (e,) = experiences(1)
-    strategy = drive(SCRUB(model=model(), lr=0.2, memory=24, forget_lr=0.05), [e], epochs=10)
-    gone = request_for(1, e, (0,))
-    kept = e.train.subset((e.train.targets() == 1).nonzero()[:, 0])
-    answer(strategy, gone, epochs=8)
-    assert accuracy(strategy, gone.train) == 0.0
-    assert accuracy(strategy, kept) == 1.0
-    assert set(strategy.memory.data().labels.tolist()) == {1}
-    drive(strategy, [Experience(2, "again", Kind.LEARN, gone.train, classes=(0,))], epochs=30)
-    assert strategy.before is None
-    assert accuracy(strategy, gone.train) > 0.9
+def test_it_forgets_the_class_keeps_the_rest_and_learns_it_again(model, forgets_and_learns_again):
+    forgets_and_learns_again(SCRUB(model=model(), lr=0.2, memory=24, forget_lr=0.05), epochs=8)
 
 
 @pytest.mark.parametrize("option", ["max_epochs", "distill", "label_weight", "temperature"])
