@@ -12,6 +12,7 @@ Differs  D is a memory filled while learning, as it is before the request (`memo
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -73,6 +74,9 @@ class SSD(Rehearsal):
             parameter.mul_(torch.where(chosen, (self.dampening * whole / own).clamp(max=1), 1.0))
             changed, total = changed + int(chosen.sum()), total + chosen.numel()
         self.share = changed / max(total, 1)
+        if not changed:
+            what = f"no weight matters {self.alpha:g} times as much for what is to be erased as for what was learned"
+            warnings.warn(f"strategy.alpha: {what}: the request changes nothing", stacklevel=2)
 
     def training_data(self, experience: Experience) -> Data:
         """Of a request nothing: `begin` has answered it."""

@@ -209,18 +209,10 @@ class Subject:
         known = {o.name for o in discovery.options(self.entry)}
         small = {"memory": MEMORY, "replay_batch": REPLAY // processes, "optimizer": "sgd", "lr": 0.05}
         small |= {"dropout": 0.0, "adapt_optimizer": "sgd", "adapt_lr": 0.05, "margin": 2.0, "augmentations": 4}
-        small |= {
-            "general": 1,
-            "expert": 1,
-            "blocks": 2,
-            "batch": 4,
-            "warmup_steps": 8,
-            "random_steps": 6,
-            "penalty_actions": 2,
-            "inverse_temperature": 0.3,
-            "held_out": 0.5,
-            "least_drop": -1.0,
-        }
+        small |= {"batch": 4, "warmup_steps": 8, "random_steps": 6, "penalty_actions": 2, "inverse_temperature": 0.3}
+        small |= {"general": 1, "expert": 1, "blocks": 2, "held_out": 0.5, "least_drop": -1.0}
+        if "dampening" in known:  # of `ssd`: with less, a network that has learned little has nothing to dampen
+            small["alpha"] = 1.0
         return {name: value for name, value in small.items() if name in known}
 
     def build(self, stream: TinyStream, seed: int = SEED, **how: Any) -> Strategy:

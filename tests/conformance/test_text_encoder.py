@@ -17,9 +17,8 @@ ENTRIES = {n: e for n, e in discovery.entries("strategies").items() if e.qualnam
 ASKED = sorted(n for n, e in ENTRIES.items() if set(e.kinds) <= {"learn", "forget"})
 FAST = ("acil", "er", "gs_lora", "lora")
 LEVELS = 12
-# What a request does to a network that has learned next to nothing is a matter of chance: `ssd` finds no weight that
-# matters ten times as much for one class, and a random direction (`rmu`) may be that of the class.
-NOT_ASKED = {name: {"erasure"} for name in ("rmu", "ssd")}
+# A random direction, to which `rmu` steers a network that has learned next to nothing, may be that of the class.
+NOT_ASKED = {"rmu": {"erasure"}}
 ELSEWHERE = {"processes", "arguments", "leaks", "memory", "seed"}  # the same on any network: judged on the suite's own
 
 

@@ -60,7 +60,7 @@ def test_weights_are_dampened_as_in_the_paper(alpha, dampening, experiences, mod
 def test_a_request_takes_no_step_and_leaves_nothing_in_the_memory(
     experiences, model, drive, answer, request_for, equal
 ):
-    strategy, e = learned(experiences, model, drive)
+    strategy, e = learned(experiences, model, drive, alpha=1.0)
     gone, steps = request_for(1, double(e), (0,)), []
     strategy.training_data(gone)
     answer(strategy, gone, epochs=3, each_step=lambda *_: steps.append(1))
@@ -74,7 +74,8 @@ def test_weights_that_matter_alike_stay(experiences, model, drive, request_for):
     before = [p.detach().clone() for p in strategy.model.parameters()]
     everything = request_for(1, double(e), (0, 1))
     strategy.grow(everything)
-    strategy.begin(everything)
+    with pytest.warns(UserWarning, match=r"strategy\.alpha: no weight matters 1 times .*: the request changes nothing"):
+        strategy.begin(everything)
     assert all(torch.equal(p, b) for p, b in zip(strategy.model.parameters(), before, strict=True))
     assert strategy.measurements() == {"dampened": 0.0}
 
