@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from reading import read
 from texts import LABELS, ROOT, needs_data, write
 
 from clplat.data.prompts import KEPT_AT_END
@@ -14,14 +15,6 @@ from clplat.streams import _text_tasks
 from clplat.streams.text import Text
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-
-def _read(stream, data, position):
-    """Prompt, label and answers to choose from of one sample, as text."""
-    inputs, labels = data.batch(torch.tensor([position]))
-    prompt = stream.tokenizer.decode([i for i in inputs[0, 0].tolist() if i >= 0])
-    named = [stream.class_names[i] for i in inputs[0, 1].tolist() if i >= 0]
-    return prompt, stream.class_names[int(labels[0])], named
 
 
 def test_prompts_classes_and_labels(sets):
@@ -33,7 +26,7 @@ def test_prompts_classes_and_labels(sets):
     for e in stream:
         for part in (e.train, e.test):
             for i in range(len(part)):
-                prompt, label, named = _read(stream, part, i)
+                prompt, label, named = read(stream, part, i)
                 number = int(prompt.split()[1].rstrip("?"))
                 assert prompt.startswith(e.name)
                 assert label == LABELS[e.name][number % len(LABELS[e.name])]
@@ -43,7 +36,7 @@ def test_prompts_classes_and_labels(sets):
     assert all(row[-1] == stream.tokenizer.end for row in answers)
     assert (stream[0].train.inputs[0, 0, 0],) == stream.tokenizer.before
     named = Text(benchmark="jsonl", path=str(sets), tasks=["size", "color"], candidates="prompt")
-    assert [_read(named, e.test, 0)[2] for e in named] == [["big", "red", "small"], ["blue", "red"]]
+    assert [read(named, e.test, 0)[2] for e in named] == [["big", "red", "small"], ["blue", "red"]]
 
 
 def test_no_answer_stands_in_the_inputs_and_no_task_shares_rows(sets):
@@ -67,20 +60,20 @@ def test_long_prompts_lose_their_middle(sets):
     write(sets / "long", "test", [{"prompt": "short", "answer": "a"}])
     stream = Text(benchmark="jsonl", path=str(sets), tasks=["long"], max_length=40)
     assert stream.input_shape == (2, 40)
-    prompt, _, _ = _read(stream, stream[0].train, 0)
+    prompt, _, _ = read(stream, stream[0].train, 0)
     assert stream.notes == (
         "stream.max_length: 8 of 8 train prompts of long lose tokens before their end (93 at most, of which 40 stay)",
     )
     assert prompt.endswith("very end: ANSWER"[-KEPT_AT_END:])
     assert prompt.startswith("xxx")
     assert len(prompt) == 39  # and the token that begins it
-    assert _read(stream, stream[0].test, 0)[0] == "short"
+    assert read(stream, stream[0].test, 0)[0] == "short"
 
 
 def test_samples_are_drawn_by_seed_and_test_samples_alike(sets):
     def rows(seed, **options):
         stream = Text(benchmark="jsonl", path=str(sets), tasks=["color", "size"], seed=seed, **options)
-        return [[_read(stream, part, i)[:2] for i in range(len(part))] for e in stream for part in (e.train, e.test)]
+        return [[read(stream, part, i)[:2] for i in range(len(part))] for e in stream for part in (e.train, e.test)]
 
     few = rows(1, train_per_class=2, test_per_class=1)
     assert [len(r) for r in few] == [4, 2, 6, 3]
@@ -138,7 +131,7 @@ def test_a_file_holds_every_fifth_row_out(tmp_path):
     stream = Text(benchmark="jsonl", path="mine.jsonl", data_root=str(tmp_path))
     assert (stream[0].name, len(stream[0].train), len(stream[0].test)) == ("mine", 16, 4)
     assert stream.class_names == ("0", "1")
-    assert [_read(stream, stream[0].test, i)[0] for i in range(4)] == ["q4", "q9", "q14", "q19"]
+    assert [read(stream, stream[0].test, i)[0] for i in range(4)] == ["q4", "q9", "q14", "q19"]
 
 
 def test_trace(tmp_path):
@@ -161,9 +154,6 @@ def test_trace(tmp_path):
     two = Text(benchmark="trace", path=str(trace), tasks=["FOMC", "C-STANCE"])
     assert [e.name for e in two] == ["FOMC", "C-STANCE"]
     assert two.class_names == ("A", "B", "C")
-
-
-# --- the O-LoRA benchmarks --------------------------------------------------------------------------------------------
 
 
 def _olora(root: Path, name: str, train: int, test: int, layout: str = "olora_text") -> None:
@@ -194,23 +184,23 @@ def test_the_benchmark_with_its_template(tmp_path):
     assert [e.name for e in stream] == ["dbpedia", "amazon", "yahoo", "agnews"]
     assert stream.num_classes == 14 + 5 + 10 + 4 - 1  # Sports is in yahoo and in agnews
     assert [(len(e.train), len(e.test)) for e in stream] == [(56, 14), (20, 10), (20, 10), (16, 4)]
-    assert _read(stream, stream[3].test, 0)[0].endswith("agnews train 16\nAnswer:")  # the last fifth
+    assert read(stream, stream[3].test, 0)[0].endswith("agnews train 16\nAnswer:")  # the last fifth
     asked = (
         "What is this text about? Choose one of the options.\nOption: World, Sports, Business, Science or Technology"
     )
-    prompt = _read(stream, stream[3].train, 1)[0]
+    prompt = read(stream, stream[3].train, 1)[0]
     assert prompt == f"Task:TC\nDataset:agnews\n{asked} \nagnews train 1\nAnswer:"
     bare = Text(tasks=["agnews"], data_root=str(tmp_path), preamble=False)
-    assert _read(bare, bare[0].train, 1)[0] == "agnews train 1\nAnswer:"
+    assert read(bare, bare[0].train, 1)[0] == "agnews train 1\nAnswer:"
     others = Text(tasks=["copa", "mnli"], data_root=str(tmp_path))
-    assert _read(others, others[0].test, 1)[0] == "Task:COPA\nDataset:COPA\ncopa test 1\nAnswer:"
+    assert read(others, others[0].test, 1)[0] == "Task:COPA\nDataset:COPA\ncopa test 1\nAnswer:"
     assert len(others[1].test) == 9  # without the row that has no gold label
     assert others.notes == ("stream.tasks: 1 of 10 test rows of mnli have no gold label: left out",)
     lines = {g: [{"instruction_type": "few-shot", "instruction": "no"}, {"instruction_type": "zero-shot",
              "instruction": f"Published {g}.\n"}] for g in _text_tasks._ASKED}  # fmt: skip
     (tmp_path / "lines.json").write_text(json.dumps(lines))
     published = Text(tasks=["agnews"], data_root=str(tmp_path), instructions="lines.json")
-    assert _read(published, published[0].train, 1)[0] == prompt.replace(asked.partition("\n")[0], "Published TC.")
+    assert read(published, published[0].train, 1)[0] == prompt.replace(asked.partition("\n")[0], "Published TC.")
     del lines["SC"]
     (tmp_path / "lines.json").write_text(json.dumps(lines))
     with pytest.raises(UserError, match=r"stream\.instructions: .* lacks SC"):
@@ -221,14 +211,14 @@ def test_classes_alone_have_neither_preamble_nor_cue_and_lose_their_end(tmp_path
     _olora(tmp_path, "agnews", 28, 28)
     options = {"tasks": ["agnews"], "data_root": str(tmp_path), "answer": "class"}
     stream = Text(**options)
-    assert _read(stream, stream[0].train, 1)[0] == "agnews train 1"
+    assert read(stream, stream[0].train, 1)[0] == "agnews train 1"
     assert stream.num_classes == 4
     assert stream.answers.classes.shape == (0, 0)
     begun = Text(**options, preamble=True)
-    assert _read(begun, begun[0].train, 1)[0].endswith("agnews train 1")
-    assert _read(begun, begun[0].train, 1)[0].startswith("Task:TC")
+    assert read(begun, begun[0].train, 1)[0].endswith("agnews train 1")
+    assert read(begun, begun[0].train, 1)[0].startswith("Task:TC")
     long = Text(**options, preamble=True, max_length=32)
-    assert _read(long, long[0].train, 1)[0] == _read(begun, begun[0].train, 1)[0][:31]  # and the token that begins it
+    assert read(long, long[0].train, 1)[0] == read(begun, begun[0].train, 1)[0][:31]  # and the token that begins it
     assert "28 of 28 train prompts of agnews lose their end (" in long.notes[0]
 
 
@@ -256,7 +246,7 @@ def test_a_task_is_cut_into_parts_of_its_classes(tmp_path):
     assert [e.name for e in stream] == ["dbpedia1", "dbpedia2", "dbpedia3", "agnews"]
     assert [e.classes for e in stream] == [(*range(5),), (*range(5, 10),), (*range(10, 14),), (*range(14, 18),)]
     assert [(len(e.train), len(e.test)) for e in stream] == [(10, 10), (10, 10), (8, 8), (28, 28)]
-    assert _read(stream, stream[2].test, 0)[1:] == ("Plant", ["Plant", "Album", "Film", "Written Work"])
+    assert read(stream, stream[2].test, 0)[1:] == ("Plant", ["Plant", "Album", "Film", "Written Work"])
 
 
 def test_the_published_orders():
@@ -311,124 +301,6 @@ def test_faults_are_told_in_one_line_each(sets):
     write(sets / "odd", "test", [{"what": 1}])
     with pytest.raises(UserError, match=r"stream\.path: row 1 of odd train has what \(valid: one of prompt"):
         Text(benchmark="jsonl", path=str(sets), tasks=["odd"])
-
-
-def _rows(sets: Path, name: str, train: list, test: list | None = None, **options):
-    write(sets / name, "train", train)
-    write(sets / name, "test", train if test is None else test)
-    return Text(benchmark="jsonl", path=str(sets), tasks=[name], **options)
-
-
-QA = [{"id": i, "question": f"when? {i}", "context": "Ada was born in 1815.", "answer": str(i % 2)} for i in range(8)]
-
-
-def test_every_field_of_a_row_is_used_or_refused(sets):
-    stream = _rows(sets, "qa", QA)
-    assert _read(stream, stream[0].train, 3)[:2] == ("Ada was born in 1815.\nwhen? 3", "1")
-    squad = [{"question": "q", "answers": {"text": [str(i % 2)] * 3, "answer_start": [0, 1, 2]}} for i in range(8)]
-    assert _rows(sets, "squad", squad).class_names == ("0", "1")
-    alpaca = [{"instruction": "do", "input": "", "output": "ab"[i % 2]} for i in range(8)]
-    stream = _rows(sets, "alpaca", alpaca)
-    assert _read(stream, stream[0].train, 1)[:2] == ("do", "b")
-    assert _read(s := _rows(sets, "zero", [{"input": 0, "label": i % 2} for i in range(8)]), s[0].train, 1)[0] == "0"
-    for row, message in (
-        ({**QA[0], "options": ["a", "b"]}, r"row 9 of odd train has options, which would not be used"),
-        (
-            {"prompt": "p", "input": "i", "answer": "0"},
-            r"row 9 of odd train has prompt, input, answer \(valid: one of pro",
-        ),
-        ({"prompt": "p", "answer": "0", "label": "1"}, r"row 9 of odd train has prompt, answer, label"),
-        ({"prompt": ["p"], "answer": "0"}, r"row 9 of odd train has a list as prompt \(valid: text\)"),
-        ({"prompt": "p", "answer": []}, r"row 9 of odd train has \[\] as answer \(valid: an answer"),
-        ({"prompt": "p", "answer": None}, r"row 9 of odd train has None as answer"),
-        ({"prompt": "p", "answer": " "}, r"row 9 of odd train has an empty answer"),
-        ({"prompt": "p", "answer": {"a": 1}}, r"row 9 of odd train has \{'a': 1\} as answer"),
-        ({"prompt": "p"}, r"row 9 of odd train has prompt \(valid"),
-    ):
-        with pytest.raises(UserError, match=message):
-            _rows(sets, "odd", [{"prompt": f"p{i}", "answer": str(i % 2)} for i in range(8)] + [row])
-
-
-def test_a_test_row_with_an_answer_of_its_own_is_refused_and_with_several_the_task_is_free(sets):
-    train = [{"prompt": f"q{i}", "answer": ("yes", "no")[i % 2]} for i in range(8)]
-    test = [*train[:2], {"prompt": "z", "answer": "maybe"}]
-    with pytest.raises(UserError, match=r"1 of 3 test rows of odd have an answer that no training row has, as 'maybe'"):
-        _rows(sets, "odd", train, test)
-    free = _rows(sets, "odd", train, test, choices=1, evaluate="generate")
-    assert free._right(free[0].test.targets()[2].tolist()) == [("rouge_l", "maybe")]
-    with pytest.raises(UserError, match="those of odd are free text"):
-        _rows(sets, "odd", train, [{"prompt": "z", "answer": ["yes", "no"]}])
-
-
-def test_samples_with_the_same_first_answer_keep_their_own_right_texts(sets):
-    rows = [{"prompt": "one", "answer": ["same", "first"]}, {"prompt": "two", "answer": ["same", "second"]}]
-    stream = _rows(sets, "own", rows, evaluate="generate")
-    labels = stream[0].test.targets()
-    assert [[t for _, t in stream._right(row)] for row in labels.tolist()] == [["same", "first"], ["same", "second"]]
-    ids = torch.tensor([stream.tokenizer.encode(["second"])[0]] * 2)
-    assert stream.score(ids, labels).tolist() == [0, 1]
-    assert [[t for _, t in stream._right(row)] for row in stream[0].train.targets().tolist()][1] == ["same", "second"]
-
-
-def test_answers_that_are_too_long_or_alike_are_refused_or_said(sets):
-    long = [{"prompt": f"q{i}", "answer": ("a long answer", "a long anchor")[i % 2]} for i in range(8)]
-    with pytest.raises(
-        UserError, match=r"stream\.max_answer: 9 is below the 14 tokens .* 'a long anchor' .* \(valid: ≥ 14"
-    ):
-        _rows(sets, "long", long, max_answer=9)
-    assert _rows(sets, "long", long, max_answer=14).notes == ()
-    said = _rows(sets, "long", long, max_answer=9, choices=1, evaluate="generate")
-    line = "stream.max_answer: 8 of 8 free answers are learned up to their first 8 tokens (the longest has 13)"
-    assert said.notes == (line, line)
-    signs = [{"prompt": f"q{i}", "answer": "+-"[i % 2]} for i in range(8)]
-    assert _rows(sets, "signs", signs).class_names == ("+", "-")
-    with pytest.raises(UserError, match=r"stream\.evaluate: generate can't tell the answer '\+' from ''"):
-        _rows(sets, "signs", signs, evaluate="generate")
-
-
-def test_csv_and_parquet_are_read_like_jsonl(sets, tmp_path):
-    rows = [{"text": f'a "quoted", text {i}\nof two lines', "label": "xy"[i % 2]} for i in range(10)]
-    lines = [row["text"].replace('"', '""') for row in rows]
-    content = "text,label\r\n" + "".join(f'"{line}",{r["label"]}\r\n' for line, r in zip(lines, rows, strict=True))
-    (tmp_path / "mine.csv").write_text("\ufeff" + content, newline="")
-    of_csv = Text(benchmark="jsonl", path=str(tmp_path / "mine.csv"))
-    assert _read(of_csv, of_csv[0].train, 1)[:2] == (rows[1]["text"], "y")
-    assert (len(of_csv[0].train), len(of_csv[0].test)) == (8, 2)
-    (tmp_path / "mine.csv").write_text("text,label\na,b,c\n")
-    with pytest.raises(MissingError, match=r"mine\.csv can't be read \(row 1 has not the 2 columns"):
-        Text(benchmark="jsonl", path=str(tmp_path / "mine.csv"))
-    parquet = pytest.importorskip("pyarrow.parquet")
-    import pyarrow
-
-    (sets / "table").mkdir()
-    for part in ("train", "test"):
-        parquet.write_table(pyarrow.Table.from_pylist(rows), sets / "table" / f"{part}.parquet")
-    of_parquet = Text(benchmark="jsonl", path=str(sets), tasks=["table"])
-    found = [_read(of_parquet, of_parquet[0].train, i)[:2] for i in range(10)]
-    assert found == [(row["text"], row["label"]) for row in rows]
-    write(sets / "table", "train", [])
-    with pytest.raises(UserError, match=r"table has train\.jsonl and train\.parquet \(valid: one of them\)"):
-        Text(benchmark="jsonl", path=str(sets), tasks=["table"])
-
-
-def test_options_that_would_not_be_read_are_refused(sets):
-    of_sets = {"benchmark": "jsonl", "path": str(sets)}
-    for options, key in (
-        ({**of_sets, "order": 2}, "order"),
-        ({**of_sets, "preamble": False}, "preamble"),
-        ({"order": 2, "tasks": ["cb"]}, "order"),
-        ({"choices": 5}, "choices"),
-        ({**of_sets, "tasks": []}, "tasks"),
-        ({**of_sets, "tasks": ["size", "size"]}, "tasks"),
-        ({**of_sets, "chat": True, "tasks": ["size"]}, "chat"),
-        ({**of_sets, "answer": "class", "chat": True}, "chat"),
-        ({**of_sets, "answer": "class", "candidates": "prompt"}, "candidates"),
-        ({**of_sets, "answer": "class", "max_answer": 9}, "max_answer"),
-        ({**of_sets, "answer": "label"}, "answer"),
-        ({**of_sets, "evaluate": "generate", "tell_task": True}, "tell_task"),
-    ):
-        with pytest.raises(UserError, match=rf"stream\.{key}: "):
-            Text(**options)
 
 
 @needs_data
