@@ -21,6 +21,7 @@ NUMBERS = (
     "adapters",
     "backbones/test_cnn.py",
     "test_ridge.py",
+    "test_ridge_forgetting.py",
     "test_augment.py",
     "test_ema.py",
     "test_heads.py",
