@@ -51,9 +51,11 @@ class SalUn(RandomLabels):
         self.saliency, self.retain_weight = saliency, retain_weight
         self.mask, self.origin = PerParameter(self.model), PerParameter(self.model)  # m and θ_o, zero between requests
         self.share = 0.0  # of the weights, salient in the last request
+        self._requested = False  # follows from the experience under way, which a resume grows again
 
     def grow(self, experience: Experience) -> None:
         super().grow(experience)
+        self._requested = experience.kind is Kind.FORGET
         self.mask.grow(self.model)
         self.origin.grow(self.model)
 
@@ -95,9 +97,9 @@ class SalUn(RandomLabels):
 
     @torch.no_grad()
     def after_step(self) -> None:
+        if not self._requested:
+            return
         named = trainable(self.model)
-        if not any(bool(m.any()) for m in self.mask.values.values()):
-            return  # learning
         for parameter, mask, origin in zip(named.values(), self.mask.of(named), self.origin.of(named), strict=True):
             parameter.copy_(torch.where(mask > 0, parameter, origin))
 
