@@ -72,6 +72,9 @@ def nothing_leaks() -> Iterator[None]:
     before = {t.ident for t in threading.enumerate()}, dict(os.environ), Path.cwd()
     yield
     threads = [t for t in threading.enumerate() if t.ident not in before[0] and not t.daemon]
+    for thread in threads:  # transformers asks the threads that read weights to end, and does not wait for them
+        thread.join(5)
+    threads = [t for t in threads if t.is_alive()]
     assert not threads, f"left running: {threads}"
     changed = {k for k in os.environ.keys() | before[1].keys() if os.environ.get(k) != before[1].get(k)}
     changed -= {"PYTEST_CURRENT_TEST", *SET_BY_LIBRARIES}
