@@ -40,6 +40,12 @@ with them, and of what was learned and kept. Numbers are over the samples scored
 <p><b>Told from unseen data.</b> The chance that an erased sample has a lower loss than one the model never saw: 0.5 is
 guessing, 1 gives every erased sample away. It is the attack of an outsider who knows the model's scores. Attacks made
 for each single sample with models trained for the purpose are stronger, and are not in this report.</p>
+<p><b>By this model alone.</b> Which samples were erased, asked of somebody who has the model after the request and not
+the one before: a rule on its outputs is learned on half of the candidates, whose truth it is told, and tested on the
+other half. Compare with the retrained model, which never had the erased samples and so treats them as unseen. An
+interval above 0.5 shows that the request can be found out; one that holds 0.5 does not show that it can't: the rule
+sees outputs only, and an attacker with weights or gradients may do better. Where a whole class goes, that alone tells.
+</p>
 <p><b>Learned again.</b> Gradient steps, on copies of the weights, until the erased samples are named about as well as
 before. Far fewer steps than the retrained model needs mean that knowledge was left; their ratio is the anamnesis index,
 1 at best. A number after “&gt;” was not reached within the steps allowed.</p>

@@ -24,6 +24,11 @@ _ROWS = (
     ("retained_loss_auc", "Kept samples told from unseen data (AUC)", "a request must not expose what stays"),
     ("probe_accuracy", "Erased held-out samples, by a new classifier on the features", ""),
 )
+# AUCs with intervals; the same.
+_FORENSIC = (
+    ("forensic_unseen", "Erased told from never seen, by this model alone (AUC)"),
+    ("forensic_retained", "Erased told from retained, by this model alone (AUC)"),
+)
 _DISTANCES = (
     ("agreement", "Same prediction (share)"),
     ("js_divergence", "Jensen-Shannon divergence (nats, at most 0.693)"),
@@ -66,6 +71,7 @@ def _sentences(entries: Sequence[Entry], reference: bool) -> list[str]:
                            "samples right (before: {original}{oracle})."),
     ]  # fmt: skip
     said = [text for key, form in lines if (text := _filled(form, entries, key, reference))]
+    said += _forensic_sentence(entries[-1])
     again = [e["relearning"] for e in entries if (e["relearning"] or {}).get("unlearned")]
     if again:
         theirs = f" (retrained: {_steps(again[-1]['oracle'])})" if again[-1]["oracle"] else ""
@@ -87,6 +93,17 @@ def _sentences(entries: Sequence[Entry], reference: bool) -> list[str]:
         said.append("<b>No reference run was given</b>, so what a model without the erased data would do is not known. "
                     "<code>clplat report RUN --oracle REFERENCE_RUN</code> adds it.")  # fmt: skip
     return said
+
+
+def _forensic_sentence(entry: Entry) -> list[str]:
+    """Whether the last request can be found out from the model that it left."""
+    parts, model = [], entry["models"]["unlearned"] or {}
+    for key, others in (("forensic_unseen", "one never seen"), ("forensic_retained", "one retained")):
+        if found := model.get(key):
+            verdict = "better than guessing" if found["low"] > 0.5 else "not shown to be better than guessing"
+            parts.append(f"from {others} with AUC <b>{with_interval(found)}</b> ({verdict})")
+    told = " and ".join(parts)
+    return [f"From the model after the last request alone, an attacker tells an erased sample {told}."] if parts else []
 
 
 def percent(share: float) -> str:
@@ -213,6 +230,7 @@ def _evidence(e: Entry) -> str:
             if any(v is not None for v in values):
                 more = f'<span class="why">{escape(note)}</span>' if note else ""
                 rows.append([escape(label) + more, *map(show, values)])
+        rows += _forensic_rows(models)
         rows += _relearn_rows(e["relearning"])
         sizes = models["unlearned"]
         scored = "; ".join(f"{sizes['scored'][s]} of {sizes['sizes'][s]} {label}" for s, label in _SETS.items()
@@ -233,6 +251,23 @@ def _evidence(e: Entry) -> str:
         rows = [[f"<code>{escape(k)}</code>", escape(v)] for k, v in e["why_null"].items()]
         parts.append(table("Not measured", ["Quantity", "Why"], rows, words=2))
     return "".join(parts)
+
+
+def _forensic_rows(models: Mapping[str, Entry | None]) -> list[list[str]]:
+    """Which samples were erased, from each model alone; audits of earlier versions have no such numbers."""
+    rows = []
+    for key, label in _FORENSIC:
+        found = [(models[m] or {}).get(key) for m in ("original", "unlearned", "oracle")]
+        if known := next((v for v in found if v is not None), None):
+            a, b = known["tested"]
+            note = f'<span class="why">{a} against {b}, {escape(known["of"])}; 95 % interval; 0.5 is guessing</span>'
+            rows.append([escape(label) + note, *(NONE if v is None else with_interval(v) for v in found)])
+    return rows
+
+
+def with_interval(found: Entry) -> str:
+    """An AUC and its interval."""
+    return f"{show(found['auc'])} [{show(found['low'])}, {show(found['high'])}]"
 
 
 def _relearn_rows(found: Entry | None) -> list[list[str]]:

@@ -17,6 +17,7 @@ from clplat import Kind
 from clplat.cli import main
 from clplat.config import discovery
 from clplat.errors import UserError
+from clplat.metrics.forensics import which_were_erased
 from clplat.report.erasure import build_erasure_page, write_erasure
 from clplat.report.erasure_parts import percent
 from clplat.report.evidence import evidence, guarantee
@@ -75,6 +76,10 @@ def test_numbers_are_those_of_the_scores(runs):
         assert found["loss_auc"] == pytest.approx(roc_auc_score(member, -both))
         assert found["model_sha256"] == numbers["model_sha256"]
         assert 0 <= found["forget_efficacy"] <= 1
+        told = which_were_erased({k: v.numpy() for k, v in scores.items()})
+        for key in ("forensic_unseen", "forensic_retained"):
+            assert found[key] == told[key]
+            assert found[key]["low"] <= found[key]["auc"] <= found[key]["high"]
     p, q = (s["retained_test.logits"].double().softmax(1).numpy()
             for s in (audit(runs[0], "unlearned")[0], audit(runs[1], "unlearned")[0]))  # fmt: skip
     apart = entry["against_oracle"]["retained_test"]

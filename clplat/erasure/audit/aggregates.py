@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from clplat.erasure.audit.sets import SETS
 from clplat.files import to_json, write_atomic
-from clplat.metrics import membership
+from clplat.metrics import forensics, membership
 from clplat.metrics.membership import Scores
 
 
@@ -40,7 +40,7 @@ def aggregates(scores: Scores, numbers: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     found: dict[str, Any] = {f"accuracy_{s}": accuracy(scores, s) for s in SETS}
     found |= {k: v if math.isfinite(v) else None for k, v in attacks.items()}
-    return found | {"unseen": note}
+    return found | forensics.which_were_erased(scores) | {"unseen": note}
 
 
 def accuracy(scores: Scores, name: str) -> float | None:
