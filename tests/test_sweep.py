@@ -278,6 +278,16 @@ def test_all_faults_are_told_at_once(tmp_path):
     assert len(caught.value.faults) == 3
 
 
+@pytest.mark.parametrize("rate", [{"low": 1, "high": 0.1}, {"low": -1, "high": 0.1}])
+def test_a_bad_range_hides_no_bad_key_of_the_space_or_beside_it(tmp_path, capsys, rate):
+    """A range that is none, and one that only the strategy refuses."""
+    space = {"strategy.lr": rate, "strategy.nope": {"low": 0.1, "high": 1}, "strategy.mom": {"low": 2, "high": 3}}
+    stream, loop = {"name": "digits", "validation": 0.1}, {"max_epoch": 3} if rate["low"] > 0 else {}
+    assert main(["validate", str(write(tmp_path, {"space": space}, stream=stream, loop=loop))]) == 2
+    said = [line.removeprefix("clplat: ").partition(": ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(said) == sorted(["sweep.space." + key for key in space] + ["loop.max_epoch"] * len(loop))
+
+
 def test_a_file_without_a_sweep_section(tmp_path):
     path = tmp_path / "demo.yaml"
     path.write_text(yaml.safe_dump(BASE))

@@ -10,7 +10,7 @@ from clplat.config.resolve import resolve
 from clplat.errors import MissingError, UserError
 from clplat.run.build import build
 from clplat.sweep.objectives import check_kinds
-from clplat.sweep.plan import Plan
+from clplat.sweep.plan import Plan, named_fault
 from clplat.sweep.protocol import protocol_faults
 
 
@@ -22,7 +22,8 @@ def check(plan: Plan, keys: Sequence[str]) -> None:
         MissingError: data or weights are not there, and nothing else is wrong.
     """
     faults, missing, kinds, lengths = dict[str, None](), dict[str, None](), set[str](), set[int]()
-    for values, stream in itertools.product(_corners(plan), plan.protocol.streams or [None]):
+    queue = list(itertools.product(_corners(plan), plan.protocol.streams or [None]))
+    for values, stream in queue:  # which grows
         try:
             resolved = resolve(argv=list(keys), config=plan.config(values, plan.seeds[0], "trial", stream))
             if resolved.loop.evaluate_on != "valid":
@@ -34,6 +35,10 @@ def check(plan: Plan, keys: Sequence[str]) -> None:
             lengths.add(len(built))
         except UserError as error:
             faults |= dict.fromkeys(_named(plan, fault) for fault in error.faults)
+            told = {fault.partition(":")[0] for fault in error.faults}
+            rest = {key: value for key, value in values.items() if key not in told}  # whose faults it may hide
+            if len(rest) < len(values) and (rest, stream) not in queue:
+                queue.append((rest, stream))
         except MissingError as error:
             missing |= dict.fromkeys(error.faults)
     faults |= dict.fromkeys(check_kinds(plan.metrics, kinds))
@@ -55,7 +60,6 @@ def _corners(plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def _named(plan: Plan, fault: str) -> str:
-    key = fault.partition(":")[0]
-    if key in plan.space:
-        return f"sweep.space.{fault}"
-    return f"sweep: trials are scored on validation data: {fault}" if key == "loop.evaluate_on" else fault
+    if fault.startswith("loop.evaluate_on:"):
+        return f"sweep: trials are scored on validation data: {fault}"
+    return named_fault(plan.space, fault)

@@ -49,6 +49,7 @@ PRUNERS = ("none", "hyperband", "successive_halving", "median")
 GIVE_UP = ("median", "never")
 SAMPLERS = ("auto", "tpe", "gp", "nsgaii", "random", "grid")
 _PARTS = ("strategy", "stream", "backbone", "head")
+_SEARCHED = ("strategy", "backbone", "head", "loop", "fabric", "start")
 
 
 @dataclass
@@ -196,12 +197,36 @@ def make_plan(
         if key in given and not (isinstance(given[key], str) and given[key].strip()):
             faults.append(f"sweep.{key}: {given[key]!r} is not a name (valid: text)")
     if faults:
-        raise UserError(*faults)
+        raise UserError(*faults, *_faults_beside(base, keys, given.get("space"), space))
     base = _overridden(base, flags)
     study = str(given.get("study", name))
     folder = (Path(flags.get("output") or base.get("output") or "runs") / study).absolute()
     storage = str(given.get("storage") or folder / "study.log")
     return Plan(base, study, folder, space, storage, seeds, metrics, directions, keys=list(keys), **values)
+
+
+def _faults_beside(base: Mapping[str, Any], keys: Sequence[str], given: Any, space: Mapping[str, Span]) -> list[str]:
+    """Faults of the configuration beside a section that has some itself, and of the keys that it searches.
+
+    Args:
+        given: the section's `space:`; a key whose range is none is looked for by the end that can be read of it.
+    """
+    from clplat.config.resolve import resolve
+
+    lows = {k: e.get("low") for k, e in given.items() if isinstance(e, dict)} if isinstance(given, dict) else {}
+    values = {key: low for key, low in lows.items() if finite(low) is not None and key.partition(".")[0] in _SEARCHED}
+    values |= {key: span.ends()[0] for key, span in space.items()}
+    config = {key: value for key, value in base.items() if key not in ("seed", "seeds")}
+    try:
+        resolve(argv=list(keys), config=nested(config, values))
+    except UserError as error:
+        return [named_fault(values, fault) for fault in error.faults]
+    return []
+
+
+def named_fault(searched: Mapping[str, Any], fault: str) -> str:
+    """A fault of a searched key under its name in the file."""
+    return f"sweep.space.{fault}" if fault.partition(":")[0] in searched else fault
 
 
 def section_flags(keys: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
