@@ -56,13 +56,13 @@ SWEEP = """
 """
 
 
-@pytest.fixture(params=["journal", "postgresql"])
+@pytest.fixture(params=["journal", "sqlite", "postgresql"])
 def storage(request, tmp_path):
     if request.param == "postgresql":
         with postgresql.server() as server:
             yield server.url()
     else:
-        yield str(tmp_path / "study.log")
+        yield f"sqlite:///{tmp_path}/study.db" if request.param == "sqlite" else str(tmp_path / "study.log")
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ def test_a_front_says_which_of_its_points_are_better_than_the_default_on_held_ou
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pruner", ["median", "successive_halving"])
+@pytest.mark.parametrize("pruner", ["median", "successive_halving", "hyperband"])
 def test_a_pruner_stops_runs_between_experiences_and_what_they_took_counts(tmp_path, pruner):
     """Rates of 1e-9 learn nothing, and come when there is something to fall behind."""
     rates = [0.1, 0.11, 0.12, 0.13, 0.14, 0.15, 1e-9, 2e-9, 3e-9]
