@@ -190,6 +190,7 @@ class Experience:
         severity: how far that is from the source, from 1; 0: unsaid.
         round: how often its domain came before in the stream.
         request: ids that a `forget` request names: class:N, sample:ROW, experience:NAME or user:N (`erasure.ledger`).
+        title: what figures and tables call it, such as the names of its classes; "": its name.
     """
 
     index: int
@@ -209,6 +210,7 @@ class Experience:
     domain: str = ""
     severity: int = 0
     round: int = 0
+    title: str = ""
 
     def __repr__(self) -> str:
         sizes = [f"{len(d)} {k}" for k in ("train", "test", "valid") if (d := getattr(self, k)) is not None]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import clplat
 from clplat.config.settings import TrackingSettings
 from clplat.sweep.study import sweep
 from clplat.tracking import nested
@@ -143,6 +145,13 @@ def test_a_sweep_leaves_its_runs_nested_with_figures_and_a_configuration_that_ru
     best = yaml.safe_load(kept.read_text())
     assert {"strategy.lr": best["strategy"]["lr"]} == result.best_params
     assert json.loads((result.folder / "sweep.json").read_text())["best"]["params"] == result.best_params
+    again = clplat.run(kept, quiet=True)  # as `clplat run` does on the artifact
+    effort = json.loads((result.folder / "sweep.json").read_text())["effort"]
+    summary = json.loads((again.run_dir / "summary.json").read_text())
+    assert summary["tuned"].startswith("study demo: end-of-stream validation (optimistic")
+    assert summary["tuned"].endswith(f"; {effort}")
+    assert f"is tuned: {escape(summary['tuned'])}." in (again.run_dir / "report.html").read_text()
+    assert {run.data.tags.get("tuned") for run in runs(own).values()} == {None, summary["tuned"]}
     page = (result.folder / "study.html").read_text()
     for title in ("Front", "Importances: plasticity", "Slice: stability", "Optimization history: plasticity",
                   "Parallel coordinate: stability", "Timeline"):  # fmt: skip

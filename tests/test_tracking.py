@@ -23,7 +23,7 @@ from clplat.sweep.study import sweep
 from clplat.tracking import charts, store
 from clplat.tracking.client import Tracker, absolute_uri, default_uri, pending, send_pending, store_of
 from clplat.tracking.held import POINTS, held_runs, open_store
-from clplat.tracking.names import group_of, metric_name, shortened
+from clplat.tracking.names import group_of, metric_name, shortened, test_sets_note
 from clplat.tracking.state import read_state
 
 # MLflow and SQLAlchemy warn of their own deprecations at import and leave a database connection to the collector.
@@ -79,6 +79,13 @@ def test_no_two_metrics_share_a_name_in_mlflow(names: list[str]) -> None:
         _validate_metric_name(name)
         assert len(name) <= 250
     assert all(a == b for a, b in zip(names, sent, strict=True) if a in ("情感", "新闻", "C__", "a/b", "_"))
+
+
+def test_what_test_sets_are_of_is_said_as_far_as_a_tag_holds_it() -> None:
+    assert test_sets_note([("a", ""), ("b", "")]) == ""
+    assert test_sets_note([("split_0", "cat, dog"), ("b", "")]).endswith("\n\n- `split_0`: cat, dog\n")
+    assert len(long := test_sets_note([(f"split_{i}", "a class, " * 20) for i in range(40)])) == 5000
+    assert long.endswith("whole in summary.json)")
 
 
 def test_runs_that_differ_in_their_seed_alone_are_of_one_group() -> None:

@@ -176,6 +176,10 @@ class AuditSettings:
         return found
 
 
+TUNED = "tuned"
+"""Tag of a run whose configuration a sweep chose (best.yaml sets it): study, protocol, trials, and what they took."""
+
+
 @dataclass
 class TrackingSettings:
     """MLflow.

@@ -95,6 +95,7 @@ class _Piece:
     train: Rows
     test: Rows
     world: Callable[[Tensor], Tensor] | None = None
+    title: str = ""
 
 
 class ScenarioStream(Stream):
@@ -222,7 +223,8 @@ def _cut(options: _Options, source: Source, ids: _Ids, order: np.ndarray) -> lis
         shares = [np.concatenate([pools[c] for c in group.tolist()]) for group in groups]
         prefix, taught = "split", groups
     tests = [test[np.isin(ids.test[test], classes)] for classes in taught]
-    return [_Piece(f"{prefix}_{i}", np.sort(share), tests[i]) for i, share in enumerate(shares)]
+    titles = [", ".join(_name(source.class_names, c, str(c)) for c in classes.tolist()) for classes in taught]
+    return [_Piece(f"{prefix}_{i}", np.sort(share), tests[i], title=titles[i]) for i, share in enumerate(shares)]
 
 
 def _experiences(
@@ -251,6 +253,7 @@ def _experiences(
                 valid=None if held is None or not len(held) else Data(*train, torch.from_numpy(held), piece.world),
                 classes=tuple(np.unique(numbers[0][piece.train]).tolist()),
                 task=i,
+                title=piece.title,
             )
         )
     return found

@@ -19,7 +19,7 @@ class ExperienceRecord:
         erases: of a forget experience: (index of an earlier learn experience, how many of its test samples are in this
             one's test set) for each that shares any; see `clplat.metrics.erasure`.
         late: a request made after the stream's end.
-        domain, severity, round: as `clplat.stream.Experience` has them.
+        domain, severity, round, title: as `clplat.stream.Experience` has them.
     """
 
     name: str
@@ -34,6 +34,7 @@ class ExperienceRecord:
     severity: int = 0
     round: int = 0
     late: bool = False
+    title: str = ""
 
 
 @dataclass

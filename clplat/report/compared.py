@@ -9,7 +9,15 @@ from typing import Any
 
 from clplat.report.compare import Group
 from clplat.report.numbers import show_estimate, unit_of
-from clplat.report.tables import comparisons_csv, headline_metrics, metrics_csv, plain, rich_comparison, title_of
+from clplat.report.tables import (
+    comparisons_csv,
+    headline_metrics,
+    metrics_csv,
+    plain,
+    rich_comparison,
+    title_of,
+    tuned_texts,
+)
 
 
 class Compared:
@@ -49,4 +57,5 @@ def _table(groups: Sequence[Group]) -> str:
 
     rows = {g.label: {title_of(m): show_estimate(g.estimate(m), unit_of(m)) for m in headline_metrics(groups)}
             for g in groups}  # fmt: skip
-    return f"<p>{escape(groups[0].stream)}</p>{pandas.DataFrame.from_dict(rows, orient='index').to_html()}"
+    notes = "".join(f"<p>{escape(line)}</p>" for line in tuned_texts(groups))
+    return f"<p>{escape(groups[0].stream)}</p>{pandas.DataFrame.from_dict(rows, orient='index').to_html()}{notes}"

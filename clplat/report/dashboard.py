@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from clplat.config.discovery import did_you_mean
+from clplat.config.settings import TUNED
 from clplat.errors import UserError
 from clplat.report.compare import Group, higher_is_better, load_summaries, split_streams
 from clplat.report.dashboard_figures import dashboard_figures
@@ -158,7 +159,7 @@ def facets(run: Run) -> dict[str, list[str]]:
     """What a run can be chosen by."""
     commit = run.get("git_commit")
     known = commit is not None and commit != "unknown"
-    tags = [f"{k}={v}" for k, v in run["tags"].items() if not k.startswith(f"{SWEEP}_")]
+    tags = [f"{k}={v}" for k, v in run["tags"].items() if k != TUNED and not k.startswith(f"{SWEEP}_")]
     return {
         "stream": [short_name(run.get("stream"))], "strategy": [short_name(run.get("strategy"))],
         "commit": [str(commit)[:_HASH]] if known else [], "tag": tags,

@@ -18,7 +18,7 @@ from clplat.report.interaction import dip_table
 from clplat.report.numbers import NONE, show, show_estimate, unit_of
 from clplat.report.page import NOTES, document, figure_card, legend, results_table, swatch
 from clplat.report.parts import all_metrics, chip, missing_table, status_chips, table, tests_table
-from clplat.report.tables import best_of, title_of
+from clplat.report.tables import best_of, title_of, tuned_texts
 
 _OWN_NOTES = """
 <p><b>Leaderboard.</b> Strategies by streams, each stream on its primary metric: mean ± half of the 95 % interval over
@@ -127,8 +127,9 @@ def _cell(stream: int, position: int | None, standing: Standing, best: Group | N
     css = "num best" if group is best else "num"
     counted = len(group.counted)
     seeds = f"{counted}" if counted == len(group.runs) else f"{counted} of {len(group.runs)}"
+    chosen = ", tuned" if tuned_texts([group]) else ""
     return (f'<td class="{css}" data-col="{stream}" data-at="{stream}-{position}">{escape(text)}'
-            f'<span class="why">{place}, {seeds} run{"" if seeds == "1" else "s"}</span></td>')  # fmt: skip
+            f'<span class="why">{place}, {seeds} run{"" if seeds == "1" else "s"}{chosen}</span></td>')  # fmt: skip
 
 
 def _ranking(view: View) -> list[str]:

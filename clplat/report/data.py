@@ -75,6 +75,18 @@ def longest_experiences(groups: list[Group]) -> list[dict[str, Any]]:
     return max((run.get("experiences") or [] for group in groups for run in group.runs), key=len, default=[])
 
 
+def titles(groups: Sequence[Group]) -> list[str]:
+    """What each experience of a stream is called: by its title, where all runs give it that and no other; or its name.
+
+    Runs of several seeds may have drawn the classes of an experience each for itself.
+    """
+    known = [run.get("experiences") or [] for group in groups for run in group.runs]
+    names = [str(e.get("name")) for e in longest_experiences(list(groups))]
+    said = [{str(run[j].get("title") or "") for run in known if j < len(run)} for j in range(len(names))]
+    return [next(iter(own)) if len(own) == 1 and own != {""} and said.count(own) == 1 else name
+            for own, name in zip(said, names, strict=True)]  # fmt: skip
+
+
 def mean_matrix(group: Group) -> list[list[Estimate]]:
     """Accuracy matrix of a group: cell by cell over its seeds; rows of an interrupted run that are missing stay out."""
     matrices = [run.get("accuracy_matrix") or [] for run in group.counted]

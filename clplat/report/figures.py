@@ -7,10 +7,21 @@ from typing import Any
 
 from clplat.report import adaptation, interaction
 from clplat.report.compare import Estimate, Group
-from clplat.report.data import Log, average_curve, list_curve, longest_experiences, mean_matrix, series, step_curve
+from clplat.report.data import (
+    Log,
+    average_curve,
+    list_curve,
+    longest_experiences,
+    mean_matrix,
+    series,
+    step_curve,
+    titles,
+)
+from clplat.report.naming import cut_apart
 from clplat.report.numbers import show, show_estimate, unit_of
 from clplat.report.spec import Bar, Bars, Figure, Heat, Lines, Panel, Point, Scatter, Series
 
+_LONGEST = 40  # characters of a test set's title over a chart; the matrix and the table of experiences have all
 _BANDS = "Bands: 95 % interval over seeds; of two, thin lines, one a seed."
 MOST_PANELS = 12
 _TRADE_OFFS = (
@@ -49,7 +60,7 @@ def build_figures(groups: list[Group], logs: dict[Group, list[Log]], *, brief: b
     """
     experiences = longest_experiences(groups)
     candidates = [
-        _matrices(groups, experiences),
+        _matrices(groups, titles(groups)),
         _averages(groups, logs),
         *(_trade_off(groups, *names) for names in _TRADE_OFFS),
         None if brief else _per_experience(groups, experiences),
@@ -63,8 +74,8 @@ def build_figures(groups: list[Group], logs: dict[Group, list[Log]], *, brief: b
     return [figure for figure in candidates if figure is not None and figure.panels]
 
 
-def _name(experiences: list[dict[str, Any]], j: int) -> str:
-    return str(experiences[j].get("name")) if j < len(experiences) else str(j + 1)
+def _name(names: Sequence[str], j: int) -> str:
+    return names[j] if j < len(names) else str(j + 1)
 
 
 def _scored(matrices: list[list[list[Estimate]]]) -> list[int]:
@@ -72,15 +83,15 @@ def _scored(matrices: list[list[list[Estimate]]]) -> list[int]:
     return sorted({j for m in matrices for row in m for j, cell in enumerate(row) if cell.mean is not None})
 
 
-def _matrices(groups: list[Group], experiences: list[dict[str, Any]]) -> Figure | None:
+def _matrices(groups: list[Group], names: Sequence[str]) -> Figure | None:
     panels: list[Panel] = []
     for index, group in enumerate(groups):
         matrix = mean_matrix(group)
         # One test set among many experiences (adapting: the clean one) is a line, which has a chart of its own.
-        if len(_scored([matrix])) < min(2, len(experiences)):
+        if len(_scored([matrix])) < min(2, len(names)):
             continue
-        columns = [_name(experiences, j) for j in range(len(matrix[0]))]
-        rows = ["before", *(_name(experiences, i) for i in range(len(matrix) - 1))]
+        columns = [_name(names, j) for j in range(len(matrix[0]))]
+        rows = ["before", *(_name(names, i) for i in range(len(matrix) - 1))]
         panels.append(Heat(group.label, index, rows, columns, matrix))
     caption = (
         "Row: after which experience. Column: which test set. Mean over seeds; a blank cell was not measured. "
@@ -116,6 +127,7 @@ def _per_experience(groups: list[Group], experiences: list[dict[str, Any]]) -> F
     if len(scored) > MOST_PANELS:
         shown = [scored[round(k * (len(scored) - 1) / (MOST_PANELS - 1))] for k in range(MOST_PANELS)]
     panels: list[Panel] = []
+    names = cut_apart(titles(groups), _LONGEST)
     for j in shown:
         columns = [[row[j] for row in m] if m and j < len(m[0]) else [] for m in matrices]
         lines = _kept([
@@ -125,7 +137,7 @@ def _per_experience(groups: list[Group], experiences: list[dict[str, Any]]) -> F
         if lines:
             # What is adapted to has no test set: the one that it may carry is of the data of the source.
             adapted = j < len(experiences) and experiences[j].get("kind") == "adapt"
-            name, marks = ("source data", []) if adapted else (_name(experiences, j), [j + 1])
+            name, marks = ("source data", []) if adapted else (_name(names, j), [j + 1])
             panels.append(Lines(name, "experiences finished", "", lines, y_range=(0, 1), marks=marks))
     caption = "Accuracy on each test set as the run goes on. The thin line marks the end of its own experience."
     if len(scored) > MOST_PANELS:
@@ -149,10 +161,10 @@ def _shared_ends(groups: list[Group], logs: dict[Group, list[Log]]) -> Sequence[
 def _anytime_per_experience(groups: list[Group], experiences: list[dict[str, Any]], logs: dict[Group, list[Log]]
                             ) -> Figure | None:  # fmt: skip
     panels: list[Panel] = []
-    for experience in experiences[:MOST_PANELS]:
+    for experience, title in zip(experiences[:MOST_PANELS], cut_apart(titles(groups), _LONGEST), strict=False):
         lines = _step_curves(groups, logs, f"anytime/{experience.get('name')}")
         if lines:
-            panels.append(Lines(str(experience.get("name")), "optimisation steps", "", lines, y_range=(0, 1),
+            panels.append(Lines(title, "optimisation steps", "", lines, y_range=(0, 1),
                                 whole=False, marks=_shared_ends(groups, logs)))  # fmt: skip
     caption = "Accuracy on each test set while training goes on: a dip that comes back is the stability gap."
     if len(experiences) > MOST_PANELS:

@@ -16,7 +16,7 @@ from typing import Any
 
 from clplat.package import __version__
 from clplat.report.compare import Group
-from clplat.report.data import longest_experiences
+from clplat.report.data import longest_experiences, titles
 from clplat.report.interaction import dip_table, frames
 from clplat.report.numbers import show_estimate, unit_of
 from clplat.report.parts import (
@@ -30,7 +30,7 @@ from clplat.report.parts import (
 )
 from clplat.report.spec import Bars, Figure, Heat
 from clplat.report.svg import NARROW, WIDE, group_class, marker, render
-from clplat.report.tables import best_of, headline_metrics, reading, seeds_text, title_of
+from clplat.report.tables import best_of, headline_metrics, reading, seeds_text, title_of, tuned_texts
 
 NOTES = """
 <p><b>Means and intervals.</b> Over seeds: mean ± half of the 95 % interval by Student's t with n − 1 degrees of
@@ -166,7 +166,7 @@ def _section(index: int, groups: Sequence[Group], figures: Sequence[Figure], sev
 {missing_table(groups)}
 <section class="card"><h3>What was run</h3>
 {run_table(groups)}
-{experiences_table(experiences)}
+{experiences_table(experiences, titles(groups))}
 {configuration(groups)}</section>
 </section>"""
 
@@ -183,6 +183,7 @@ def _tiles(group: Group) -> str:
     if not tiles:
         return '<p class="card empty">Nothing was measured before this run ended.</p>'
     note = f'<p class="under">{len(group.counted)} seeds</p>' if len(group.counted) > 1 else ""
+    note += tuned_notes([group])
     return f'<section class="card"><h3>In short</h3><dl class="tiles">{"".join(tiles)}</dl>{note}</section>'
 
 
@@ -204,7 +205,12 @@ def results_table(groups: Sequence[Group], rivals: Sequence[Group] | None = None
 <div class="scroll" tabindex="0" role="region" aria-label="Results"><table>
 <caption><span>{escape(reading(groups))}. Bold: the best mean. Arrows point to better.</span></caption>
 <thead><tr><th scope="col">Strategy</th><th scope="col" class="num">seeds</th>{head}</tr></thead>
-<tbody>{"".join(rows)}</tbody></table></div></section>"""
+<tbody>{"".join(rows)}</tbody></table></div>{tuned_notes(groups)}</section>"""
+
+
+def tuned_notes(groups: Sequence[Group]) -> str:
+    """Protocol, trials and cost of each group whose configuration was chosen by a sweep."""
+    return "".join(f'<p class="under">{escape(line)}</p>' for line in tuned_texts(groups))
 
 
 def _named(group: Group) -> str:

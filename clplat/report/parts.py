@@ -150,17 +150,21 @@ def run_table(groups: Sequence[Group]) -> str:
     return f"<details{is_open}><summary>Runs ({len(rows)})</summary>{body}</details>"
 
 
-def experiences_table(experiences: Sequence[dict[str, Any]]) -> str:
-    """The stream: name, kind and sizes of each experience."""
+def experiences_table(experiences: Sequence[dict[str, Any]], titles: Sequence[str]) -> str:
+    """The stream: name, title (its classes, say), kind and sizes of each experience."""
     if not experiences:
         return ""
 
     def count(value: Any) -> str:
         return f"{value:,}".replace(",", " ") if isinstance(value, int) else NONE
 
-    rows = [[escape(str(e.get("name"))), escape(str(e.get("kind"))), count(e.get("train_samples")),
-             count(e.get("test_samples"))] for e in experiences]  # fmt: skip
-    body = table("Experiences in order", ["Experience", "Kind", "training samples", "test samples"], rows, words=2)
+    rows = [[escape(str(e.get("name"))), escape(title) if title != e.get("name") else NONE, escape(str(e.get("kind"))),
+             count(e.get("train_samples")), count(e.get("test_samples"))]
+            for e, title in zip(experiences, titles, strict=True)]  # fmt: skip
+    head = ["Experience", "Of", "Kind", "training samples", "test samples"]
+    if all(row[1] == NONE for row in rows):
+        head, rows = [h for h in head if h != "Of"], [[row[0], *row[2:]] for row in rows]
+    body = table("Experiences in order", head, rows, words=len(head) - 2)
     return f"<details><summary>Experiences ({len(rows)})</summary>{body}</details>"
 
 

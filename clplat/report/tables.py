@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from clplat.config.settings import TUNED
 from clplat.report.compare import (
     FEWEST,
     HEADLINE,
@@ -95,6 +96,17 @@ def status_text(group: Group) -> str:
     return ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses) if s != "complete")
 
 
+def tuned(run: dict[str, Any]) -> str | None:
+    """By which study, on which data and at what cost the run's configuration was chosen; None where by no sweep."""
+    return run.get(TUNED) or ((run.get("config") or {}).get("tracking") or {}).get("tags", {}).get(TUNED)
+
+
+def tuned_texts(groups: Sequence[Group]) -> list[str]:
+    """A line for each group that a sweep chose the configuration of."""
+    found = {g.label: dict.fromkeys(said for run in g.counted if (said := tuned(run))) for g in groups}
+    return [f"{label} is tuned: {'; and '.join(said)}." for label, said in found.items() if said]
+
+
 def comparison_text(result: Comparison) -> str:
     """One comparison in a line: other group, difference, interval, p-values, n."""
     unit, d = unit_of(result.metric), result.difference
@@ -156,7 +168,7 @@ def rich_comparison(streams: Sequence[Sequence[Group]]) -> Table:
         table.add_section()
         test = tested_text(groups)
         notes += [f"{groups[0].stream}: {test}" if len(streams) > 1 else test] if test else []
-        notes += [f"{g.label}: {status}." for g in groups if (status := status_text(g))]
+        notes += [f"{g.label}: {status}." for g in groups if (status := status_text(g))] + tuned_texts(groups)
     table.caption = Text("\n".join(notes))
     return table
 
@@ -212,15 +224,18 @@ def metrics_csv(streams: Sequence[Sequence[Group]]) -> str:
         "low_95",
         "high_95",
         "mark",
+        "tuned",
     ]
     rows = []
     for groups in streams:
         marked = {name: marks(groups, name) for name in headline_metrics(groups)}
         for group in groups:
+            chosen = " ".join(tuned_texts([group])) or None
             for name in metric_names(group.runs) + metric_names(group.runs, "cost"):
                 e, on = group.estimate(name), evaluated_on(group.runs[0])
+                mark = marked.get(name, {}).get(group.label)
                 rows.append([group.stream, on, group.label, group.strategy, group.backbone, name,
-                             e.n, e.mean, e.sd, e.low, e.high, marked.get(name, {}).get(group.label)])  # fmt: skip
+                             e.n, e.mean, e.sd, e.low, e.high, mark, chosen])  # fmt: skip
     return csv_text(header, rows)
 
 
@@ -228,12 +243,13 @@ def runs_csv(streams: Sequence[Sequence[Group]]) -> str:
     """One line per run, all metrics and costs as columns, unrounded."""
     runs = [(g, run) for groups in streams for g in groups for run in g.runs]
     names = metric_names([r for _, r in runs]) + metric_names([r for _, r in runs], "cost")
-    header = ["stream", "evaluated_on", "group", "strategy", "backbone", "seed", "status", "counted", "run_dir", *names]
+    header = ["stream", "evaluated_on", "group", "strategy", "backbone", "seed", "status", "counted", "run_dir", TUNED,
+              *names]  # fmt: skip
     rows = []
     for g, r in runs:
         counted = any(r is c for c in g.counted)
         facts = [g.stream, evaluated_on(r), g.label, g.strategy, g.backbone, r.get("seed"), r.get("status"), counted]
-        rows.append([*facts, r.get("run_dir"), *(value_of(r, n) for n in names)])
+        rows.append([*facts, r.get("run_dir"), tuned(r), *(value_of(r, n) for n in names)])
     return csv_text(header, rows)
 
 
@@ -267,6 +283,7 @@ def latex(groups: Sequence[Group]) -> str:
         caption += " †: differs from it (paired t-test over shared seeds, Holm-corrected, p < 0.05)."
     elif "untested" in said:
         caption += f" Not tested: {against_best(groups, primary_metric(groups))[0].reason}."
+    caption = " ".join([caption, *tuned_texts(groups)])
     head = ["Strategy", "Seeds", *map(title_of, names)]
     return latex_text(caption, head, [[g.label, seeds_text(g), *(cell(g, n) for n in names)] for g in groups])
 
@@ -307,7 +324,8 @@ def markdown(groups: Sequence[Group]) -> str:
     rows = [["strategy", "seeds", *map(title_of, names)], ["---", *["---:"] * (len(names) + 1)]]
     rows += [[_escaped(g.label), seeds_text(g), *(cell(g, n) for n in names)] for g in groups]
     note = "Figures of validation data.\n\n" if evaluated_on(groups[0].runs[0]) == "valid" else ""
-    return note + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    chosen = "".join(f"\n{_escaped(line)}\n" for line in tuned_texts(groups))
+    return note + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n" + chosen
 
 
 def _escaped(text: str) -> str:

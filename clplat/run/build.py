@@ -325,6 +325,7 @@ def new_record(stream: Stream, reference: dict[str, Any] | None = None, evaluate
             domain=e.domain,
             severity=e.severity,
             round=e.round,
+            title=e.title,
         )
         for e, data in zip(stream, held_out, strict=True)
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clplat.config.given import keys_of
-from clplat.config.settings import Config, flat
+from clplat.config.settings import TUNED, Config, flat
 from clplat.files import to_json
 from clplat.metrics import interaction, online, summarize
 from clplat.metrics.record import RunRecord
@@ -47,11 +47,13 @@ def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
         "name": config.name,
         "seed": config.seed,
         "config_sha256": config_sha256(config),
+        "tuned": config.tracking.tags.get(TUNED),
         "from_python": keys_of(config),
         "git_commit": commit,
         "status": status,
         "experiences": [
             {"name": e.name, "kind": str(e.kind), "train_samples": e.train_samples, "test_samples": e.test_samples}
+            | ({"title": e.title} if e.title else {})
             | ({"late": True} if e.late else {})
             for e in record.experiences
         ],

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from clplat.config.settings import TUNED
 from clplat.errors import UserError
 from clplat.files import to_json, write_atomic
 from clplat.sweep import held_out
@@ -123,10 +124,12 @@ def _effort(known: Sequence[Any]) -> str:
 
 
 def _write_config(plan: Plan, trial: Any, path: Path, what: str, notes: Sequence[str]) -> Path:
-    """A configuration to run, which says where its values are from. One for several streams has a run for each."""
+    """A configuration to run, which says where its values are from, and has each run of it say so; `notes` begin with
+    what tuning took. One for several streams has a run for each."""
     import yaml
 
-    chosen = nested(plan.base, values(trial))
+    tuned = f"study {plan.study}: {plan.protocol}; {notes[0]}"
+    chosen = nested(plan.base, {**values(trial), f"tracking.tags.{TUNED}": tuned})
     if plan.protocol.streams and not plan.protocol.transfers:
         chosen.pop("stream", None)
         streams = zip(plan.protocol.labels(), plan.protocol.streams, strict=True)

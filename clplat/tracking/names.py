@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clplat.files import to_json
 
 GROUP_TAG = "clplat.group"
 CUT = " … (cut; whole in config.yaml)"  # ends a parameter that was too long
+_NOTE = 5000  # characters of a tag
 _LONGEST = 240  # MLflow takes 250 characters; nine are the digest's
 
 
@@ -31,6 +32,18 @@ def metric_name(name: str) -> str:
 def shortened(value: str, most: int) -> str:
     """A parameter's value, which MLflow bounds; one that is cut says so."""
     return value if len(value) <= most else value[: most - len(CUT)] + CUT
+
+
+def test_sets_note(experiences: Sequence[tuple[str, str]]) -> str:
+    """The description of a run, as Markdown: what each test set is of; empty where their names say it.
+
+    Args:
+        experiences: name and title of each; an empty title: its name says it.
+    """
+    lines = [f"- `{name}`: {title}\n" for name, title in experiences if title]
+    whole = "".join(["Test sets (`accuracy/...`, `anytime/...`):\n\n", *lines])
+    end = "\n… (cut; whole in summary.json)"
+    return "" if not lines else whole if len(whole) <= _NOTE else whole[: _NOTE - len(end)] + end
 
 
 def group_of(name: str, params: Mapping[str, Any]) -> str:

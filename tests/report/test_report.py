@@ -9,11 +9,14 @@ from html.parser import HTMLParser
 
 import pytest
 import yaml
+from boards import amend
 
 import clplat
 from clplat.errors import UserError
 from clplat.report import report_command, write_report
 from clplat.report.compare import load_summaries
+from clplat.report.dashboard import Folders, view
+from clplat.report.dashboard_page import build_dashboard
 from clplat.report.naming import cut_apart
 from clplat.report.tables import console_comparison, plain
 
@@ -89,6 +92,25 @@ def test_many_runs_are_compared(fabricate, report):
     assert "±" in page.text
     buttons = [a for tag, a in page.tags if tag == "button"]
     assert [b["aria-pressed"] for b in buttons] == ["true"] * 3
+
+
+def test_what_tuned_a_number_stands_beside_it_wherever_it_is_read(fabricate, report, tmp_path):
+    said = "study er-digits: tuned on the first 2 experiences; 5 trials, 5 runs, 31 s in training and evaluation"
+    tuned, other = (fabricate(strategy=s, stream="a_b") for s in ("er", "naive"))
+    amend(tuned, tags={"tuned": said})
+    line = f"er is tuned: {said}."
+    assert line in report([tuned]).text
+    assert report([tuned, other]).text.count("is tuned") == 1
+    tables = tmp_path / "out" / "tables"
+    assert [r["tuned"] for r in read_csv(tables / "runs.csv")] == [said, ""]
+    assert {r["tuned"] for r in read_csv(tables / "metrics.csv") if r["group"] == "er"} == {line}
+    assert line in (tables / "a-b.md").read_text()
+    assert line in (tables / "a-b.tex").read_text()
+    assert line in " ".join(plain(console_comparison(load_summaries([tuned, other])), width=400).split())
+    assert line in clplat.compare([tuned, other])._repr_html_()
+    board = build_dashboard(view(Folders([tmp_path])), lambda run: None, served=False)
+    assert line in board
+    assert board.count(" run, tuned<") == 1
 
 
 def test_page_is_self_contained_and_accessible(fabricate, report):
@@ -371,3 +393,19 @@ def test_several_streams_are_ranked_and_two_say_that_nothing_can_be_told(fabrica
     assert (out / "figures" / "ranks.svg").is_file()
     assert r"$\chi$$^2$ = 6.00" in (out / "tables" / "stream_ranks.tex").read_text()
     assert "Nothing can be told from 2 streams" in report(runs[:6]).text
+
+
+def test_test_sets_are_named_by_what_they_are_of_where_all_runs_agree(fabricate, report):
+    """One seed drew other classes into its second experience; no title: the name."""
+    titles = [["cat, dog", "bird, owl", "", "elk", "elk"], ["cat, dog", "owl, bird", "", "elk", "elk"]]
+    runs = [fabricate(strategy="er", seed=seed) for seed in range(2)]
+    for run, own in zip(runs, titles, strict=True):
+        known = json.loads((run / "summary.json").read_text())["experiences"]
+        amend(run, experiences=[{**e, "title": t} if t else e for e, t in zip(known, own, strict=True)])
+    assert report(runs[:1]).text.count("digits 2, 3") == 1  # its name, in the table of experiences
+    page = report(runs)
+    (heat,) = (a["aria-label"] for tag, a in page.tags if tag == "svg" and a.get("aria-label", "").startswith("er."))
+    assert heat
+    tips = re.findall(r"test set ([^:]+): 0\.", page.text)
+    assert set(tips) == {"cat, dog", "digits 2, 3", "digits 4, 5", "digits 6, 7", "digits 8, 9"}
+    assert page.text.count("owl") == 0

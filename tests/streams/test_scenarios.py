@@ -142,6 +142,7 @@ def test_labels_keep_their_meaning() -> None:
 def test_class_order_as_a_list_and_first_classes() -> None:
     stream = make(class_order=[5, 3, 1, 0, 2, 4], first_classes=3, experiences=3)
     assert stream.class_names == ("5", "3", "1", "0", "2", "4")
+    assert [e.title for e in stream] == ["5, 3, 1", "0, 2", "4"]
     assert [e.classes for e in stream] == [(0, 1, 2), (3, 4), (5,)]
 
 
