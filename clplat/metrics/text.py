@@ -58,6 +58,21 @@ def rouge_l(answer: str, reference: str) -> float:
     return float(rouge_score(answer, reference, rouge_keys="rougeL")["rougeL_fmeasure"])
 
 
+def rouge_l_recall(answer: str, reference: str) -> float:
+    """Share of the reference's words in the longest common subsequence of words, by torchmetrics, without stemming.
+
+    TOFU's code stems words first (Porter), which counts a few more of them as equal.
+
+    Source: Lin, 2004, section 3; for unlearning: Maini et al., "TOFU", COLM 2024, arXiv:2401.06121.
+
+    >>> rouge_l_recall("it is the big cat that sat", "the cat sat down")
+    0.75
+    """
+    from torchmetrics.functional.text.rouge import rouge_score
+
+    return float(rouge_score(answer, reference, rouge_keys="rougeL")["rougeL_recall"])
+
+
 def similarity(answer: str, reference: str) -> float:
     """2 M / T, M characters in matching blocks of T in both: the ratio of Python's difflib.
 
@@ -75,5 +90,6 @@ TEXT_METRICS: dict[str, Callable[[str, str], float]] = {
     "exact_match": exact_match,
     "choice": choice,
     "rouge_l": rouge_l,
+    "rouge_l_recall": rouge_l_recall,
     "similarity": similarity,
 }

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from clplat.metrics.text import TEXT_METRICS, choice, exact_match, normalized, rouge_l, similarity
+from clplat.metrics.text import TEXT_METRICS, choice, exact_match, normalized, rouge_l, rouge_l_recall, similarity
 
 
 def _common(a, b):
@@ -25,6 +25,7 @@ def test_rouge_l_is_the_f1_of_the_longest_common_subsequence():
         common = _common(a, b)
         expected = 2 * common / (len(a) + len(b))
         assert rouge_l(" ".join(a), " ".join(b)) == pytest.approx(expected, abs=1e-6)
+        assert rouge_l_recall(" ".join(a), " ".join(b)) == pytest.approx(common / len(b), abs=1e-6)
     assert rouge_l("", "a b") == 0
 
 
