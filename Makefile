@@ -5,7 +5,9 @@ RUN = $(UV) run --no-sync
 # Several threads to one operation of a small model cost more than they bring; set it for a large one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow bench lint types docs sync sync-dev
+N ?= 1000
+
+.PHONY: demo test test-slow faults bench lint types docs sync sync-dev
 
 demo: sync
 	$(RUN) clplat run demo/digits
@@ -15,6 +17,12 @@ test: sync-dev
 
 test-slow: sync-dev
 	$(RUN) pytest -q -n auto --dist worksteal -m slow --durations=40
+
+# Kills at N random moments over all strategies, half as many damaged files through every reader, and the fault tests.
+faults: sync-dev
+	$(RUN) python tests/faults/kills.py --cases $(N)
+	$(RUN) python tests/faults/fuzz.py --cases $$(($(N) / 2))
+	$(RUN) pytest -q -n auto --dist worksteal -m "slow or not slow" tests/faults tests/ddp
 
 bench: sync-dev
 	$(RUN) python -m benchmarks

@@ -41,6 +41,10 @@ CASES = {
         HEAD.replace("        return self.mean", "        raise KeyError('gone')\n        return self.mean"),
         r"in Mine\.training_step, mine\.py, line 12: KeyError: 'gone'",
     ),
+    "a constructor without a model": (
+        HEAD + "    def __init__(self, lr: float = 0.1):\n        super().__init__(None)\n",
+        r"strategy: Mine\.__init__\(\) got an unexpected keyword argument 'model'; it is called with `model`.*",
+    ),
     "a loss that is a float": (
         HEAD.replace('reduction="none"))', 'reduction="none")).item()'),
         r"strategy: Mine\.training_step \(mine\.py, line 11\) gives a float \(valid: a tensor of one number.*or None\)",
@@ -84,6 +88,16 @@ def test_numpy_in_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     with pytest.raises(CodeError) as raised:
         run("--strategy", "naive", "--stream", "own.py", "--debug")
     assert isinstance(raised.value.__cause__, TypeError)
+
+
+def test_a_stream_without_a_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(STREAM.replace("seed=None, ", ""))
+    assert run("--strategy", "naive", "--stream", "own.py:Own") == 2
+    line = "stream: Own.__init__() got an unexpected keyword argument 'seed'; it is called with `seed` and `data_root`"
+    assert capsys.readouterr().err.startswith(f"clplat: {line}")
 
 
 def test_predictions_of_a_wrong_type(

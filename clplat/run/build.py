@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import os
 import random
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,20 @@ def _guess(cls: type[Strategy]) -> tuple[tuple[int, ...], int]:
     return ((3,), 0) if cls.kinds == {Kind.INTERACT} else ((1, 28, 28), 10)
 
 
+# What the constructor of a part is called with beside its options.
+_TAKES = {
+    "stream": "`seed` and `data_root` beside its options (docs/streams.md)",
+    "strategy": "`model` beside its options (docs/strategy.md)",
+    "backbone": "the shape of an input, then its options (docs/architecture.md)",
+    "head": "the number of features and that of classes, then its options (docs/architecture.md)",
+}
+
+
+def _last_file(error: Exception) -> str:
+    """The file in which it was raised."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename
+
+
 class _Trial:
     """Builds parts and gathers their faults: an option refused is put back to its default, and the part tried again."""
 
@@ -125,8 +140,10 @@ class _Trial:
             except MissingError as error:
                 self.missing += error.faults if whole else []
                 return None
-            except Exception:
+            except Exception as error:
                 if whole and not self.faults:
+                    if isinstance(error, TypeError) and _last_file(error) == __file__:  # the call, not what it calls
+                        raise UserError(f"{key}: {error}; it is called with {_TAKES[key]}") from None
                     raise
                 return None  # most likely a consequence of the faults found
             else:

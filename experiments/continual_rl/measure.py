@@ -6,6 +6,7 @@ python experiments/continual_rl/measure.py results.json           prints the tab
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -57,7 +58,7 @@ def interval(values: list[float]) -> str:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """Metrics of each arm, and its mean matrix."""
+    """Metrics of each arm with its mean matrix, and what `er` and `ewc` change in each seed against `naive`."""
     lines = [
         "| arm | seeds | final return | forgetting | forward transfer | in each, after g10; g14; g5 |",
         "|---|---|---|---|---|---|",
@@ -68,6 +69,10 @@ def tables(results: dict[str, Any]) -> str:
         mean = np.mean([run["scores"] for run in runs.values()], axis=0)
         matrix = "; ".join(" ".join(f"{v:.2f}" for v in row) for row in mean)
         lines.append(f"| `{arm}` | {len(runs)} | {' | '.join(cells)} | {matrix} |")
+    for arm, metric in itertools.product(("er", "ewc"), METRICS):
+        mine, plain = (results["runs"][name] for name in (arm, "naive"))
+        of = [mine[seed]["metrics"][metric] - plain[seed]["metrics"][metric] for seed in mine if seed in plain]
+        lines.append(f"{arm} less naive, {metric}: {', '.join(f'{d:.2f}' for d in of)} ({interval(of)})")
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
 """SAC here and in stable-baselines3 on one MuJoCo task: the same settings, budget and evaluation episodes.
 
-    python experiments/wsrl/against_sb3.py OUTPUT_DIR SEED...   runs what OUTPUT_DIR/results_sb3.json does not hold
-    python experiments/wsrl/against_sb3.py results_sb3.json     prints the table of README.md from it
+    python experiments/wsrl/against_sb3.py reacher OUTPUT_DIR SEED...    runs what OUTPUT_DIR/results_sac_reacher.json
+                                                                         does not hold; or inverted_pendulum
+    python experiments/wsrl/against_sb3.py results_sac_reacher.json      prints the table of README.md from it
 
 Needs the development group. The networks' first weights are each library's own.
 """
@@ -22,20 +23,20 @@ from scipy import stats
 import clplat
 from clplat.config.resolve import resolve
 
-CONFIG, EPISODES = "wsrl/sac_inverted_pendulum", 10
+EPISODES = 10
 
 
-def here(seed: int, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+def here(name: str, seed: int, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """The policy's mode after the run of the configuration."""
-    run = clplat.run(CONFIG, seed=seed, output=str(folder / "runs"), quiet=True)
+    run = clplat.run(name, seed=seed, output=str(folder / "runs"), quiet=True)
     return clplat.load(run.run_dir)
 
 
-def there(seed: int) -> Callable[[np.ndarray], np.ndarray]:
+def there(name: str, seed: int) -> Callable[[np.ndarray], np.ndarray]:
     """The same of stable-baselines3, whose defaults for the rest are those of our configuration."""
     from stable_baselines3 import SAC
 
-    config = resolve(config=CONFIG)
+    config = resolve(config=name)
     options, nets = config.strategy.options, config.backbone.options
     agent = SAC(
         "MlpPolicy", gymnasium.make(config.stream.options["env"]), seed=seed, device="cpu",
@@ -47,9 +48,9 @@ def there(seed: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda seen: agent.predict(seen, deterministic=True)[0]
 
 
-def evaluated(act: Callable[[np.ndarray], np.ndarray]) -> list[float]:
+def evaluated(name: str, act: Callable[[np.ndarray], np.ndarray]) -> list[float]:
     """Returns of `EPISODES` episodes, the same starts for all."""
-    env, found = gymnasium.make(resolve(config=CONFIG).stream.options["env"]), []
+    env, found = gymnasium.make(resolve(config=name).stream.options["env"]), []
     for episode in range(EPISODES):
         (seen, _), total, over = env.reset(seed=10_000 + episode), 0.0, False
         while not over:
@@ -59,16 +60,20 @@ def evaluated(act: Callable[[np.ndarray], np.ndarray]) -> list[float]:
     return found
 
 
-def main(folder: Path, seeds: list[int]) -> None:
+def main(task: str, folder: Path, seeds: list[int]) -> None:
     """Both of each seed."""
+    config = f"wsrl/sac_{task}"
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "results_sb3.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"experiment": CONFIG, "runs": {}}
+    file = folder / f"results_sac_{task}.json"
+    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"experiment": config, "runs": {}}
     for seed in map(str, seeds):
-        for name, learn in (("clplat", lambda s: here(s, folder)), ("stable-baselines3", there)):
+        for name, learn in (
+            ("clplat", lambda s: here(config, s, folder)),
+            ("stable-baselines3", lambda s: there(config, s)),
+        ):
             found = results["runs"].setdefault(name, {})
             if seed not in found:
-                found[seed] = {"returns": evaluated(learn(int(seed)))}
+                found[seed] = {"returns": evaluated(config, learn(int(seed)))}
                 results["measured"] = f"{datetime.now(UTC):%Y-%m-%d}"
                 file.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -79,10 +84,10 @@ def table(results: dict[str, Any]) -> str:
     for name, runs in results["runs"].items():
         of[name] = means = [float(np.mean(run["returns"])) for run in runs.values()]
         half = stats.t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means))
-        lines.append(f"| {name} | {', '.join(f'{m:.0f}' for m in means)} | {np.mean(means):.0f} ± {half:.0f} |")
+        lines.append(f"| {name} | {', '.join(f'{m:.1f}' for m in means)} | {np.mean(means):.1f} ± {half:.1f} |")
     found = stats.ttest_ind(*of.values(), equal_var=False)
     low, high = found.confidence_interval()
-    lines.append(f"\nclplat less stable-baselines3: {low:.0f} to {high:.0f} (95 %), p = {found.pvalue:.2f}")
+    lines.append(f"\nclplat less stable-baselines3: {low:.1f} to {high:.1f} (95 %), p = {found.pvalue:.2f}")
     return "\n".join(lines)
 
 
@@ -90,4 +95,4 @@ if __name__ == "__main__":
     if sys.argv[1].endswith(".json"):
         print(table(json.loads(Path(sys.argv[1]).read_text())))
     else:
-        main(Path(sys.argv[1]), [int(s) for s in sys.argv[2:]])
+        main(sys.argv[1], Path(sys.argv[2]), [int(s) for s in sys.argv[3:]])
