@@ -1,8 +1,8 @@
 """`python -m benchmarks`: all figures, printed as a table and written to benchmarks/results/.
 
 Options: --quick takes one short round of each and asserts nothing on times; --only NAME... takes some of the parts
-(steps, evaluation, startup, memory, peers, hnet, acu, corruptions, cotta, adapters, agents, dashboard, on_disk);
---table puts the results into README.md, a table for each processor, prints them, and measures nothing.
+(steps, evaluation, startup, memory, peers, hnet, acu, corruptions, cotta, adapters, agents, dashboard, on_disk,
+long_streams); --table puts the results into README.md, a table for each processor, prints them, and measures nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ PARTS = (
     "agents",
     "dashboard",
     "on_disk",
+    "long_streams",
 )
 VERSIONS = ("clplat", "torch", "lightning", "timm", "mlflow", "avalanche-lib", "stable-baselines3")
 
