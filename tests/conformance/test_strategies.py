@@ -27,6 +27,7 @@ SECOND_RING = {
         "gem",
         "grad_diff",
         "icarl",
+        "l2m",
         "l2p",
         "lame",
     ),

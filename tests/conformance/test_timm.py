@@ -14,7 +14,7 @@ BACKBONES = {
 }
 REFUSED = {  # strategies by kind of network, and the cause that they give
     "convolutional": (
-        {"coda_prompt", "dualprompt", "gs_lora", "gs_lora_pp", "ilora", "l2p", "lora", "moram", "olora", "rmu"}
+        {"coda_prompt", "dualprompt", "gs_lora", "gs_lora_pp", "ilora", "l2m", "l2p", "lora", "moram", "olora", "rmu"}
         | {"svd_orthogonal"},
         "its layers are convolutions, and linear ones alone can be adapted",
     ),

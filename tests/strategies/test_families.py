@@ -23,7 +23,12 @@ from clplat.run.launch import make_fabric
 from clplat.stream import Kind
 from clplat.testing.subject import State, Subject
 
-HEADED = {"coda_prompt", "dualprompt", "l2p"}  # they learn beside a head, which of these models the encoder alone has
+HEADED = {
+    "coda_prompt",
+    "dualprompt",
+    "l2m",
+    "l2p",
+}  # they learn beside a head, which of these models the encoder alone has
 KNOWN = 22  # strategies when this was last looked at; there can only be more
 NAMES = sorted(n for n, e in discovery.entries("strategies").items() if set(e.kinds) <= {"learn", "forget"})
 FORGETTING = [n for n in NAMES if "forget" in discovery.entries("strategies")[n].kinds]
