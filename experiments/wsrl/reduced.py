@@ -60,12 +60,15 @@ def data(task: str, folder: Path) -> Path:
     return file
 
 
-def curve(run_dir: Path) -> dict[str, list[float]]:
-    """Columns of a run's evaluations: steps in the environment, return, mean value and TD error on the probe."""
+def curve(run_dir: Path) -> dict[str, Any]:
+    """Columns of a run's evaluations: steps in the environment, return, mean value and TD error on the probe; and the
+    return of the policy that it began with."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     found = [m["metrics"] for m in lines if m["axis"] == "step" and "interact/return" in m["metrics"]]
     names = ("env_step", "return", "probe_q", "probe_td_error")
-    return {name: [round(m[f"interact/{name}"], 4) for m in found if f"interact/{name}" in m] for name in names}
+    columns = {name: [round(m[f"interact/{name}"], 4) for m in found if f"interact/{name}" in m] for name in names}
+    (begun,) = json.loads((run_dir / "summary.json").read_text())["interaction"]
+    return columns | {"start": round(begun["before"], 4)}
 
 
 def main(task: str, folder: Path, seeds: list[int]) -> None:

@@ -20,14 +20,15 @@ from clplat.config.resolve import resolve
 COLUMNS = ("start", "dip", "area", "mean return", "last three", "TD")
 
 
-def measured(curve: dict[str, list[float]], first_update: int) -> dict[str, float]:
+def measured(curve: dict[str, Any], first_update: int) -> dict[str, float]:
     """The columns, of one curve: see README.md."""
     steps, returns = np.array(curve["env_step"]), np.array(curve["return"])
     keep = np.append(np.diff(steps) > 0, True)  # the last evaluation may stand twice
     error, returns = np.array(curve["probe_td_error"])[keep], returns[keep]
-    lost = np.maximum(0, returns[0] - returns)
+    start = curve.get("start", returns[0])  # not noted for Pendulum, whose first evaluation comes before any update
+    lost = np.maximum(0, start - returns)
     largest = error[steps[keep] > first_update].max()
-    values = (returns[0], lost.max(), lost.mean(), returns.mean(), returns[-3:].mean(), largest)
+    values = (start, lost.max(), lost.mean(), returns.mean(), returns[-3:].mean(), largest)
     return dict(zip(COLUMNS, map(float, values), strict=True))
 
 
