@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from texts import write_sets
 
 import clplat
 from clplat.errors import UserError
+from clplat.run import model
 from clplat.streams.digits import Digits
 from clplat.tracking.state import read_state
 
@@ -34,8 +36,8 @@ SMALL = {"train_per_class": 20, "test_per_class": 8}
 MLP = {"name": "mlp", "hidden": [16]}
 
 
-def tracked(folder: Path, **config: Any) -> Any:
-    tracking = {"uri": f"sqlite:///{folder / 'mlflow.db'}", "model": True}
+def tracked(folder: Path, model: bool | None = None, **config: Any) -> Any:
+    tracking = {"uri": f"sqlite:///{folder / 'mlflow.db'}", "model": model}
     loop = {"max_steps": 5, "batch_size": 8, "checkpoint_seconds": None}
     plain = {"seed": 0, "fabric": {"accelerator": "cpu"}, "tracking": tracking, "loop": loop, **config}
     return clplat.run({**plain, "output": str(folder / "runs")}, quiet=True)
@@ -73,12 +75,17 @@ def same(found: list[dict[str, Any]], said: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_learner_after_a_request_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+def test_the_learner_after_a_request_takes_the_place_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import mlflow
+
+    def kept() -> set[str]:
+        return {f.parts[-5] for f in (tmp_path / "mlartifacts").rglob("checkpoints/*/tensors.safetensors")}
 
     stream = {"name": "digits", **SMALL, "experiences": 2}
     result = tracked(tmp_path, strategy="finetune_retained", stream=stream, backbone=MLP)
-    before = read_state(result.run_dir)
+    before, stored = read_state(result.run_dir), kept()
     learner = clplat.forget(result.run_dir, "class:1")
     after = read_state(result.run_dir)
     assert before is not None
@@ -89,13 +96,25 @@ def test_the_learner_after_a_request_takes_the_place_of_the_one_before(tmp_path:
         client.get_logged_model(before["model_id"])
     raw = Digits(seed=0, **SMALL)[0].test.all()[0][:3].numpy()
     same(mlflow.pyfunc.load_model(str(result.run_dir / "model")).predict(raw).to_dict("records"), learner(raw))
+    assert len(stored) == len(kept()) == 1, "the files of the learner before are gone with it"
+    assert stored != kept()
+    monkeypatch.setattr(model, "LOGGED_MIB", 0)  # and one that has grown too large
+    assert "not logged" not in capsys.readouterr().err
+    clplat.forget(result.run_dir, "class:2")
+    line = (
+        r"clplat: the learner is not logged as a model: its checkpoint has \d+ MiB, more than 0 \(tracking.model: true"
+    )
+    assert re.match(line, capsys.readouterr().err)
+    assert kept() == set()
+    assert not (result.run_dir / "model").exists()
+    assert client.search_logged_models([client.get_experiment_by_name("clplat").experiment_id]) == []
 
 
 def test_what_cannot_be_served_is_refused_before_it_runs(tmp_path: Path) -> None:
     given = (np.zeros((8, 4)), np.arange(8) % 2)
     stream = {"name": "arrays", "train": given, "test": given, "experiences": 1}
     with pytest.raises(UserError, match=r"tracking\.model: true, but \S+@python:\w+ was given in Python") as refused:
-        tracked(tmp_path, strategy="naive", stream=stream, backbone=MLP)
+        tracked(tmp_path, True, strategy="naive", stream=stream, backbone=MLP)
     assert len(refused.value.faults) == 1
     assert not (tmp_path / "runs").exists()
 

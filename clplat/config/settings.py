@@ -189,15 +189,16 @@ class TrackingSettings:
         uri: tracking URI; null is $MLFLOW_TRACKING_URI, or else the store `mlflow.db` beside the run's output folder.
         experiment: MLflow experiment; null is $MLFLOW_EXPERIMENT_NAME, or else `clplat`.
         tags: further tags of the run.
-        model: log the learner of the finished run as a model of MLflow's, to be served; costs two more copies of the
-            last checkpoint, with the memory in it, and seconds.
+        model: log the learner of the finished run as a model of MLflow's, to be served: two more copies of the last
+            checkpoint, with the memory in it. null does so in a store on this machine (SQLite) where the checkpoint has
+            at most 64 MiB, unless the run is a sweep's trial.
     """
 
     enabled: bool = True
     uri: str | None = None
     experiment: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
-    model: bool = False
+    model: bool | None = None
 
 
 @dataclass

@@ -280,9 +280,9 @@ def _close(
             for folder in sorted((run_dir / audit.FOLDER).glob("*")):
                 let_go(folder)
         close_seal(run_dir)
-        if status == "complete" and tracker is not None and config.tracking.model:
+        if status == "complete" and tracker is not None:
             tracker.start()  # which sets what MLflow reads
-            artifacts.append(model.write_model(run_dir, config, preprocessing))
+            artifacts += model.logged(run_dir, config, preprocessing)
     except OSError as error:
         if status == "complete":
             raise UserError(f"output: could not write in {run_dir}: {error.strerror}") from error

@@ -12,6 +12,7 @@ The answer is a row for each sample: `id` (-1: none), `name`, and `scores`, null
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 import warnings
 from dataclasses import replace
@@ -27,20 +28,54 @@ from clplat.preprocessing import Preprocessing
 from clplat.run import checkpoint
 from clplat.run.learner import Learner, rebuilt
 from clplat.run.rundir import write_config
+from clplat.tracking.client import one_line, store_of
 
 FOLDER = "model"  # in the run's
+LOGGED_MIB = 64  # of a checkpoint, up to which a learner is logged unless it is said
 
 
 def faults(config: Config, known: Preprocessing) -> list[str]:
     """Why the learner of a run can't be served; empty where it can."""
-    if not (config.tracking.enabled and config.tracking.model):
-        return []
+    why = _unserved(config, known) if config.tracking.enabled and config.tracking.model else None
+    return [] if why is None else [f"tracking.model: true, but {why} (valid: false)"]
+
+
+def _unserved(config: Config, known: Preprocessing) -> str | None:
     given, why = next(iter(keys_of(config).values()), None), known.refused.get("all")
     if given is not None:
         why = f"{given} was given in Python, and can't be made where the learner is served"
     if known.acting is not None:
         why = "a policy of an agent is not logged"
-    return [] if why is None else [f"tracking.model: true, but {why} (valid: false)"]
+    return why
+
+
+def logged(run_dir: Path, config: Config, known: Preprocessing) -> list[Path]:
+    """Write the folder `model` of a run that is complete, where it is asked for, or where nothing speaks against it.
+
+    Returns:
+        The folder; nothing where the learner is not to be logged, and then an earlier one is removed.
+    """
+    asked, why = config.tracking.model, ""
+    if asked is None:
+        asked = _unserved(config, known) is None and store_of(config.tracking, config.output)[0].startswith("sqlite")
+        size = sum(file.stat().st_size for file in _last(run_dir).rglob("*")) / 2**20
+        why = f"its checkpoint has {size:.0f} MiB, more than {LOGGED_MIB}" if asked and size > LOGGED_MIB else ""
+    if asked and not why:
+        try:
+            return [write_model(run_dir, config, known)]
+        except Exception as error:
+            if config.tracking.model:
+                raise
+            why = one_line(error)
+    shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
+    if why:
+        line = f"the learner is not logged as a model: {why} (tracking.model: true wants it, false leaves it)"
+        print(f"clplat: {line}", file=sys.stderr, flush=True)
+    return []
+
+
+def _last(run_dir: Path) -> Path:
+    return sorted(p for p in (run_dir / "checkpoints").glob("[0-9]*") if p.is_dir())[-1]
 
 
 def write_model(run_dir: Path, config: Config, known: Preprocessing) -> Path:
@@ -49,7 +84,7 @@ def write_model(run_dir: Path, config: Config, known: Preprocessing) -> Path:
 
     folder = run_dir / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
-    last = sorted(p for p in (run_dir / "checkpoints").glob("[0-9]*") if p.is_dir())[-1]
+    last = _last(run_dir)
     signature, example = _asked(known)
     with tempfile.TemporaryDirectory(prefix="clplat-model-") as made, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's, of parts that are not used here

@@ -129,6 +129,7 @@ def perform(
     if (run_dir / "config.yaml").is_file():
         return launch(resolve(config=run_dir / "config.yaml"), run_dir, quiet=True, resumed=True, watch=watch).summary
     resolved = resolve(argv=list(keys), config=config)
+    resolved.tracking.model = bool(resolved.tracking.model)  # many, on validation data: unless it is asked for
     if study is not None:
         tracked.begin(study, run_dir, resolved)
     return launch(resolved, run_dir, quiet=True, watch=watch).summary

@@ -7,11 +7,13 @@ import functools
 import gc
 import json
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from clplat.tracking import charts
 from clplat.tracking.names import metric_name, shortened
@@ -68,6 +70,7 @@ class RunSender:
         """Final metrics, artifacts, and the status asked for."""
         finish = self.state["finish"]
         self._send_final(finish["time"])
+        self._drop_model()
         for name in finish["artifacts"]:
             path = self.run_dir / name
             if (path / "MLmodel").is_file():
@@ -81,19 +84,29 @@ class RunSender:
         self._save()
 
     def _log_model(self, folder: Path) -> None:
-        """A folder that MLflow takes for a model, as one of this run's; that of an earlier end is deleted."""
-        from mlflow.exceptions import MlflowException
-
+        """A folder that MLflow takes for a model, as one of this run's."""
         client, run_id = self._client, self.state["run_id"]
-        if (former := self.state.get("model_id")) is not None:
-            with contextlib.suppress(MlflowException):  # deleted by hand
-                client.delete_logged_model(former)
         experiment = client.get_run(run_id).info.experiment_id
         model = client.create_logged_model(experiment, name="learner", source_run_id=run_id, model_type="clplat")
         self.state["model_id"] = model.model_id
         self._save()
         client.log_model_artifacts(model.model_id, str(folder))
         client.finalize_logged_model(model.model_id, "READY")
+
+    def _drop_model(self) -> None:
+        """Delete the model of an earlier end; on this machine its files, too, which MLflow would keep: a request to
+        forget may lie between."""
+        from mlflow.exceptions import MlflowException
+
+        if (former := self.state.get("model_id")) is None:
+            return
+        with contextlib.suppress(MlflowException):  # deleted by hand
+            place = urlsplit(self._client.get_logged_model(former).artifact_location)
+            self._client.delete_logged_model(former)
+            if place.scheme == "file":
+                shutil.rmtree(unquote(place.path), ignore_errors=True)
+        self.state["model_id"] = None
+        self._save()
 
     def next_sample(self) -> float:
         """Seconds until the next sample of the system is due."""
