@@ -81,7 +81,7 @@ def test_the_learner_after_a_request_takes_the_place_of_the_one_before(
     import mlflow
 
     def kept() -> set[str]:
-        return {f.parts[-5] for f in (tmp_path / "mlartifacts").rglob("checkpoints/*/tensors.safetensors")}
+        return {f.parts[-7] for f in (tmp_path / "mlartifacts").rglob("checkpoints/*/tensors.safetensors")}
 
     stream = {"name": "digits", **SMALL, "experiences": 2}
     result = tracked(tmp_path, strategy="finetune_retained", stream=stream, backbone=MLP)

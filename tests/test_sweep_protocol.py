@@ -119,6 +119,7 @@ def test_one_configuration_for_all_streams_is_judged_by_their_mean(tmp_path):
         ({"protocol": {"first": 0}}, [], r"^sweep\.protocol\.first: 0 is out of range"),
         ({"protocol": {"first": 2, "stream": "digits"}}, [], r"^sweep\.protocol: .* is not valid"),
         ({"protocol": {"stream": 3}}, [], r"^sweep\.protocol\.stream: 3 is not a stream"),
+        ({"protocol": {"stream": "digitz"}}, [], r"^sweep\.protocol\.stream: unknown name 'digitz'"),
         ({"protocol": {"streams": []}}, [], r"^sweep\.protocol\.streams: \[\] is not a list of streams"),
         ({"protocol": {"stream": "rotated"}}, ["--stream.seed", "3"], r"flags of the stream have no effect"),
         ({"protocol": {"stream": {"name": "digits", "validation": 0.2}}}, [], r"is the configuration's own stream"),

@@ -98,7 +98,9 @@ def status_text(group: Group) -> str:
 
 def tuned(run: dict[str, Any]) -> str | None:
     """By which study, on which data and at what cost the run's configuration was chosen; None where by no sweep."""
-    return run.get(TUNED) or ((run.get("config") or {}).get("tracking") or {}).get("tags", {}).get(TUNED)
+    tracking = (run.get("config") or {}).get("tracking") or {}
+    said = run.get(TUNED) or (tracking.get("tags") or {}).get(TUNED)
+    return None if said is None else str(said)
 
 
 def tuned_texts(groups: Sequence[Group]) -> list[str]:

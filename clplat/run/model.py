@@ -11,10 +11,13 @@ The answer is a row for each sample: `id` (-1: none), `name`, and `scores`, null
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +61,7 @@ def logged(run_dir: Path, config: Config, known: Preprocessing) -> list[Path]:
     asked, why = config.tracking.model, ""
     if asked is None:
         asked = _unserved(config, known) is None and store_of(config.tracking, config.output)[0].startswith("sqlite")
-        size = sum(file.stat().st_size for file in _last(run_dir).rglob("*")) / 2**20
+        size = sum(file.stat().st_size for last in _kept(run_dir)[-1:] for file in last.rglob("*")) / 2**20
         why = f"its checkpoint has {size:.0f} MiB, more than {LOGGED_MIB}" if asked and size > LOGGED_MIB else ""
     if asked and not why:
         try:
@@ -74,8 +77,9 @@ def logged(run_dir: Path, config: Config, known: Preprocessing) -> list[Path]:
     return []
 
 
-def _last(run_dir: Path) -> Path:
-    return sorted(p for p in (run_dir / "checkpoints").glob("[0-9]*") if p.is_dir())[-1]
+def _kept(run_dir: Path) -> list[Path]:
+    """Its checkpoints, the newest last."""
+    return sorted(p for p in (run_dir / "checkpoints").glob("[0-9]*") if p.is_dir())
 
 
 def write_model(run_dir: Path, config: Config, known: Preprocessing) -> Path:
@@ -84,10 +88,9 @@ def write_model(run_dir: Path, config: Config, known: Preprocessing) -> Path:
 
     folder = run_dir / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
-    last = _last(run_dir)
+    last = _kept(run_dir)[-1]
     signature, example = _asked(known)
-    with tempfile.TemporaryDirectory(prefix="clplat-model-") as made, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's, of parts that are not used here
+    with tempfile.TemporaryDirectory(prefix="clplat-model-") as made, _silent():
         data = Path(made) / "learner"
         shutil.copytree(last, data / "checkpoints" / last.name)
         alone = replace(config, audit=AuditSettings(), tracking=TrackingSettings(enabled=False), start=StartSettings(),
@@ -98,6 +101,20 @@ def write_model(run_dir: Path, config: Config, known: Preprocessing) -> Path:
             pip_requirements=[f"clplat=={__version__}"],
         )  # fmt: skip
     return folder
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep off the screen what MLflow says of parts of it that are not used here."""
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _asked(known: Preprocessing) -> tuple[Any, Any]:

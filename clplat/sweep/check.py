@@ -34,7 +34,7 @@ def check(plan: Plan, keys: Sequence[str]) -> None:
             kinds |= {str(e.kind) for e in built}
             lengths.add(len(built))
         except UserError as error:
-            faults |= dict.fromkeys(_named(plan, fault) for fault in error.faults)
+            faults |= dict.fromkeys(_named(plan, fault, stream) for fault in error.faults)
             told = {fault.partition(":")[0] for fault in error.faults}
             rest = {key: value for key, value in values.items() if key not in told}  # whose faults it may hide
             if len(rest) < len(values) and (rest, stream) not in queue:
@@ -59,7 +59,9 @@ def _corners(plan: Plan) -> Iterator[dict[str, Any]]:
             yield lowest | {key: choice}
 
 
-def _named(plan: Plan, fault: str) -> str:
+def _named(plan: Plan, fault: str, stream: Any) -> str:
+    if stream is not None and fault.startswith(("stream:", "stream.")):
+        return f"sweep.protocol.{fault}"
     if fault.startswith("loop.evaluate_on:"):
         return f"sweep: trials are scored on validation data: {fault}"
     return named_fault(plan.space, fault)
