@@ -170,6 +170,7 @@ def test_missing_data_end_the_search_at_once(tmp_path):
         ({"space": {"seed": {"low": 0, "high": 9}}}, {}, [], "is not searched"),
         ({"space": {"stream.experiences": {"low": 2, "high": 9}}}, {}, [], "is not searched"),
         ({"space": {}}, {}, [], r"sweep\.space: is empty"),
+        ({"space": ["strategy.lr"]}, {}, [], r"sweep\.space: \['strategy\.lr'\] is not a mapping"),
         ({"space": {"strategy.lr": {"low": 1, "high": 0}}}, {}, [], "low 1 is not below high 0"),
         ({"space": {"strategy.lr": {"low": 0, "high": 1, "log": True}}}, {}, [], r"valid with log: > 0"),
         ({"space": {"strategy.lr": {"low": "x", "high": 1}}}, {}, [], r"lr\.low: 'x' is not a number"),

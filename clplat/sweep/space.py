@@ -71,7 +71,8 @@ class Span:
 def read_space(given: Any, flags: Mapping[str, str], faults: list[str]) -> dict[str, Span]:
     """The spans of a `space:`; adds a line to `faults` for each that is none."""
     if not isinstance(given, dict) or not given:
-        faults.append("sweep.space: is empty (give keys with {low, high} or {choices})")
+        what = f"{given!r} is not a mapping" if given else "is empty"
+        faults.append(f"sweep.space: {what} (give keys with {{low, high}} or {{choices}})")
         return {}
     space = {}
     for key, entry in given.items():
