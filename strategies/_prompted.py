@@ -15,9 +15,9 @@ from torch import Tensor
 from clplat import Experience, Kind, Strategy
 from clplat.adapters.prefixes import Prefix, Prefixes
 from clplat.backbones.base import Classifier
-from clplat.components.losses import within
+from clplat.components.losses import own_losses
 from clplat.errors import UserError
-from clplat.strategy import evaluating, tasks_of
+from clplat.strategy import evaluating
 
 
 class Prompted(Strategy):
@@ -66,9 +66,7 @@ class Prompted(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        task = tasks_of(self.model, y)
-        logits = self.model(x) if task is None else self.model(x, task)  # (B, C)
-        losses = within(logits, self.present[: logits.shape[1]], y)
+        losses = own_losses(self.model, x, y, self.present)
         if self._away is not None:
             losses, self._away = losses + self._away, None
         return self.mean(losses)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clplat.components.precision import wide
-from clplat.strategy import losses
+from clplat.strategy import losses, tasks_of
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -44,6 +44,18 @@ def divergence(logits: Tensor, target: Tensor) -> Tensor:
 def within(logits: Tensor, present: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy (B,) of logits (B, C) with labels (B,), over the classes where `present` (C,) bool is True."""
     return F.cross_entropy(torch.where(present, logits, -torch.inf), labels, reduction="none")
+
+
+def own_losses(model: Any, inputs: Tensor, labels: Tensor, present: Tensor) -> Tensor:
+    """Loss (B,) of each sample over the classes where `present` (C,) bool is True: those of one experience, say.
+
+    A model whose answers are words decides by itself which of them compete.
+    """
+    if hasattr(model, "losses"):
+        return losses(model, inputs, labels)
+    task = tasks_of(model, labels)
+    logits = model(inputs) if task is None else model(inputs, task)  # (B, C)
+    return within(logits, present[: logits.shape[1]], labels)
 
 
 class Losses(nn.Module):

@@ -18,6 +18,7 @@ QUICK = {"hooks", "arguments", "growth", "mechanism", "erasure"}
 SECOND_RING = {
     *(
         "agem",
+        "aper",
         "bic",
         "coda_prompt",
         "deyo",
