@@ -75,7 +75,7 @@ def backbones_of(entry: discovery.Entry) -> str:
     attributes = {n.attr for n in nodes if isinstance(n, ast.Attribute)}
     froms = [n for n in nodes if isinstance(n, ast.ImportFrom)]
     modules, names = {n.module or "" for n in froms}, {a.name for n in froms for a in n.names}
-    through = any("adapters" in module or module.endswith("lora") for module in modules)
+    through = any("adapters" in module or module.endswith(("lora", "_calibrated")) for module in modules)
     asked = {
         "attention or FFN layers": "layers" in attributes or through,
         "blocks": "blocks" in attributes,

@@ -101,10 +101,11 @@ class LoRA(nn.Module):
 
     # --- structure ----------------------------------------------------------------------------------------------------
 
-    def add(self, adapter: str, rank: int | None = None) -> None:
+    def add(self, adapter: str, rank: int | None = None, dropout: float | None = None) -> None:
         """Add an adapter to every layer: A random, B zero, frozen and not in use; does nothing where it exists.
 
-        Uses no data, so it may be replayed. Its first call takes seconds: `peft` imports transformers.
+        Its rank and dropout are those of this object, unless told. Uses no data, so it may be replayed. Its first call
+        takes seconds: `peft` imports transformers.
         """
         require("adapter", adapter, bool(re.fullmatch(r"\w+", adapter)), "letters, digits and _")
         if adapter in self.adapters:
@@ -116,7 +117,7 @@ class LoRA(nn.Module):
         config = LoraConfig(
             r=size,
             lora_alpha=size if self.alpha is None else self.alpha,  # type: ignore[arg-type]  # any number will do
-            lora_dropout=self.dropout,
+            lora_dropout=self.dropout if dropout is None else dropout,
             target_modules="|".join(re.escape(name) for name in self.layers),
         )
         flags = [(p, p.requires_grad) for p in self.backbone.parameters()]
