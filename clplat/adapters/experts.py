@@ -1,0 +1,73 @@
+"""Linear layers with experts of low rank beside them, all of which answer, each as much as a router says.
+
+g(x) = softmax(W_g x),   y = W x + s Σ_n g_n(x) B_n A_n dropout_n(x),   s = alpha / r
+
+Shapes: M rows of a batch, d inputs, o outputs, N experts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clplat.components.precision import wide
+from clplat.components.sums import world_size
+
+
+class ExpertLinear(nn.Linear):
+    """A frozen linear layer with experts: A (N r, d) random and B (o, N r) zero, so that it is the layer at first.
+
+    Args:
+        base: the layer whose parameters it takes.
+        experts: N ≥ 1.
+        rank: r ≥ 1, of each.
+        alpha: s = alpha / r.
+        dropout: share of the inputs that is dropped on the way to each expert in training, in [0, 1).
+    """
+
+    def __init__(self, base: nn.Linear, experts: int, rank: int, alpha: float, dropout: float) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.experts, self.scale, self.dropout = experts, alpha / rank, dropout
+        like = wide(base.weight.new_zeros(0))
+        self.router = nn.Parameter(like.new_empty(experts, self.in_features))
+        self.down = nn.Parameter(like.new_empty(experts * rank, self.in_features))
+        self.up = nn.Parameter(like.new_zeros(self.out_features, experts * rank))
+        for weight in (self.router, self.down):
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        self._load: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        out = F.linear(input, self.weight, self.bias)  # (M, ..., o)
+        with torch.autocast(input.device.type, enabled=False):
+            x = input.to(self.down.dtype)
+            gates = F.linear(x, self.router).softmax(-1)  # (M, ..., N)
+            if self.training and self.dropout:  # of each expert by itself
+                parts = [F.linear(F.dropout(x, self.dropout), a) for a in self.down.chunk(self.experts)]
+                inner = torch.stack(parts, -2)
+            else:
+                inner = F.linear(x, self.down).unflatten(-1, (self.experts, -1))  # (M, ..., N, r)
+            change = self.scale * F.linear((gates.unsqueeze(-1) * inner).flatten(-2), self.up)
+        if self.training:
+            self._load = gates.flatten(1, -2).sum(1).T if gates.ndim > 2 else gates.T
+        return out + change.to(out.dtype)
+
+    def take_load(self) -> Tensor | None:
+        """Q (N, M) = Σ over a row's positions of g_n, of the last pass in training, once; None where there was none."""
+        load, self._load = self._load, None
+        return load
+
+
+def imbalance(z: Tensor) -> Tensor:
+    """Unbiased variance of all entries of Z (N, M) over their squared mean: over the batch of all processes."""
+    z = z.double()
+    sums = torch.stack([z.sum(), z.square().sum(), z.new_tensor(float(z.numel()))])
+    if world_size() > 1:  # its gradient adds up over processes, and DDP takes the mean
+        sums = torch.distributed.nn.functional.all_reduce(sums)
+    total, squares, count = sums
+    mean = total / count
+    return (squares - total * mean) / (count - 1) / (mean.square() + 1e-10)
