@@ -21,9 +21,11 @@ SECOND_RING = {
         "aper",
         "bic",
         "coda_prompt",
+        "corda",
         "deyo",
         "dualprompt",
         "er_ace",
+        "eva",
         "gdumb",
         "gem",
         "grad_diff",
@@ -32,6 +34,7 @@ SECOND_RING = {
         "l2p",
         "lame",
     ),
+    *("lift", "locft_bf", "loramoe"),
     *("mas", "mir", "npo", "ranpac", "rmu", "roid", "salun", "scrub", "simplecil", "ssd"),
 }
 NAMES = sorted(name for name, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat."))
