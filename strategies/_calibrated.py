@@ -42,8 +42,10 @@ class Calibrated(Adapted):
         """
         assert experience.train is not None
         size = len(experience.train)
-        rows = torch.arange(min(size, self.samples), device=experience.train.inputs.device) * size
-        positions = rows // max(len(rows), 1)
+        if not size:
+            return
+        rows = torch.arange(min(size, self.samples), device=experience.train.inputs.device)
+        positions = rows * size // len(rows)
         raw, _ = experience.train.batch(positions)
         labels = experience.train.targets()[positions]
 

@@ -51,6 +51,8 @@ class LIFT(Strategy):
     paper = "arXiv:2506.00772"
     searched = {"lr": (1e-5, 1e-2, "log"), "approximation": [8, 16, 32]}
     model: Classifier
+    steps: Tensor
+    overlap: Tensor
 
     def __init__(
         self,

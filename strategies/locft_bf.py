@@ -38,6 +38,9 @@ class LocFTBF(Strategy):
     paper = "arXiv:2509.22072"
     searched = {"lr": (1e-5, 1e-2, "log"), "tuned": ["layer", "block"]}
     model: Classifier
+    sums: Tensor
+    done: Tensor
+    skipped: Tensor
 
     def __init__(
         self,

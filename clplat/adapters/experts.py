@@ -66,8 +66,10 @@ def imbalance(z: Tensor) -> Tensor:
     """Unbiased variance of all entries of Z (N, M) over their squared mean: over the batch of all processes."""
     z = z.double()
     sums = torch.stack([z.sum(), z.square().sum(), z.new_tensor(float(z.numel()))])
-    if world_size() > 1:  # its gradient adds up over processes, and DDP takes the mean
-        sums = torch.distributed.nn.functional.all_reduce(sums)
+    if world_size() > 1:
+        whole = sums.detach().clone()
+        torch.distributed.all_reduce(whole)
+        sums = whole + world_size() * (sums - sums.detach())  # of the gradients of all processes DDP takes the mean
     total, squares, count = sums
     mean = total / count
     return (squares - total * mean) / (count - 1) / (mean.square() + 1e-10)

@@ -5,6 +5,7 @@ import torch
 from clplat import Data, Experience, Kind
 from clplat.backbones.base import Classifier
 from clplat.backbones.heads import Growing
+from clplat.backbones.mlp import mlp
 from clplat.backbones.vit import vit_micro
 from clplat.errors import UserError
 from clplat.strategies.locft_bf import LocFTBF
@@ -96,15 +97,13 @@ def test_breadth_first_keeps_both_of_two_edits_where_depth_first_forgets_one(dri
 
     def learned(groups):
         torch.manual_seed(0)
-        from clplat.backbones.mlp import mlp
-
         net = Classifier(mlp((2,), [16]), Growing(16, 2))
         net.grow(Experience(0, "all", Kind.LEARN, None, classes=(0, 1)))
         stream = [
             Experience(k, f"e{k}", Kind.LEARN, Data(x, y, torch.tensor(rows)), classes=(0, 1))
             for k, rows in enumerate(groups)
         ]
-        strategy = drive(make(net, optimizer="adam", lr=0.05), stream, epochs=150)
+        strategy = drive(make(net, optimizer="adam", lr=0.05, known=0.0), stream, epochs=150)
         return (strategy.eval().predict(x).argmax(1) == y).tolist()
 
     assert learned([[0, 1]]) == [True, True]
