@@ -138,6 +138,9 @@ class StartSettings:
         return [] if self.run or not self.head else ["start.head: true, but start.run names no run"]
 
 
+LEAST_SHADOWS = 4  # two models for each of both distributions of a sample, which come in pairs
+
+
 @dataclass
 class AuditSettings:
     """What is measured about each request to forget, beside the run: it ends in the same learner with or without.
@@ -152,6 +155,8 @@ class AuditSettings:
         keep_scores: keep the outputs on single samples, with labels and row numbers, when the run is complete; else
             figures over them are kept, once its reports are written. An oracle's run, and one to be compared with an
             oracle's later, needs them.
+        shadows: models trained and unlearned for U-LiRA's attack on the last request, when the run is complete; each
+            takes as long as the run, 0 or an even number ≥ 4. 16 for a first look, 128 or more for a figure to publish.
         oracle: folder of a finished run on the same stream to compare with, one of `retrain`, say; null has no
             reference (`clplat report RUN_DIR --oracle RUN_DIR` compares later).
     """
@@ -163,12 +168,17 @@ class AuditSettings:
     relearn_lr: float | None = None
     tolerance: float = 0.05
     keep_scores: bool = False
+    shadows: int = 0
     oracle: str | None = None
 
     def faults(self) -> list[str]:
         """One line for each value out of range."""
         found = _below(self, "audit", ("samples", "relearn_samples"), 1) + _below(self, "audit", ("relearn_steps",), 0)
         found += _below(self, "audit", ("relearn_lr",), 0, strict=True)
+        if self.shadows and (self.shadows < LEAST_SHADOWS or self.shadows % 2):
+            found.append(
+                f"audit.shadows: {self.shadows} is out of range (valid: 0, or an even number ≥ {LEAST_SHADOWS})"
+            )
         if not 0 <= self.tolerance < 1:
             found.append(f"audit.tolerance: {self.tolerance} is out of range (valid: in [0, 1))")
         if self.oracle is not None and not (Path(self.oracle) / "summary.json").is_file():

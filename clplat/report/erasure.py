@@ -38,8 +38,9 @@ between probabilities mean little where it was trained by another recipe; compar
 <p><b>Accuracy</b> is the share of samples named right: of the erased training samples, of the held-out samples that go
 with them, and of what was learned and kept. Numbers are over the samples scored, drawn at random.</p>
 <p><b>Told from unseen data.</b> The chance that an erased sample has a lower loss than one the model never saw: 0.5 is
-guessing, 1 gives every erased sample away. It is the attack of an outsider who knows the model's scores. Attacks made
-for each single sample with models trained for the purpose are stronger, and are not in this report.</p>
+guessing, 1 gives every erased sample away. It is the attack of an outsider who knows the model's scores. An attack made
+for each single sample with models trained for the purpose (U-LiRA) is stronger; it is here where the run was asked for
+it (<code>audit.shadows</code>), with the number of these models: few of them make it weaker than it can be.</p>
 <p><b>By this model alone.</b> Which samples were erased, asked of somebody who has the model after the request and not
 the one before: a rule on its outputs is learned on half of the candidates, whose truth it is told, and tested on the
 other half. Compare with the retrained model, which never had the erased samples and so treats them as unseen. An

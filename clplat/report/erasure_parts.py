@@ -71,7 +71,7 @@ def _sentences(entries: Sequence[Entry], reference: bool) -> list[str]:
                            "samples right (before: {original}{oracle})."),
     ]  # fmt: skip
     said = [text for key, form in lines if (text := _filled(form, entries, key, reference))]
-    said += _forensic_sentence(entries[-1])
+    said += _forensic_sentence(entries[-1]) + _lira_sentence(entries[-1].get("lira"))
     again = [e["relearning"] for e in entries if (e["relearning"] or {}).get("unlearned")]
     if again:
         theirs = f" (retrained: {_steps(again[-1]['oracle'])})" if again[-1]["oracle"] else ""
@@ -104,6 +104,14 @@ def _forensic_sentence(entry: Entry) -> list[str]:
             parts.append(f"from {others} with AUC <b>{with_interval(found)}</b> ({verdict})")
     told = " and ".join(parts)
     return [f"From the model after the last request alone, an attacker tells an erased sample {told}."] if parts else []
+
+
+def _lira_sentence(found: Entry | None) -> list[str]:
+    if found is None:
+        return []
+    return [f"An attacker with {found['shadows']} shadow models tells an erased sample from one never seen with AUC "
+            f"<b>{with_interval(found['unlearned'])}</b> (before: {with_interval(found['original'])}); their training "
+            f"took {show(found['seconds'], 'seconds')}."]  # fmt: skip
 
 
 def percent(share: float) -> str:
@@ -231,6 +239,7 @@ def _evidence(e: Entry) -> str:
                 more = f'<span class="why">{escape(note)}</span>' if note else ""
                 rows.append([escape(label) + more, *map(show, values)])
         rows += _forensic_rows(models)
+        rows += _lira_rows(e.get("lira"))
         rows += _relearn_rows(e["relearning"])
         sizes = models["unlearned"]
         scored = "; ".join(f"{sizes['scored'][s]} of {sizes['sizes'][s]} {label}" for s, label in _SETS.items()
@@ -263,6 +272,16 @@ def _forensic_rows(models: Mapping[str, Entry | None]) -> list[list[str]]:
             note = f'<span class="why">{a} against {b}, {escape(known["of"])}; 95 % interval; 0.5 is guessing</span>'
             rows.append([escape(label) + note, *(NONE if v is None else with_interval(v) for v in found)])
     return rows
+
+
+def _lira_rows(found: Entry | None) -> list[list[str]]:
+    """U-LiRA: how many shadow models, on what, at what cost."""
+    if found is None:
+        return []
+    how = (f"{found['shadows']} shadow models in {show(found['seconds'], 'seconds')}; {found['erased']} against "
+           f"{found['unseen']}, {found['of']}; 95 % interval over samples, of one model")  # fmt: skip
+    label = f'Erased told from never seen, sample by sample (U-LiRA, AUC)<span class="why">{escape(how)}</span>'
+    return [[label, with_interval(found["original"]), with_interval(found["unlearned"]), NONE]]
 
 
 def with_interval(found: Entry) -> str:

@@ -222,9 +222,20 @@ def _entry(run: _Run, oracle: _Run | None, index: int) -> dict[str, Any]:
         "models": measured,
         "relearning": _relearning(original, unlearned, known, why),
         "against_oracle": None if known is None or unlearned is None else _distances(unlearned, known, measured, why),
+        "lira": _lira(run.folder, index, why),
         "strategy": run.own(index),
         "why_null": why,
     }  # fmt: skip
+
+
+def _lira(folder: Path, index: int, why: dict[str, str]) -> dict[str, Any] | None:
+    """What U-LiRA's shadow models found of a request."""
+    file = audit_dir(folder, index) / "lira.json"
+    found = _read_json(file) if file.is_file() else {"why": "no shadow models were made (audit.shadows; last request)"}
+    if "why" in found:
+        why["lira"] = found["why"]
+        return None
+    return dict(found)
 
 
 def _oracle_audit(

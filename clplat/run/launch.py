@@ -31,7 +31,7 @@ from clplat.files import to_json, write_atomic
 from clplat.lightning import Fabric
 from clplat.metrics.record import RunRecord
 from clplat.preprocessing import Preprocessing
-from clplat.run import checkpoint, model
+from clplat.run import checkpoint, model, shadows
 from clplat.run.build import build, new_record, read_reference
 from clplat.run.given import check_travels
 from clplat.run.loop import Runner
@@ -152,8 +152,8 @@ def _work(
     if config.fabric.threads is not None:
         torch.set_num_threads(config.fabric.threads)
     stream, strategy = build(config, start)
-    if unserved := model.faults(config, stream.preprocessing()):
-        raise UserError(*unserved)
+    if refused := model.faults(config, stream.preprocessing()) + shadows.faults(config, stream):
+        raise UserError(*refused)
     if first:
         for line in stream.notes:
             print(f"clplat: {line}", file=sys.stderr, flush=True)
@@ -211,7 +211,11 @@ def _go(
     try:
         with _stop_on_signal(runner):
             runner.run()
-        status = "complete" if runner.progress.experience == len(stream) or config.loop.stop_after else "interrupted"
+        status = "interrupted"  # until the shadow models are done, too
+        whole = runner.progress.experience == len(stream)
+        if whole and config.audit.shadows:
+            shadows.attack(config, run_dir, fabric)
+        status = "complete" if whole or config.loop.stop_after else "interrupted"
     except Interrupted as error:
         status = "interrupted"
         raise Interrupted(f"{error}; go on: clplat run --resume {run_dir}") from None

@@ -88,7 +88,8 @@ def changes(before: Any, config: Config) -> str:
     if not isinstance(before, dict):
         return ""
     old, new = flat(before), flat(json.loads(to_json(config.to_dict())))
-    old.setdefault("loop.checkpoint_whole", False)  # of a run begun before there was this key
+    for key, value in {"loop.checkpoint_whole": False, "audit.shadows": 0}.items():
+        old.setdefault(key, value)  # of a run begun before there was this key
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     shown = ", ".join(f"{k}: {old.get(k)!r} → {new.get(k)!r}" for k in keys[:3])
     return shown + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -92,6 +92,12 @@ def after(subject: Subject, experience: Experience) -> dict[str, float]:
     return _logged(scores, numbers)
 
 
+def logits_of(subject: Subject, data: Data, task: int) -> Tensor:
+    """Logits (n, C) of the model as it is now, on the CPU; −inf for classes without a row. Collective under DDP."""
+    with _apart(subject):
+        return _score(subject, data, task)["logits"]
+
+
 @contextmanager
 def _apart(subject: Subject) -> Iterator[None]:
     """Evaluation mode and precision; afterwards all random states are what they were."""
