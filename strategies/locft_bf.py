@@ -64,7 +64,7 @@ class LocFTBF(Strategy):
         position = int(0.7 * len(blocks)) if block is None else block
         require("block", block, -len(blocks) <= position < len(blocks), f"{-len(blocks)} to {len(blocks) - 1}")
         position %= len(blocks)
-        chosen = list(blocks[position].parameters())
+        chosen: list[Tensor] = list(blocks[position].parameters())
         if tuned == "layer":
             own = [m for m in backbone.layers("ffn").values() if block_of(backbone, m) == position]
             valid = "a block with linear FFN layers"
