@@ -99,6 +99,10 @@ class Strategy(LightningModule):
     # What a sweep searches unless it is told: option → (low, high), (low, high, "log") or a list of choices, the
     # default among them, in literals; None takes a base's away. What trades space or time for accuracy is left out.
     searched: ClassVar[dict[str, Any]] = {"lr": (1e-3, 1.0, "log")}
+    # For what `merge:` names, which changes trained weights when an experience ends: why that has no meaning for it
+    # (empty: it has one); and whether what it trains are factors of a change, which a scaled change has not.
+    unmergeable: ClassVar[str] = ""
+    factored: ClassVar[bool] = False
     # The optimizer's state goes on from one interact experience to the next, and comes along from a start run.
     carries_optimizer: ClassVar[bool] = False
 

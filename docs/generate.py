@@ -217,6 +217,20 @@ def backbones_part() -> str:
     return "\n".join(sections)
 
 
+def merges_part() -> str:
+    """One section for each merge with its equation and options."""
+    sections = []
+    for name, entry in discovery.entries("merges").items():
+        title, blocks = module_parts(ast.get_docstring(syntax.read(entry.file).tree) or "")
+        lines = [f"#### `{name}`\n", f"{title}\n"]
+        if equations := blocks.pop("", []):
+            lines += ["```text", *equations, "```\n"]
+        lines += [f"- **{head}**: {' '.join(text)}" for head, text in blocks.items()]
+        lines += ["", option_table(discovery.options(entry), "merge.")] if blocks else []
+        sections.append("\n".join(lines))
+    return "\n".join(sections)
+
+
 def scenario_part() -> str:
     """Options of every stream that is cut from one data set."""
     return option_table(discovery.options(discovery.find("streams", "digits")), "stream.")
@@ -248,6 +262,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "streams": streams_part,
     "backbones": backbones_part,
+    "merges": merges_part,
     "scenarios": scenario_part,
     "run": section_part(None),
     "loop": section_part("loop"),

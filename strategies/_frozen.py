@@ -24,6 +24,7 @@ class Summing(Strategy):
     searched = {"lr": None}
     needs_classes = True
     frozen_features = True
+    unmergeable = "its classifier is solved from sums of features"
     left: Tensor
     whole: Tensor
 

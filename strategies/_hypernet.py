@@ -49,6 +49,7 @@ class Hypernet(Strategy):
     """
 
     kinds = frozenset({Kind.LEARN})
+    unmergeable = "its weights are generated for each task"
     searched = {"lr": (1e-4, 1e-2, "log"), "beta": (1e-4, 1.0, "log")}
     model: GeneratedClassifier
 

@@ -32,6 +32,7 @@ class Adapted(Strategy):
     """
 
     kinds = frozenset({Kind.LEARN})
+    factored = True
     searched = {"lr": (1e-5, 1e-2, "log"), "dropout": (0.0, 0.3)}
     model: Classifier
 

@@ -32,6 +32,7 @@ class Prompted(Strategy):
     searched = {"lr": (1e-4, 1e-1, "log")}
     needs_classes = True
     model: Classifier
+    unmergeable = "it learns prompts, which are no weights of the model"
     present: Tensor
 
     def __init__(

@@ -39,6 +39,7 @@ class Avalanche(Strategy):
     needs_classes = True
     replays = True
     reads_whole = True
+    unmergeable = "Avalanche's plugins keep weights of their own"
 
     def __init__(
         self,

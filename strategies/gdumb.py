@@ -35,6 +35,7 @@ class GDumb(Strategy):
     paper = "doi:10.1007/978-3-030-58536-5_31"
     needs_classes = True
     replays = True
+    unmergeable = "it begins anew at each experience"
 
     def __init__(self, *, memory: int = 500, **base):
         super().__init__(**base)

@@ -27,6 +27,7 @@ class Retrain(Strategy):
     paper = "arXiv:1912.03817"
     replays = True
     unbounded_memory = True
+    unmergeable = "a request is answered by one training from the start, and would be exact no more"
     erasure = "exact: trained anew on retained data alone, from the weights it was built with (not a start run's)"
 
     def __init__(self, **base):

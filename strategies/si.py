@@ -27,6 +27,7 @@ class SI(Strategy):
     """
 
     kinds = frozenset({Kind.LEARN})
+    unmergeable = "its importances are shares of the whole way that the weights have gone"
     paper = "arXiv:1703.04200"
     searched = {"penalty": (0.01, 10.0, "log"), "damping": (1e-3, 1.0, "log")}
 

@@ -43,7 +43,7 @@ def make_runner() -> Iterator[Callable[..., Any]]:
     """Makes runners, of the mixed stream unless another is given, without files unless a run directory is; closes their
     logs."""
     from clplat.config.resolve import resolve
-    from clplat.run.build import build_strategy, build_stream, new_record
+    from clplat.run.build import build_merge, build_strategy, build_stream, new_record
     from clplat.run.launch import make_fabric
     from clplat.run.loop import Runner
     from clplat.run.runlog import RunLog
@@ -59,7 +59,9 @@ def make_runner() -> Iterator[Callable[..., Any]]:
         fabric = make_fabric(config.fabric)
         fabric.launch()
         logs.append(RunLog(run_dir, 0.0, offset=offset))
-        return Runner(strategy, stream, config.loop, fabric, config.seed, logs[-1], new_record(stream, None))
+        runner = Runner(strategy, stream, config.loop, fabric, config.seed, logs[-1], new_record(stream, None))
+        runner.merge = build_merge(config)
+        return runner
 
     yield make
     for log in logs:

@@ -20,7 +20,7 @@ def test_list(capsys: pytest.CaptureFixture[str]):
     line = next(x for x in out.splitlines() if x.startswith("er "))
     assert line.split()[:3] == ["er", "learn", "arXiv:1902.10486"]
     everything = json.loads(said(capsys, "list", "--json")[1])
-    assert set(everything) == {"strategies", "streams", "backbones", "heads", "metrics", "experiments"}
+    assert set(everything) == {"strategies", "streams", "backbones", "heads", "merges", "metrics", "experiments"}
     er = next(e for e in everything["strategies"] if e["name"] == "er")
     assert er["kinds"] == ["learn"]
     assert {"name", "summary", "formula", "source"} <= set(everything["metrics"][0])

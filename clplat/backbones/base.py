@@ -107,6 +107,11 @@ class Backbone(nn.Module, ABC):
         """The repeated parts in the order they are run; each puts out an activation tensor, or a tuple it comes first
         in."""
 
+    @property
+    def stacks(self) -> list[list[nn.Module]]:
+        """The blocks of each of its towers: one list, where they are all run one after the other."""
+        return [self.blocks] if self.blocks else []
+
     def role(self, name: str) -> Role | None:
         """What the linear layer at dotted `name` does, or None where it is not meant to be adapted."""
         return None

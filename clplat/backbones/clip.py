@@ -49,7 +49,11 @@ class CLIP(Backbone):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        return [*self.net.vision_model.encoder.layers, *self.net.text_model.encoder.layers]
+        return [block for tower in self.stacks for block in tower]
+
+    @property
+    def stacks(self) -> list[list[nn.Module]]:
+        return [[*self.net.vision_model.encoder.layers], [*self.net.text_model.encoder.layers]]
 
     def positions(self) -> Sequence[Tensor | None] | None:
         """No padding in the image tower."""

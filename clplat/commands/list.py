@@ -39,7 +39,7 @@ def listed(group: str | None = None) -> Listing:
     """What there is, as `clplat list` prints it.
 
     Args:
-        group: strategies, streams, backbones, heads, metrics or experiments; None is all of them.
+        group: strategies, streams, backbones, heads, merges, metrics or experiments; None is all of them.
 
     Raises:
         UserError: there is no such group.

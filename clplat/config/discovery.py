@@ -1,4 +1,4 @@
-"""Finds strategies, streams, backbones and heads: the package's folders, third parties' entry points, `path.py:Class`.
+"""Finds the parts of a run by name: in the package's folders, third parties' entry points, or as `path.py:Class`.
 
 Imports no torch: facts are read from the syntax tree, and a part is imported only by `load`.
 """
@@ -24,8 +24,8 @@ from clplat.config.imported import options_in_file, options_of_object
 from clplat.config.syntax import Option
 from clplat.errors import UserError, users_code
 
-GROUPS = ("strategies", "streams", "backbones", "heads")
-ROOTS = {"strategies": "Strategy", "streams": "Stream"}
+GROUPS = ("strategies", "streams", "backbones", "heads", "merges")
+ROOTS = {"strategies": "Strategy", "streams": "Stream", "merges": "Merge"}
 KINDS = ("learn", "forget", "adapt", "interact")
 # What the platform gives a constructor, and so no option of it.
 GIVEN = {
@@ -33,8 +33,10 @@ GIVEN = {
     "streams": {"seed", "data_root"},
     "backbones": {"input_shape"},
     "heads": {"in_features", "num_classes"},
+    "merges": set(),
 }
 _HOME = Path(__file__).parents[1]
+_PACKAGES = {"merges": "components.merging"}  # of groups that have no folder of their own name
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Entry:
 
     Args:
         name: as written on the command line.
-        group: strategies, streams, backbones or heads.
+        group: strategies, streams, backbones, heads or merges.
         file: its source.
         qualname: `package.module:Object`, or `/path/to/file.py:Object`.
         summary: first sentence of its docstring.
@@ -109,7 +111,7 @@ def find(group: str, name: str, given: Mapping[str, Any] | None = None) -> Entry
 
 
 def load(group: str, name: str) -> Any:
-    """Import a part: the class of a strategy, stream or head, the function of a backbone.
+    """Import a part: the class of a strategy, stream, head or merge, the function of a backbone.
 
     Raises:
         UserError: unknown name, or the part can't be imported.
@@ -175,16 +177,20 @@ def did_you_mean(word: str, known: Any, n: int = 3) -> str:
 
 
 def _one_per_file(group: str) -> dict[str, Entry]:
-    """Strategies and streams: the file's stem is the name; a leading underscore marks machinery."""
-    files = sorted((_HOME / group).glob("*.py"))
+    """Strategies, streams and merges: the file's stem is the name; a leading underscore marks machinery."""
+    files = sorted(_folder(group).glob("*.py"))
     return dict(_read_once(group, tuple((f, f.stat().st_mtime_ns) for f in files)))
 
 
-@functools.lru_cache(maxsize=4)
+def _folder(group: str) -> Path:
+    return _HOME.joinpath(*_PACKAGES.get(group, group).split("."))
+
+
+@functools.lru_cache(maxsize=6)
 def _read_once(group: str, files: tuple[tuple[Path, int], ...]) -> dict[str, Entry]:
     """What is in files, as long as none of them changes: of every configuration that is read all are asked for."""
     public = [f for f, _ in files if not f.stem.startswith("_")]
-    return {f.stem: _class_entry(group, f.stem, f, f"clplat.{group}.{f.stem}") for f in public}
+    return {f.stem: _class_entry(group, f.stem, f, f"clplat.{_PACKAGES.get(group, group)}.{f.stem}") for f in public}
 
 
 def _sources(folder: Path) -> list[Path]:
@@ -306,7 +312,7 @@ def _from_path(group: str, name: str) -> Entry:
     attribute = attribute.removeprefix(":")
     if not file.is_file():
         raise UserError(f"{key}: '{name}': there is no file {file}")
-    own = (_HOME / group).resolve()
+    own = _folder(group).resolve()
     if file.parent == own and file.stem in entries(group):
         # The same file under two module names would make two classes of it.
         known = entries(group)[file.stem]

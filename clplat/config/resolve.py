@@ -34,12 +34,12 @@ from clplat.config.syntax import REQUIRED, Option
 from clplat.config.values import typed
 from clplat.errors import UserError
 
-PARTS = {"strategy": "strategies", "stream": "streams", "backbone": "backbones", "head": "heads"}
+PARTS = {"strategy": "strategies", "stream": "streams", "backbone": "backbones", "head": "heads", "merge": "merges"}
 SECTIONS: dict[str, type] = {
     "loop": LoopSettings, "fabric": FabricSettings, "start": StartSettings, "audit": AuditSettings,
     "tracking": TrackingSettings,
 }  # fmt: skip
-DEFAULTS = {"stream": "digits", "backbone": "mlp", "head": "growing"}
+DEFAULTS = {"stream": "digits", "backbone": "mlp", "head": "growing", "merge": "none"}
 _PACKAGE = Path(__file__).parents[1]
 _EXPERIMENTS = (_PACKAGE.parent / "experiments", _PACKAGE / "experiments")
 

@@ -213,7 +213,7 @@ class TrackingSettings:
 
 @dataclass
 class Part:
-    """A strategy, stream, backbone or head by name, with its options."""
+    """A strategy, stream, backbone, head or merge by name, with its options."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -238,6 +238,7 @@ class Config:
     stream: Part
     backbone: Part
     head: Part = field(default_factory=lambda: Part("growing"))
+    merge: Part = field(default_factory=lambda: Part("none"))
     loop: LoopSettings = field(default_factory=LoopSettings)
     fabric: FabricSettings = field(default_factory=FabricSettings)
     start: StartSettings = field(default_factory=StartSettings)
@@ -254,7 +255,7 @@ class Config:
         """Plain nested dict in the layout of config.yaml: a part is {name: ..., option: ...}."""
         plain = asdict(replace(self, given={}))
         del plain["given"]
-        for key in ("strategy", "stream", "backbone", "head"):
+        for key in ("strategy", "stream", "backbone", "head", "merge"):
             part = plain[key]
             plain[key] = {"name": part["name"], **part["options"]}
         return plain

@@ -13,7 +13,7 @@ from clplat.report.naming import labels
 
 SWEEP = "sweep"  # tag of a trial's run, with the study's name; beside it what the study is judged by, and its protocol
 OBJECTIVES, PROTOCOL = "sweep_objectives", "sweep_protocol"
-_PARTS = ("strategy", "backbone", "head", "loop")
+_PARTS = ("strategy", "backbone", "head", "merge", "loop")
 
 
 def studies_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def _sources(folder: Path) -> Iterator[Path]:
     for name in _ROOTS:
         yield from (package.parent / name).rglob("*.py")
     config = resolve(config=folder / "config.yaml")
-    for part in (config.strategy, config.stream, config.backbone, config.head):
+    for part in (config.strategy, config.stream, config.backbone, config.head, config.merge):
         file = Path(part.name.rpartition(":")[0])
         if ".py:" in part.name and file.is_file():
             yield file

@@ -32,7 +32,7 @@ from clplat.lightning import Fabric
 from clplat.metrics.record import RunRecord
 from clplat.preprocessing import Preprocessing
 from clplat.run import checkpoint, model, shadows
-from clplat.run.build import build, new_record, read_reference
+from clplat.run.build import build, build_merge, new_record, read_reference
 from clplat.run.given import check_travels
 from clplat.run.loop import Runner
 from clplat.run.result import Result
@@ -189,7 +189,7 @@ def _go(
     tracker = _tracker(config, run_dir, stream, record, age) if tracked else None
     log = RunLog(run_dir if first else None, started, None, tracker, state["metrics_offset"] if state else 0)
     runner = Runner(strategy, stream, config.loop, fabric, config.seed, log, record)
-    runner.watch = watch
+    runner.watch, runner.merge = watch, build_merge(config)
     runner.audit, runner.config = config.audit, json.loads(to_json(config.to_dict()))
     if first and not config.loop.checkpoint_whole:
         runner.sources = known_sources(strategy)

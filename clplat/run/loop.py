@@ -5,7 +5,7 @@
         for loss in turns(experience):            # learn, forget: batches; adapt: predict first; interact: act, store
             backward; optimizer.step; strategy.after_step
             log; evaluate every n steps; checkpoint; stop if asked
-        strategy.end(experience)
+        merge the weights with those of before, where asked to; strategy.end(experience)
         checkpoint; evaluate all test sets in one pass; log; checkpoint
 
 Progress is counted, and saved with every random state and the grown structure, so that a resumed run is the run.
@@ -100,6 +100,8 @@ class Runner(RunState):
             self.strategy.train()
             self.strategy.grow(seen)
             self.strategy.to(self.fabric.device)
+            if self.merging is not None:
+                self.merging.begin(self.strategy)
             self.strategy.begin(seen)
             p.begun = True
         self.log.describe(experience)
@@ -110,6 +112,8 @@ class Runner(RunState):
             self._between_steps(experience)
             started = time.perf_counter()
         measuring.flush(self)
+        if self.merging is not None:
+            self.merging.end(self.strategy)
         self.strategy.end(seen)
         head: Any = getattr(self.strategy.model, "head", None)
         if experience.kind is Kind.FORGET and hasattr(head, "let_go"):

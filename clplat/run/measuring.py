@@ -133,7 +133,9 @@ def measure_experience(run: RunState, experience: Experience) -> dict[str, float
     record.representation.append(found | {"gradient_norm": sum(norms) / len(norms) if norms else None})
     record.cost |= cost(run.strategy, run.fabric.device, run.spent, run.world_size)
     spent = {f"cost/{k}": v for k, v in record.cost.items() if v is not None}
-    return per_experience(record) | spent | {f"strategy/{k}": v for k, v in run.strategy.measurements().items()}
+    merged = {f"merge/{k}": v for k, v in run.merging.measurements().items()} if run.merging is not None else {}
+    own = {f"strategy/{k}": v for k, v in run.strategy.measurements().items()}
+    return per_experience(record) | spent | own | merged
 
 
 def health(strategy: Strategy, stream: Stream, experience: Experience) -> dict[str, float | None]:

@@ -49,6 +49,7 @@ def snapshot(run: RunState) -> dict[str, Any]:
         "evaluating": [n for n, m in strategy.named_modules() if not m.training],
         "frozen": [n for n, p in strategy.named_parameters() if not p.requires_grad],
         "resumed": resumed,
+        "merge": run.merge.state(),
         "acting": None if run.acting is None else run.acting.state(),
         "processes": processes,
         "stream": facts(run.stream),
@@ -81,6 +82,8 @@ def _restore(run: RunState, state: dict[str, Any]) -> None:
         strategy.grow(experience.seen())
     strategy.to(run.fabric.device)
     strategy.load_state_dict(state["strategy"])
+    if state.get("merge"):
+        run.merge.load(_moved(state["merge"], run.fabric.device))
     evaluating, frozen = set(state["evaluating"]), set(state["frozen"])
     for name, module in strategy.named_modules():
         module.training = name not in evaluating
@@ -99,6 +102,13 @@ def _restore(run: RunState, state: dict[str, Any]) -> None:
     run.losses = [loss.to(run.fabric.device) for loss in own.get("losses", ())]
     run.predictions = [own["predictions"]] if own.get("predictions") else []
     set_rng_state(own["rng"])
+
+
+def _moved(state: Any, device: torch.device) -> Any:
+    """Nested dicts with their tensors on `device`."""
+    if isinstance(state, dict):
+        return {name: _moved(value, device) for name, value in state.items()}
+    return state.to(device) if isinstance(state, Tensor) else state
 
 
 def save(run: RunState) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clplat.components.merging._base import Merge
+from clplat.components.merging.none import Unmerged
 from clplat.components.norms import batch_of, prepare_training
 from clplat.config.settings import AuditSettings, LoopSettings
 from clplat.data.batches import local_slice
@@ -21,7 +23,7 @@ from clplat.run.runlog import RunLog
 from clplat.run.sources import Sources
 from clplat.run.writer import Writer
 from clplat.strategy import Strategy
-from clplat.stream import Data, Experience, Stream
+from clplat.stream import Data, Experience, Kind, Stream
 
 Watch = Callable[[RunRecord], bool]
 """Asked after each experience but the last, with what has been measured so far: whether the run is to stop."""
@@ -62,6 +64,7 @@ class RunState:
             Evaluator(stream, **shared, limit=loop.eval_samples) if loop.eval_every else self.evaluate
         )
         self.progress, self.audit = Progress(), AuditSettings(enabled=False)
+        self.merge: Merge = Unmerged()
         self.stop_requested = False
         self.watch: Watch | None = None
         self.config: dict[str, Any] = {}  # as config.yaml has it; what a resumed run is compared with
@@ -111,6 +114,12 @@ class RunState:
         attributes["rows"] = positions if data.rows is None else data.rows[positions]
         self.spent["samples"] += whole
         return raw, labels
+
+    @property
+    def merging(self) -> Merge | None:
+        """What is done to the weights of the current experience, if anything is."""
+        p = self.progress
+        return self.merge if self.stream[p.experience].kind is Kind.LEARN and p.experience >= self.merge.skip else None
 
     def enough(self) -> bool:
         """Whether the current experience has taken all the steps it may."""

@@ -68,11 +68,16 @@ def update(run: RunState, loss: Tensor | None) -> None:
         for group, lr in zip(run.optimizer.param_groups, run.base_lrs, strict=True):
             group["lr"] = lr * factor
     strategy.on_before_optimizer_step(run.optimizer)
+    merge = run.merging
+    if merge is not None:
+        merge.before_step(strategy)
     run.optimizer.step()
     run.optimizer.zero_grad()
     p.gradient_steps += 1
     p.steps, p.total_steps = p.steps + 1, p.total_steps + 1
     strategy.after_step()
+    if merge is not None:
+        merge.after_step(strategy)
 
 
 def check_loss(run: RunState, loss: Any) -> None:

@@ -48,8 +48,8 @@ _KEYS = ("metric", "direction", "choose", "trials", "sampler", "pruner", "seeds"
 PRUNERS = ("none", "hyperband", "successive_halving", "median")
 GIVE_UP = ("median", "never")
 SAMPLERS = ("auto", "tpe", "gp", "nsgaii", "random", "grid")
-_PARTS = ("strategy", "stream", "backbone", "head")
-_SEARCHED = ("strategy", "backbone", "head", "loop", "fabric", "start")
+_PARTS = ("strategy", "stream", "backbone", "head", "merge")
+_SEARCHED = ("strategy", "backbone", "head", "merge", "loop", "fabric", "start")
 
 
 @dataclass

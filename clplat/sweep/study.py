@@ -144,7 +144,7 @@ def default_of(plan: Plan) -> dict[str, Any] | None:
         resolved = resolve(argv=plan.keys, config=plan.config({}, plan.seeds[0], "default"))
     except UserError:
         return None
-    known = flat(resolved.to_dict()) | {p: getattr(resolved, p).name for p in ("strategy", "backbone", "head")}
+    known = flat(resolved.to_dict()) | {p: getattr(resolved, p).name for p in ("strategy", "backbone", "head", "merge")}
     return {key: known[key] for key in plan.space} if plan.space.keys() <= known.keys() else None
 
 
