@@ -59,6 +59,7 @@ class LanguageModel(Backbone):
         self.seq2seq: bool = net.config.is_encoder_decoder
         if not self.one_pass(0):
             _families.check(net)
+        self.residual = self.one_pass(0) and getattr(self.text, "do_layer_norm_before", True)
         self._start = _first_token(net) if self.seq2seq else -1  # asked for by encoder-decoders only
         inside = {id(block) for block in self.blocks}
         self._stems = tuple(f"{name}." for name, module in self.named_modules() if id(module) in inside)

@@ -43,6 +43,9 @@ class LoopSettings:
         checkpoint_whole: write weights, too, that are as they were read from a .safetensors file; false names the file
             and its SHA-256, and needs it to read the checkpoint.
         representation: measure dormant units, effective rank and norms after each experience.
+        diagnostics: also measure after each experience, at a cost: intruder_dimensions (three singular value
+            decompositions of each adaptable layer) and tuning_contribution (a pass over up to 256 texts, of a language
+            model); both keep a copy of the backbone as the run began, and checkpoints hold it.
         keep_predictions: keep the predictions of adapt experiences, with labels and rows, in the run's folder (and, of
             the current one, in checkpoints): n · C numbers each.
         eval_episodes: episodes per evaluation of an interact experience, ≥ 1.
@@ -68,6 +71,7 @@ class LoopSettings:
     checkpoint_seconds: float | None = 60.0
     checkpoint_whole: bool = False
     representation: bool = True
+    diagnostics: list[Literal["intruder_dimensions", "tuning_contribution"]] = field(default_factory=list)
     keep_predictions: bool = False
     eval_episodes: int = 5
     eval_frames: int = 0

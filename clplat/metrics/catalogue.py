@@ -43,6 +43,7 @@ _WSRL = "Zhou et al., ICLR 2025, arXiv:2412.07762"
 _CW = "Wołczyk et al., NeurIPS 2021, arXiv:2105.10919"
 _ZSCL = "Zheng et al., ICCV 2023, arXiv:2303.06628"
 _ICARL = "Rebuffi et al. (iCaRL), CVPR 2017, arXiv:1611.07725"
+_INTRUDERS = "Shuttleworth et al., NeurIPS 2025, arXiv:2410.21228"
 _OWN = "this platform"
 
 METRICS: dict[str, MetricInfo] = {
@@ -196,6 +197,19 @@ METRICS: dict[str, MetricInfo] = {
     "gradient_norm": MetricInfo(
         "representation", "Euclidean norm of the gradient before clipping, mean over every 50th step",
         "mean over steps of √(Σ g²)", "Abbas et al., CoLLAs 2023, arXiv:2303.07507", 0, None, None),
+    "intruder_dimensions": MetricInfo(
+        "representation", "leading singular directions of the layers' weights that are none of those the run began with"
+        " (`loop.diagnostics`)",
+        "Σ over matrices of #{j ≤ 10: max_i |u_i(W_0) · u_j(W)| < 0.5}",
+        _INTRUDERS, 0, None, False),
+    "new_intruder_dimensions": MetricInfo(
+        "representation", "the same against the weights before the experience (`loop.diagnostics`)",
+        "Σ over matrices of #{j ≤ 10: max_i |u_i(W_before) · u_j(W)| < 0.5}", _INTRUDERS, 0, None, False),
+    "tuning_contribution": MetricInfo(
+        "representation", "what a language model's blocks add to a prompt's last token through what was learned since "
+        "the run began, mean over the experience's held-out prompts (TuCo; `loop.diagnostics`)",
+        "mean of ‖F‖₁ / (‖P‖₁ + ‖F‖₁), P = Σ_l f_0(x_l), F = Σ_l (f − f_0)(x_l)",
+        "Nuti et al., ICML 2025, arXiv:2506.23423", 0, 1, None),
     "train_seconds": MetricInfo(
         "cost", "seconds in training; evaluation, checkpoints and the warm-up of the process excluded", "Σ", _OWN,
         0, None, False),

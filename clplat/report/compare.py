@@ -227,9 +227,8 @@ def aggregate(summaries: Sequence[dict[str, Any]]) -> dict[Group, dict[str, Esti
 
 def _comparable(run: dict[str, Any]) -> dict[str, Any]:
     """The run's configuration without what may differ between repetitions."""
-    config = {k: v for k, v in (run.get("config") or {}).items() if k not in _NOT_COMPARED}
-    if (config.get("merge") or {}).get("name") == "none":  # runs made before there was this key
-        del config["merge"]
+    given = {"merge": {"name": "none"}} | own if (own := run.get("config")) else {}  # of before there was this key
+    config = {k: v for k, v in given.items() if k not in _NOT_COMPARED}
     for part in ("strategy", "stream", "backbone", "head"):
         options = config.get(part)
         if isinstance(options, dict) and options.get("seed") in (None, run.get("seed")):

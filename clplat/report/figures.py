@@ -33,6 +33,9 @@ _REPRESENTATION = {
     "effective_rank": "Effective rank",
     "weight_norm": "Weight norm",
     "gradient_norm": "Gradient norm",
+    "intruder_dimensions": "Intruder dimensions since the start",
+    "new_intruder_dimensions": "Intruder dimensions of each experience",
+    "tuning_contribution": "Tuning contribution (TuCo)",
 }
 _COSTS = {
     "train_seconds": "Training time",
@@ -206,7 +209,7 @@ def _representation(groups: list[Group]) -> Figure | None:
     for name, title in _REPRESENTATION.items():
         lines = _kept([list_curve(i, g, name) for i, g in enumerate(groups)])
         if lines:
-            unit = "fraction" if name == "dormant_fraction" else "number"
+            unit = "fraction" if name in ("dormant_fraction", "tuning_contribution") else "number"
             panels.append(Lines(title, "experiences finished", "", lines, unit))
     caption = (
         "Whether the network stays able to learn: growing dormancy, falling effective rank or growing weights are "

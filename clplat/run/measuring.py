@@ -129,7 +129,10 @@ def measure_experience(run: RunState, experience: Experience) -> dict[str, float
         record.online.append({"experience": experience.index, **run.all_processes(run.online)})
     if experience.kind is Kind.INTERACT:
         record.returns.append(run.returns | everywhere(run))
-    found = health(run.strategy, run.stream, experience) if run.loop.representation else {}
+    loop = run.loop
+    found = health(run.strategy, run.stream, experience) if loop.representation else {}
+    if loop.diagnostics:
+        found |= run.diagnostics.measure(run.strategy, held_out(run.strategy, run.stream, experience))
     record.representation.append(found | {"gradient_norm": sum(norms) / len(norms) if norms else None})
     record.cost |= cost(run.strategy, run.fabric.device, run.spent, run.world_size)
     spent = {f"cost/{k}": v for k, v in record.cost.items() if v is not None}
@@ -139,16 +142,24 @@ def measure_experience(run: RunState, experience: Experience) -> dict[str, float
 
 
 def health(strategy: Strategy, stream: Stream, experience: Experience) -> dict[str, float | None]:
-    """Dormant units, effective rank and weight norm, on at most 512 inputs, held-out ones if there are any."""
+    """Dormant units, effective rank and weight norm, on `held_out` inputs."""
+    inputs = held_out(strategy, stream, experience)
+    if inputs is None:
+        return dict.fromkeys(("dormant_fraction", "effective_rank", "weight_norm"))
+    return measure(strategy.model, inputs)
+
+
+def held_out(strategy: Strategy, stream: Stream, experience: Experience) -> Tensor | None:
+    """At most 512 prepared inputs (n, ...) of an experience, held-out ones if there are any."""
     data = next((d for d in (experience.test, experience.valid, experience.train) if d is not None and len(d)), None)
     if data is None:
-        return dict.fromkeys(("dormant_fraction", "effective_rank", "weight_norm"))
+        return None
     device = next(strategy.parameters()).device
     positions = torch.linspace(0, len(data) - 1, min(_SAMPLES, len(data)), device=data.inputs.device).long()
     raw, _ = data.batch(positions)
     if experience.kind is Kind.INTERACT and isinstance(stream.answers, Actions):
         raw = unpack(raw, stream.answers.size).observation
-    return measure(strategy.model, stream.prepare(raw.to(device), False))
+    return stream.prepare(raw.to(device), False)
 
 
 def cost(

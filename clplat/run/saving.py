@@ -50,6 +50,7 @@ def snapshot(run: RunState) -> dict[str, Any]:
         "frozen": [n for n, p in strategy.named_parameters() if not p.requires_grad],
         "resumed": resumed,
         "merge": run.merge.state(),
+        "diagnostics": run.diagnostics.state(),
         "acting": None if run.acting is None else run.acting.state(),
         "processes": processes,
         "stream": facts(run.stream),
@@ -82,8 +83,9 @@ def _restore(run: RunState, state: dict[str, Any]) -> None:
         strategy.grow(experience.seen())
     strategy.to(run.fabric.device)
     strategy.load_state_dict(state["strategy"])
-    if state.get("merge"):
-        run.merge.load(_moved(state["merge"], run.fabric.device))
+    for name, part in (("merge", run.merge), ("diagnostics", run.diagnostics)):
+        if state.get(name):
+            part.load(_moved(state[name], run.fabric.device))
     evaluating, frozen = set(state["evaluating"]), set(state["frozen"])
     for name, module in strategy.named_modules():
         module.training = name not in evaluating

@@ -17,6 +17,7 @@ from clplat.data.batches import local_slice
 from clplat.erasure.ledger import Ledger
 from clplat.lightning import Fabric
 from clplat.metrics.record import RunRecord
+from clplat.run.diagnosing import Diagnostics
 from clplat.run.evaluation import Evaluator
 from clplat.run.progress import Progress
 from clplat.run.runlog import RunLog
@@ -65,6 +66,7 @@ class RunState:
         )
         self.progress, self.audit = Progress(), AuditSettings(enabled=False)
         self.merge: Merge = Unmerged()
+        self.diagnostics = Diagnostics(loop.diagnostics, self.strategy)
         self.stop_requested = False
         self.watch: Watch | None = None
         self.config: dict[str, Any] = {}  # as config.yaml has it; what a resumed run is compared with

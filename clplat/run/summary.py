@@ -18,6 +18,7 @@ from clplat.package import __version__
 _COST = ("train_seconds", "eval_seconds", "save_seconds", "samples_per_second", "warmup_seconds", "first_step_seconds",
          "peak_rss_bytes", "peak_device_bytes", "trainable_parameters", "stored_bytes", "train_flops")  # fmt: skip
 _REPRESENTATION = ("dormant_fraction", "effective_rank", "weight_norm", "gradient_norm")
+_DIAGNOSTICS = ("intruder_dimensions", "new_intruder_dimensions", "tuning_contribution")  # where asked for
 
 
 def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
@@ -25,10 +26,12 @@ def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
     metrics, why_null = summarize(record)
     cost = {k: record.cost.get(k) for k in _COST}
     why_null |= {f"cost.{k}": _why_no_cost(k, record) for k, v in cost.items() if v is None}
-    representation = {k: [r.get(k) for r in record.representation] for k in _REPRESENTATION}
+    asked = [k for k in _DIAGNOSTICS if any(k in r for r in record.representation)]
+    representation = {k: [r.get(k) for r in record.representation] for k in (*_REPRESENTATION, *asked)}
     for key, values in representation.items():
         if None in values:
-            why_null[f"representation.{key}"] = "nothing to measure it on, or loop.representation is off"
+            off = "it has no meaning for this network" if key in asked else "loop.representation is off"
+            why_null[f"representation.{key}"] = f"nothing to measure it on, or {off}"
     adaptation = online.table(record)
     if adaptation is None:
         why_null["adaptation"] = "no adapt experience with data to score has finished"

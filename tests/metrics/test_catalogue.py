@@ -53,7 +53,7 @@ def test_unknown_attribute():
 
 
 MODULES = ["matrix", "unlearning", "membership", "reference", "relearning", "anytime", "adaptation", "online",
-           "representation", "cost", "returns"]  # fmt: skip
+           "representation", "tuning", "cost", "returns"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODULES)
