@@ -33,6 +33,7 @@ class APER(Adapted):
     """
 
     paper = "arXiv:2303.07338"
+    unmergeable = "it trains in its first experience alone, and keeps the pretrained weights beside it"
     needs_classes = True
     adapted: Tensor
 

@@ -43,9 +43,10 @@ def make_runner() -> Iterator[Callable[..., Any]]:
     """Makes runners, of the mixed stream unless another is given, without files unless a run directory is; closes their
     logs."""
     from clplat.config.resolve import resolve
-    from clplat.run.build import build_merge, build_strategy, build_stream, new_record
+    from clplat.run.build import build_strategy, build_stream, new_record
     from clplat.run.launch import make_fabric
     from clplat.run.loop import Runner
+    from clplat.run.merging import build_merge
     from clplat.run.runlog import RunLog
 
     logs = []

@@ -16,7 +16,6 @@ import torch
 
 from clplat.backbones.base import Backbone, Classifier
 from clplat.backbones.frozen import Frozen
-from clplat.components.merging._base import Merge
 from clplat.config import discovery
 from clplat.config.resolve import DEFAULTS, PARTS
 from clplat.config.settings import Config, Part
@@ -27,6 +26,7 @@ from clplat.metrics.erasure import erased_samples
 from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.run import filming
 from clplat.run.given import maker, real
+from clplat.run.merging import build_merge, merge_faults
 from clplat.run.preprocessing import agree
 from clplat.run.start import start_from
 from clplat.strategy import Strategy, check_hooks, check_kinds
@@ -78,7 +78,7 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
         trial.faults += _coarse(strategy)
         if untrained is not None:
             strategy.before_start(untrained)
-    merge = trial.part("merge", lambda options: maker(config, "merge")(**options))
+    merge = trial.part("merge", lambda options: build_merge(config, options))
     if stream is not None:
         trial.faults += check_stream(config, cls, stream)
         if strategy is not None and merge is not None and config.merge.name != DEFAULTS["merge"]:
@@ -258,26 +258,6 @@ def _several(config: Config, cls: type[Strategy]) -> list[str]:
         return []
     key, value = ("devices", fabric.devices) if fabric.devices != 1 else ("num_nodes", fabric.num_nodes)
     return [f"fabric.{key}: {value} is out of range (valid: 1, since {cls.__name__} runs in one process)"]
-
-
-def build_merge(config: Config) -> Merge:
-    """What is done to the weights when a learn experience ends."""
-    return maker(config, "merge")(**real(config, config.merge.options))
-
-
-def merge_faults(name: str, merge: Merge, strategy: Strategy, stream: Stream) -> list[str]:
-    """Why a merge has no meaning for this strategy, or nothing to do on this stream."""
-    learner, learned = type(strategy).__name__, [e.index for e in stream if e.kind is Kind.LEARN]
-    if strategy.unmergeable:
-        return [f"merge: {name} has no meaning for {learner}: {strategy.unmergeable} (valid: none)"]
-    if strategy.factored and not merge.by_factors:
-        what = f"{learner} trains factors of a change, and {name} is defined for the change itself"
-        return [f"merge: {what} (valid: none, dynamic_ema)"]
-    if not any(index >= merge.skip for index in learned):
-        return [
-            f"merge: {name} has nothing to do: no learn experience comes after the first {merge.skip} (valid: none)"
-        ]
-    return merge.faults(strategy)
 
 
 def _coarse(strategy: Strategy) -> list[str]:

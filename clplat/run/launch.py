@@ -32,9 +32,10 @@ from clplat.lightning import Fabric
 from clplat.metrics.record import RunRecord
 from clplat.preprocessing import Preprocessing
 from clplat.run import checkpoint, model, shadows
-from clplat.run.build import build, build_merge, new_record, read_reference
+from clplat.run.build import build, new_record, read_reference
 from clplat.run.given import check_travels
 from clplat.run.loop import Runner
+from clplat.run.merging import build_merge
 from clplat.run.result import Result
 from clplat.run.rundir import make_run_dir
 from clplat.run.runlog import RunLog
