@@ -159,6 +159,7 @@ def shadow_stream(stream: Stream, index: int, chosen: Candidates, has: np.ndarra
     """
     base, mask, m = stream[index].train, torch.from_numpy(has), len(chosen.rows)
     assert base is not None
+    assert isinstance(base.inputs, Tensor)  # `faults` refuses others
     inputs, labels = torch.cat([base.inputs, chosen.inputs[m:]]), torch.cat([_labels(base), chosen.labels[m:]])
     gone, new = chosen.rows[~mask[:m]], len(base.inputs) + torch.arange(len(chosen.labels) - m)
 
