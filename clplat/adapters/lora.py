@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -218,8 +218,8 @@ class LoRA(nn.Module):
     @torch.no_grad()
     def delta(self, adapter: str) -> dict[str, Tensor]:
         """The change s B A (out, in) of every layer's weight, scale included; float32 of narrower factors."""
-        scale = self.scale(adapter)
-        return {name: scale * (_wide(b) @ _wide(a)) for name, (a, b) in self.factors(adapter).items()}
+        pairs = zip(self.factors(adapter).items(), self._wrappers(), strict=True)
+        return {name: layer.scaling[adapter] * (_wide(b) @ _wide(a)) for (name, (a, b)), layer in pairs}
 
     @torch.no_grad()
     def merge(self, adapter: str) -> None:
@@ -257,6 +257,16 @@ class LoRA(nn.Module):
         for new, old in zip(self.parameters_of(target), self.parameters_of(source), strict=True):
             new.copy_(old)
         self._empty.discard(target)
+
+    def weigh(self, adapter: str, weights: Iterable[Tensor]) -> None:
+        """Scale the change of each layer by a number of its own, (), from now on, in place of s.
+
+        Args:
+            weights: one a layer; the caller keeps them in its state, and may train them.
+        """
+        self._known(adapter)
+        for layer, weight in zip(self._wrappers(), weights, strict=True):
+            layer.scaling[adapter] = weight
 
     # --- state --------------------------------------------------------------------------------------------------------
 

@@ -75,7 +75,8 @@ def joined(layers: dict[str, Any]) -> tuple[int, float, dict[str, tuple[Tensor, 
     """Rank r, scale s, and for each of peft's layers A (r, in) and B (out, r) of the sum over the adapters in use."""
     first = next(iter(layers.values()))
     used: list[str] = list(first.active_adapters)
-    scale: float = first.scaling[used[0]]
+    own = first.scaling[used[0]]
+    scale: float = 1.0 if isinstance(own, Tensor) else own  # scales that were learned differ by layer
     pairs = {
         name: (
             torch.cat([layer.lora_A[a].weight for a in used]),

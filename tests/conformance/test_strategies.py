@@ -24,6 +24,7 @@ SECOND_RING = {
         "corda",
         "deyo",
         "dualprompt",
+        "ease",
         "er_ace",
         "eva",
         "gdumb",
@@ -35,7 +36,7 @@ SECOND_RING = {
         "lame",
     ),
     *("lift", "locft_bf", "loramoe"),
-    *("mas", "mir", "npo", "ranpac", "rmu", "roid", "salun", "scrub", "simplecil", "ssd"),
+    *("mas", "sd_lora", "slca", "mir", "npo", "ranpac", "rmu", "roid", "salun", "scrub", "simplecil", "ssd"),
 }
 NAMES = sorted(name for name, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat."))
 

@@ -15,7 +15,7 @@ BACKBONES = {
 REFUSED = {  # strategies by kind of network, and the cause that they give
     "convolutional": (
         {"aper", "coda_prompt", "corda", "dualprompt", "eva", "gs_lora", "gs_lora_pp", "ilora", "l2m", "l2p", "lift"}
-        | {"locft_bf", "lora", "loramoe", "moram", "olora", "rmu", "svd_orthogonal"},
+        | {"locft_bf", "lora", "loramoe", "moram", "olora", "rmu", "sd_lora", "ease", "svd_orthogonal"},
         "its layers are convolutions, and linear ones alone can be adapted",
     ),
     "transformer": ({"bn_adapt"}, "batch normalisation"),
