@@ -63,6 +63,10 @@ def main(task: str, results: dict[str, Any]) -> None:
     dips = [b["dip"] - a["dip"] for a, b in zip(without, with_, strict=True)]
     print("TD without warm-up / with:", ", ".join(f"{r:.2f}" for r in ratios), f"(median {np.median(ratios):.2f})")
     print("dip with warm-up less without:", ", ".join(f"{d:.0f}" for d in dips), f"({interval(dips)})")
+    for arm, seeds in found.items():
+        for column in ("mean return", "dip") if arm != "wsrl" else ():
+            of = [values[column] - seeds[s][column] for s, values in found.get("wsrl", {}).items() if s in seeds]
+            print(f"{column} of wsrl less {arm}:", ", ".join(f"{d:.0f}" for d in of), f"({interval(of)})")
 
 
 if __name__ == "__main__":
