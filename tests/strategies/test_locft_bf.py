@@ -86,6 +86,7 @@ def test_after_an_epoch_whose_mean_is_known_nothing_has(model):
     strategy, steps = known([first, [[0.5], [0.5]]], 0.1, model())
     assert steps == [False, True, False, False]
     assert known([[[0.2]], [[0.5]]], 0.1, model())[1] == [True, True]
+    assert known([[[0.9]], [[0.11]], [[0.5]]], 0.2, model())[1] == [True, False, False]  # each epoch's own mean
     strategy.begin(Experience(1, "f", Kind.LEARN, None))
     strategy.losses = lambda x, y: torch.tensor([0.5], requires_grad=True)
     assert strategy.training_step((torch.zeros(1, 5), torch.zeros(1, dtype=torch.int64)), 0) is not None
