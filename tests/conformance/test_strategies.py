@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from rings import SECOND_RING
 
 import clplat
 from clplat.config import discovery
@@ -15,29 +16,6 @@ KNOWN = 9  # strategies when this was last looked at; there can only be more
 FILES = [f for f in (Path(clplat.__file__).parent / "strategies").glob("*.py") if not f.stem.startswith("_")]
 # What the second ring goes through with every change; the rest in the slow part, since the fast one has ten minutes.
 QUICK = {"hooks", "arguments", "growth", "mechanism", "erasure"}
-SECOND_RING = {
-    *(
-        "agem",
-        "aper",
-        "bic",
-        "coda_prompt",
-        "corda",
-        "deyo",
-        "dualprompt",
-        "ease",
-        "er_ace",
-        "eva",
-        "gdumb",
-        "gem",
-        "grad_diff",
-        "icarl",
-        "l2m",
-        "l2p",
-        "lame",
-    ),
-    *("lift", "locft_bf", "loramoe"),
-    *("mas", "sd_lora", "slca", "mir", "npo", "ranpac", "rmu", "roid", "salun", "scrub", "simplecil", "ssd"),
-}
 NAMES = sorted(name for name, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat."))
 
 

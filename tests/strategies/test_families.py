@@ -10,6 +10,7 @@ import families
 import pytest
 import torch
 import torch.nn.functional as F
+from rings import SECOND_RING
 
 from clplat.components.fisher import mean_squared_gradient
 from clplat.components.losses import Losses
@@ -81,7 +82,9 @@ def test_what_needs_a_head_says_so(name, family):
         make(name, family, families.ALL[family](None))
 
 
-@pytest.mark.parametrize(("name", "family"), PAIRS)
+@pytest.mark.parametrize(
+    ("name", "family"), [pytest.param(n, f, marks=[pytest.mark.slow] * (n in SECOND_RING)) for n, f in PAIRS]
+)
 def test_runs(name, family):
     check(*ran(name, family))
 
