@@ -23,7 +23,7 @@ from clplat.sweep.study import sweep
 from clplat.tracking import charts, store
 from clplat.tracking.client import Tracker, absolute_uri, default_uri, pending, send_pending, store_of
 from clplat.tracking.held import POINTS, held_runs, open_store
-from clplat.tracking.names import group_of, metric_name, shortened, test_sets_note
+from clplat.tracking.names import group_of, metric_name, note_of_sets, shortened
 from clplat.tracking.state import read_state
 
 # MLflow and SQLAlchemy warn of their own deprecations at import and leave a database connection to the collector.
@@ -82,9 +82,9 @@ def test_no_two_metrics_share_a_name_in_mlflow(names: list[str]) -> None:
 
 
 def test_what_test_sets_are_of_is_said_as_far_as_a_tag_holds_it() -> None:
-    assert test_sets_note([("a", ""), ("b", "")]) == ""
-    assert test_sets_note([("split_0", "cat, dog"), ("b", "")]).endswith("\n\n- `split_0`: cat, dog\n")
-    assert len(long := test_sets_note([(f"split_{i}", "a class, " * 20) for i in range(40)])) == 5000
+    assert note_of_sets([("a", ""), ("b", "")]) == ""
+    assert note_of_sets([("split_0", "cat, dog"), ("b", "")]).endswith("\n\n- `split_0`: cat, dog\n")
+    assert len(long := note_of_sets([(f"split_{i}", "a class, " * 20) for i in range(40)])) == 5000
     assert long.endswith("whole in summary.json)")
 
 

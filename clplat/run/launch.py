@@ -303,7 +303,7 @@ def _tracker(config: Config, run_dir: Path, stream: Stream, record: RunRecord, a
     import hashlib
 
     from clplat.tracking.client import Tracker
-    from clplat.tracking.names import GROUP_TAG, group_of, test_sets_note
+    from clplat.tracking.names import GROUP_TAG, group_of, note_of_sets
 
     params = flat(config.to_dict())
     asked = sum(e.late for e in record.experiences)
@@ -311,7 +311,7 @@ def _tracker(config: Config, run_dir: Path, stream: Stream, record: RunRecord, a
             "seed": str(config.seed), "git_commit": git_commit() or "unknown",
             GROUP_TAG: group_of(str(config.name), params)}  # fmt: skip
     tags |= {"late_requests": str(asked)} if asked else {}
-    tags |= {"mlflow.note.content": note} if (note := test_sets_note([(e.name, e.title) for e in stream])) else {}
+    tags |= {"mlflow.note.content": note} if (note := note_of_sets([(e.name, e.title) for e in stream])) else {}
     datasets = []
     for e in stream:
         content = repr((e.name, e.kind, e.classes, e.train and len(e.train), e.test and len(e.test)))

@@ -34,7 +34,7 @@ def shortened(value: str, most: int) -> str:
     return value if len(value) <= most else value[: most - len(CUT)] + CUT
 
 
-def test_sets_note(experiences: Sequence[tuple[str, str]]) -> str:
+def note_of_sets(experiences: Sequence[tuple[str, str]]) -> str:
     """The description of a run, as Markdown: what each test set is of; empty where their names say it.
 
     Args:

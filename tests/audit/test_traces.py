@@ -18,7 +18,13 @@ from clplat.config.resolve import resolve
 from clplat.report.evidence import _relearning
 from clplat.run.build import build_stream
 
-STRATEGIES = ("acu", "finetune_retained", "gradient_ascent", "random_labels", "retrain")
+STRATEGIES = (
+    pytest.param("acu", marks=pytest.mark.slow),
+    "finetune_retained",
+    "gradient_ascent",
+    "random_labels",
+    "retrain",
+)
 
 
 def config(folder: Path, strategy: str, requests: list[Any], **audit: Any) -> dict[str, Any]:
