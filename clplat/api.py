@@ -335,8 +335,13 @@ def export(run_dir: str | Path, *, to: str = "safetensors", dest: str | Path | N
 def _dry_run(config: Config) -> Result:
     import tempfile
 
+    from clplat.run.build import build_stream
     from clplat.run.launch import launch
+    from clplat.run.shadows import faults
 
+    if config.audit.shadows and (refused := faults(config, build_stream(config))):  # two steps make no such models
+        raise UserError(*refused)
+    config = replace(config, audit=replace(config.audit, shadows=0))
     loop = replace(config.loop, max_steps=2, max_env_steps=2, stop_after=1, eval_every=None, checkpoint_every=None)
     config = replace(config, loop=loop, tracking=replace(config.tracking, enabled=False))
     with tempfile.TemporaryDirectory(prefix="clplat-dry-run-") as folder:

@@ -21,11 +21,13 @@ def main(args: argparse.Namespace) -> int:
         return _sweep(args)
     configs = expand(args.keys, args.config)
     from clplat.run.build import build
+    from clplat.run.launch import faults as faults_of_the_end
 
     faults, missing = dict[str, None](), dict[str, None]()
     for config in configs:
         try:
-            build(config)
+            stream, _ = build(config)
+            faults |= dict.fromkeys(faults_of_the_end(config, stream))
         except UserError as error:
             faults |= dict.fromkeys(error.faults)
         except MissingError as error:

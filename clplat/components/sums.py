@@ -32,13 +32,13 @@ class Sums(nn.Module):
     def open(self) -> None:
         """Begin to add. Under DDP process 0 keeps the sums and the others start theirs from zero."""
         self.apart.fill_(world_size() > 1)
-        self._keep_on_one()
+        self.keep_on_one()
 
     def merge(self) -> None:
         """Bring the sums of all processes together on process 0, for a checkpoint: the others start again from zero."""
         if self.apart:
             self._reduce()
-            self._keep_on_one()
+            self.keep_on_one()
 
     def gather(self) -> None:
         """Bring the sums together on every process, in one all-reduce."""
@@ -60,7 +60,7 @@ class Sums(nn.Module):
         for part, values in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
             part.copy_(values.view_as(part))
 
-    def _keep_on_one(self) -> None:
+    def keep_on_one(self) -> None:
         """Where the sums are apart, only process 0 keeps what there is."""
         if self.apart and rank() > 0:
             for part in self._sums():
@@ -69,7 +69,7 @@ class Sums(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.apart &= world_size() > 1
-        self._keep_on_one()
+        self.keep_on_one()
 
 
 def world_size() -> int:

@@ -122,6 +122,11 @@ def _started_from_outside() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
+def faults(config: Config, stream: Stream) -> list[str]:
+    """Why what is asked for after the run's end, its learner as a model and shadow models, can't be made."""
+    return model.faults(config, stream.preprocessing()) + shadows.faults(config, stream)
+
+
 def _spawning() -> type:
     from lightning.fabric.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
@@ -153,7 +158,7 @@ def _work(
     if config.fabric.threads is not None:
         torch.set_num_threads(config.fabric.threads)
     stream, strategy = build(config, start)
-    if refused := model.faults(config, stream.preprocessing()) + shadows.faults(config, stream):
+    if refused := faults(config, stream):
         raise UserError(*refused)
     if first:
         for line in stream.notes:
@@ -244,8 +249,8 @@ def _newest_state(run_dir: Path, config: Config, tell: bool) -> dict[str, Any] |
     Raises:
         UserError: a sealed file that can't be made anew is damaged, or config.yaml is not the run's own.
     """
-    if faults := seal_faults(run_dir, aside=MADE_ANEW):
-        raise UserError(*faults)
+    if broken := seal_faults(run_dir, aside=MADE_ANEW):
+        raise UserError(*broken)
     state, notes = checkpoint.load_newest(run_dir / "checkpoints", lambda state: _cut_log(run_dir, state))
     if state is not None and (changed := changes(state.get("config"), config)):
         raise UserError(f"resume: {run_dir / 'config.yaml'} was changed since the run began: {changed}; put it back")

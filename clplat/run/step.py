@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clplat.components.sums import Sums
 from clplat.data.batches import batches_per_epoch
 from clplat.errors import UserError
 from clplat.metrics.representation import gradient_norm
@@ -29,6 +30,9 @@ def setup_optimizer(run: RunState) -> None:
         run.module, run.optimizer = run.strategy, None
         return
     module, optimizer = run.fabric.setup(run.strategy, run.strategy.configure_optimizers())
+    for part in run.strategy.modules():
+        if isinstance(part, Sums):  # DDP has given every process the buffers of the first
+            part.keep_on_one()
     for hook in ("forget_step", "adapt_step"):
         if hasattr(run.strategy, hook):
             module.mark_forward_method(hook)

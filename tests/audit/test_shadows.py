@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import clplat
 from clplat import Data, Experience, Kind, Stream
+from clplat.cli import main
 from clplat.config.resolve import resolve
 from clplat.config.settings import StartSettings
 from clplat.erasure.audit.audit import audit_dir
@@ -158,16 +160,27 @@ def test_a_shadow_model_that_fails_is_said_and_leaves_the_run(runs, tmp_path, mo
     assert entry["why_null"]["lira"] == "a shadow model could not be made (loss is not finite)"
 
 
-def test_what_can_t_be_done_is_refused_before_anything_runs(tmp_path):
+def test_what_can_t_be_done_is_refused_before_anything_runs(tmp_path, capsys):
     for count in (2, 5):
         with pytest.raises(UserError, match=f"audit.shadows: {count} is out of range"):
             clplat.run(CONFIG, quiet=True, output=str(tmp_path), audit={"shadows": count})
     with pytest.raises(UserError, match=r"audit.shadows: 4, but audit.enabled is false \(valid: 0"):
         clplat.run(CONFIG, quiet=True, output=str(tmp_path), audit={"shadows": 4, "enabled": False})
+    with pytest.raises(UserError, match=r"but audit.enabled is false"):
+        clplat.run(CONFIG, dry_run=True, output=str(tmp_path), audit={"shadows": 4, "enabled": False})
     assert not list(tmp_path.iterdir())
+    (tmp_path / "faulty.yaml").write_text(yaml.safe_dump(CONFIG | {"audit": {"shadows": 4, "enabled": False}}))
+    assert main(["validate", str(tmp_path / "faulty.yaml")]) == 2
+    assert "audit.shadows: 4, but audit.enabled is false" in capsys.readouterr().err
     config = resolve(config=CONFIG | {"audit": {"shadows": 4}})
     stream = build_stream(config)
     assert shadows.faults(config, stream) == []
     assert "start.run" in shadows.faults(replace(config, start=StartSettings(run="other")), stream)[0]
     stream.experiences = tuple(e for e in stream if e.kind is Kind.LEARN)
     assert "holds no request" in shadows.faults(config, stream)[0]
+
+
+def test_a_dry_run_of_what_makes_shadow_models_takes_its_two_steps(tmp_path):
+    """It ends early by itself, which is no reason to refuse what the run itself would do."""
+    result = clplat.run(CONFIG, quiet=True, dry_run=True, output=str(tmp_path), audit={"shadows": 4})
+    assert len(result.accuracy_matrix) == 2  # before anything, and after the first experience
