@@ -60,11 +60,15 @@ def run(
         DivergedError: the loss is no longer finite.
     """
     from clplat.config.resolve import expand, resolve
+    from clplat.run.trying import all_faults
 
     if seeds is None:
-        return _run(resolve(config=config, **overrides), resume=resume, dry_run=dry_run, quiet=quiet)
+        with all_faults():
+            resolved = resolve(config=config, **overrides)
+        return _run(resolved, resume=resume, dry_run=dry_run, quiet=quiet)
     if not (wrong := [s for s in seeds if isinstance(s, bool) or not isinstance(s, int) or s < 0]) and len(seeds):
-        configs = expand(config=config, seeds=seeds, **overrides)
+        with all_faults():
+            configs = expand(config=config, seeds=seeds, **overrides)
         return Results(_run(c, resume=resume, dry_run=dry_run, quiet=quiet) for c in configs)
     raise UserError(f"seeds: {wrong[0] if wrong else seeds!r} is out of range (valid: a list of integers ≥ 0)")
 
@@ -88,7 +92,7 @@ def _finished(run_dir: Path) -> Result | None:
 
 def _check_same(run_dir: Path, config: Config, command: str) -> None:
     """Refuse a configuration, or objects, that are not those a run was begun with; names the first that differs."""
-    from clplat.config.resolve import read_yaml
+    from clplat.config.reading import read_yaml
     from clplat.run.summary import changes
 
     before, now = read_yaml(run_dir / "config.yaml"), keys_of(config)
@@ -136,7 +140,8 @@ def _config_of(run_dir: Path, command: str, objects: dict[str, Any], *, data: bo
     Args:
         data: the stream is needed; else the objects in it may be left out.
     """
-    from clplat.config.resolve import read_yaml, resolve
+    from clplat.config.reading import read_yaml
+    from clplat.config.resolve import resolve
 
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{command}: {run_dir} is no run directory (config.yaml is missing in it)")

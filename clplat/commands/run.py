@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from clplat.commands.arguments import Parser, parse_seeds
 from clplat.commands.keys import keys_help
-from clplat.config.resolve import PARTS, expand, find_config, read_yaml
+from clplat.config.reading import read_yaml
+from clplat.config.resolve import PARTS, Refused, expand, find_config
 from clplat.config.settings import Config
 from clplat.errors import DivergedError, Interrupted, UserError
 
@@ -52,8 +53,13 @@ def main(args: argparse.Namespace) -> int:
     seeds = None if args.seeds is None else parse_seeds(args.seeds)
     if seeds is not None and any(k.partition("=")[0] == "--seed" for k in args.keys):
         raise UserError("seeds: give --seed or --seeds, not both")
-    configs = expand(args.keys, args.config, seeds)
+    try:
+        configs = expand(args.keys, args.config, seeds)
+    except Refused as refused:
+        from clplat.run.trying import all_faults  # which imports torch
 
+        with all_faults():
+            raise refused
     if len(configs) > 1:
         return _run_all(configs, args)
     if args.fresh:

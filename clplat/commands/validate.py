@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from clplat.commands.arguments import Parser
-from clplat.config.resolve import expand, find_config, read_yaml
+from clplat.config.reading import read_yaml
+from clplat.config.resolve import expand, find_config
 from clplat.errors import MissingError, UserError
 
 TAKES_KEYS = True
@@ -19,9 +20,12 @@ def configure(parser: Parser) -> None:
 def main(args: argparse.Namespace) -> int:
     if "sweep" in read_yaml(find_config(args.config)):
         return _sweep(args)
-    configs = expand(args.keys, args.config)
     from clplat.run.build import build
     from clplat.run.launch import faults as faults_of_the_end
+    from clplat.run.trying import all_faults
+
+    with all_faults():
+        configs = expand(args.keys, args.config)
 
     faults, missing = dict[str, None](), dict[str, None]()
     for config in configs:

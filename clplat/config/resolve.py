@@ -16,11 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clplat.config import discovery, syntax
 from clplat.config.given import absent, is_given, named
 from clplat.config.nested import check_nested
+from clplat.config.reading import read_yaml
 from clplat.config.settings import (
     AuditSettings,
     Config,
@@ -42,6 +41,18 @@ SECTIONS: dict[str, type] = {
 DEFAULTS = {"stream": "digits", "backbone": "mlp", "head": "growing", "merge": "none"}
 _PACKAGE = Path(__file__).parents[1]
 _EXPERIMENTS = (_PACKAGE.parent / "experiments", _PACKAGE / "experiments")
+
+
+class Refused(UserError):
+    """A configuration with faults, of which `rest` is left without them; its parts may have faults of their own.
+
+    Args:
+        rest: of each run; a part that is not known has no name.
+    """
+
+    def __init__(self, faults: Iterable[str], rest: Sequence[Config]) -> None:
+        super().__init__(*dict.fromkeys(faults))
+        self.rest = rest
 
 
 def resolve(
@@ -89,12 +100,13 @@ def expand(
         faults.append(f"seeds: {own_seeds!r} is not a list of integers ≥ 0")
         own_seeds = None
     found: list[Config] = []
+    rest: list[Config] = []
     for label, override in (runs or {None: {}}).items():
-        layers = [layer, override, overrides]
         try:
-            one = _resolve(layers, argv or [], name, label)
-        except UserError as error:
+            one = _resolve([layer, override, overrides], argv or [], name, label)
+        except Refused as error:
             faults += error.faults
+            rest += error.rest
             continue
         chosen = seeds if seeds is not None else own_seeds
         # `--seed` typed by the user is one seed, whatever the file's list says.
@@ -102,7 +114,7 @@ def expand(
             chosen = [one.seed]
         found += [dataclasses.replace(one, seed=s) for s in chosen]
     if faults:
-        raise UserError(*dict.fromkeys(faults))
+        raise Refused(faults, [*found, *rest])
     return found
 
 
@@ -140,36 +152,6 @@ def experiments() -> dict[str, Path]:
     folder = next((f for f in _EXPERIMENTS if f.is_dir()), None)
     files = sorted(folder.glob("*/*.yaml")) if folder else []
     return {f"{f.parent.name}/{f.stem}": f for f in files}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A configuration file as a mapping; a key written twice is a fault.
-
-    Raises:
-        UserError: not readable, not YAML, or not a mapping.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader: plain values only
-    except OSError as error:
-        raise UserError(f"config: can't read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"config: {where}: {what}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"config: {path} holds a {type(content).__name__}, not a mapping of keys to values")
-    return content
-
-
-class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode) and k.value != "<<"]
-        for key in {k for k in keys if keys.count(k) > 1}:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is written twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 # --- schema -------------------------------------------------------------------------------------------------------
@@ -231,9 +213,11 @@ def _resolve(layers: Iterable[Mapping[str, Any]], argv: list[str], name: str | N
     faults += [absent(k, v) for k, v in values.items() if is_given(v) and v not in held]
     known = {p: str(n) for p, n in parts.items() if p not in unknown}
     complete = {k: values.get(k, o.default) for k, o in keys.items()}
-    if not unknown:
-        return dataclasses.replace(_build(known, complete, faults, name, label), given=held)
-    raise UserError(*faults, *_range_faults(complete))
+    faults += _range_faults(complete)
+    config = dataclasses.replace(_build(known, complete, faults, name, label), given=held)
+    if faults:
+        raise Refused(faults, [config])
+    return config
 
 
 def _flatten(layer: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
@@ -373,20 +357,20 @@ def _range_faults(values: Mapping[str, Any]) -> list[str]:
 
 
 def _build(parts: dict[str, str], values: dict[str, Any], faults: list[str], name: str | None, label: Any) -> Config:
-    faults = faults + _range_faults(values)
+    """The configuration; adds a line to `faults` where its name is none. A part not in `parts` has no name."""
 
     def part(key: str) -> Part:
         chosen = {k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{key}.") and v is not REQUIRED}
         if key == "stream" and chosen.get("seed") is None:
             chosen.pop("seed", None)  # the run's
-        return Part(parts[key], chosen)
+        return Part(parts.get(key, ""), chosen)
 
     def settings(key: str) -> Any:
         return SECTIONS[key](**{k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{key}.")})
 
     top = {k: v for k, v in values.items() if "." not in k}
     if top["name"] is None:
-        names = [parts[k] for k in ("strategy", "stream", "backbone")]
+        names = [parts.get(k, "unknown") for k in ("strategy", "stream", "backbone")]
         stems = [n.partition("@python:")[0] for n in names]
         stems = [Path(n.partition(":")[0]).stem if ".py" in n else n for n in stems]
         top["name"] = name or "-".join(stems)
@@ -394,7 +378,5 @@ def _build(parts: dict[str, str], values: dict[str, Any], faults: list[str], nam
         top["name"] = f"{top['name']}/{label}"
     if not re.fullmatch(r"\w[\w.@-]*(/\w[\w.@-]*)*", top["name"]):
         faults.append(f"name: {top['name']!r} can't name a folder (valid: letters, digits, _ . - and / between them)")
-    if faults:
-        raise UserError(*faults)
     fields: dict[str, Any] = {k: part(k) for k in PARTS} | {k: settings(k) for k in SECTIONS} | top
     return Config(**fields)

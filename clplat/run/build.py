@@ -44,7 +44,7 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
             the strategy does not declare, a head that needs task ids which the stream hides.
         MissingError: data or weights are not there, and nothing else is wrong.
     """
-    trial = _Trial(config)
+    trial = Trial(config)
     stream = trial.part("stream", lambda options: build_stream(config, options))
     cls = maker(config, "strategy")
     shape, classes = (stream.input_shape, stream.num_classes) if stream is not None else _guess(cls)
@@ -111,7 +111,7 @@ def _last_file(error: Exception) -> str:
     return traceback.extract_tb(error.__traceback__)[-1].filename
 
 
-class _Trial:
+class Trial:
     """Builds parts and gathers their faults: an option refused is put back to its default, and the part tried again."""
 
     def __init__(self, config: Config) -> None:

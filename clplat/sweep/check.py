@@ -9,6 +9,7 @@ from typing import Any
 from clplat.config.resolve import resolve
 from clplat.errors import MissingError, UserError
 from clplat.run.build import build
+from clplat.run.trying import all_faults
 from clplat.sweep.objectives import check_kinds
 from clplat.sweep.plan import Plan, named_fault
 from clplat.sweep.protocol import protocol_faults
@@ -25,7 +26,8 @@ def check(plan: Plan, keys: Sequence[str]) -> None:
     queue = list(itertools.product(_corners(plan), plan.protocol.streams or [None]))
     for values, stream in queue:  # which grows
         try:
-            resolved = resolve(argv=list(keys), config=plan.config(values, plan.seeds[0], "trial", stream))
+            with all_faults():
+                resolved = resolve(argv=list(keys), config=plan.config(values, plan.seeds[0], "trial", stream))
             if resolved.loop.evaluate_on != "valid":
                 raise UserError("loop.evaluate_on: 'test' would choose hyper-parameters on test labels (valid: valid)")
             if plan.pruner != "none" and resolved.fabric.devices * resolved.fabric.num_nodes > 1:

@@ -152,7 +152,8 @@ def read_plan(config: str | Path, keys: Sequence[str], trials: int | None) -> Pl
     Raises:
         UserError: one line for each fault.
     """
-    from clplat.config.resolve import find_config, read_yaml
+    from clplat.config.reading import read_yaml
+    from clplat.config.resolve import find_config
 
     path = find_config(config)
     base = read_yaml(path)
@@ -212,16 +213,18 @@ def _faults_beside(base: Mapping[str, Any], keys: Sequence[str], given: Any, spa
         given: the section's `space:`; a key whose range is none is looked for by the end that can be read of it.
     """
     from clplat.config.resolve import resolve
+    from clplat.run.trying import all_faults, option_faults
 
     lows = {k: e.get("low") for k, e in given.items() if isinstance(e, dict)} if isinstance(given, dict) else {}
     values = {key: low for key, low in lows.items() if finite(low) is not None and key.partition(".")[0] in _SEARCHED}
     values |= {key: span.ends()[0] for key, span in space.items()}
     config = {key: value for key, value in base.items() if key not in ("seed", "seeds")}
     try:
-        resolve(argv=list(keys), config=nested(config, values))
+        with all_faults():
+            found = option_faults(resolve(argv=list(keys), config=nested(config, values)))
     except UserError as error:
-        return [named_fault(values, fault) for fault in error.faults]
-    return []
+        found = list(error.faults)
+    return [named_fault(values, fault) for fault in found]
 
 
 def named_fault(searched: Mapping[str, Any], fault: str) -> str:
