@@ -63,10 +63,11 @@ def _reloads(
     expect(same, "the loaded learner predicts differently: something that matters is not in its state")
 
 
-def resume(subject: Subject) -> None:
-    """A run that is stopped anywhere and gone on with ends as the run that was not, bit for bit."""
+def resume(subject: Subject, once: bool = False) -> None:
+    """A run that is stopped anywhere, or `once` midway, and gone on with ends as the run that was not, bit for bit."""
     straight = subject.straight
-    for name, stop in _stops(straight):
+    stops = list(_stops(straight))
+    for name, stop in stops[len(stops) // 2 :][:1] if once else stops:
         resumed = subject.resumed(stop)
         wrong = straight.state.differences(resumed.state)
         expect(not wrong, f"stopped {name}, it ends elsewhere: {listed(wrong)}")

@@ -1,6 +1,7 @@
 """Every strategy that learns or forgets conforms on an encoder of texts; any other one is built or says why not."""
 
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from clplat.config import discovery
 from clplat.errors import UserError
 from clplat.run.build import seed_everything
 from clplat.testing import CHECKS, Subject, judge
+from clplat.testing.checks_of_state import resume
 from clplat.testing.streams import CLASSES, TinyStream
 
 ENTRIES = {n: e for n, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat.")}
@@ -20,6 +22,7 @@ LEVELS = 12
 # A random direction, to which `rmu` steers a network that has learned next to nothing, may be that of the class.
 NOT_ASKED = {"rmu": {"erasure"}}
 ELSEWHERE = {"processes", "arguments", "leaks", "memory", "seed"}  # the same on any network: judged on the suite's own
+midway = partial(resume, once=True)  # every other place to stop is tried on the suite's own networks
 
 
 class Quantised(TextEncoder):
@@ -52,7 +55,8 @@ def test_none_is_left_out():
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ASKED])
 def test_conforms(name):
     mine = subject(name)
-    results = [judge(mine, check) for check in CHECKS if check not in ELSEWHERE | NOT_ASKED.get(name, set())]
+    asked = [check for check in CHECKS if check not in ELSEWHERE | NOT_ASKED.get(name, set())]
+    results = [judge(mine, check, midway if check == "resume" else None) for check in asked]
     assert not [f"{r.name}: {r.message}" for r in results if r.status == "failed"]
     assert sum(r.status == "passed" for r in results) >= 7
 

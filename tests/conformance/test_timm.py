@@ -1,11 +1,14 @@
 """Every strategy that learns, forgets or adapts goes through the suite on small networks of timm, or says why not."""
 
+from functools import partial
+
 import pytest
 
 from clplat.backbones.timm import timm
 from clplat.config import discovery
 from clplat.errors import UserError
 from clplat.testing import CHECKS, Subject, judge
+from clplat.testing.checks_of_state import resume
 from clplat.testing.streams import TinyStream
 
 BACKBONES = {
@@ -24,6 +27,7 @@ REFUSED = {  # strategies by kind of network, and the cause that they give
 NOT_ASKED = {("retrain", "convolutional"): {"erasure"}}
 # The same on any network: judged on the suite's own.
 ELSEWHERE = {"processes", "arguments", "leaks", "memory", "seed"}
+midway = partial(resume, once=True)  # every other place to stop is tried on the suite's own networks
 NAMES = [name for name, e in discovery.entries("strategies").items() if set(e.kinds) != {"interact"}]
 
 
@@ -63,5 +67,5 @@ def test_is_built_on_timm_or_says_in_a_line_why_not(name, kind):
 def test_conforms_on_timm(name, kind):
     mine = subject(name, kind)
     asked = [check for check in CHECKS if check not in ELSEWHERE | NOT_ASKED.get((name, kind), set())]
-    results = [judge(mine, check) for check in asked]
+    results = [judge(mine, check, midway if check == "resume" else None) for check in asked]
     assert [r for r in results if r.status == "failed"] == []
