@@ -9,6 +9,7 @@ import yaml
 from sweeping import write
 
 import clplat
+from clplat.sweep.protocol import Protocol
 from clplat.sweep.study import sweep
 
 GUARDED = """
@@ -113,6 +114,20 @@ def test_one_configuration_for_all_streams_is_judged_by_their_mean(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("streams", "told"),
+    [
+        (["digits", {"name": "digits", "scenario": "task"}], "digits-1, digits-2: scenario task"),
+        (
+            [{"name": "digits", "validation": 0.1, "blurry": 0.2}, "images", {"name": "digits", "validation": 0.1}],
+            "digits-1: blurry 0.2, images, digits-2",
+        ),
+    ],
+)
+def test_streams_of_one_name_are_told_with_what_sets_them_apart(streams, told):
+    assert f"one configuration for {len(streams)} streams ({told});" in str(Protocol(streams=tuple(streams)))
+
+
+@pytest.mark.parametrize(
     ("section", "keys", "fault"),
     [
         ({"protocol": "best"}, [], r"^sweep\.protocol: 'best' is not valid \(valid: end_of_stream, \{first: K\}"),
@@ -121,6 +136,11 @@ def test_one_configuration_for_all_streams_is_judged_by_their_mean(tmp_path):
         ({"protocol": {"stream": 3}}, [], r"^sweep\.protocol\.stream: 3 is not a stream"),
         ({"protocol": {"stream": "digitz"}}, [], r"^sweep\.protocol\.stream: unknown name 'digitz'"),
         ({"protocol": {"streams": []}}, [], r"^sweep\.protocol\.streams: \[\] is not a list of streams"),
+        (
+            {"protocol": {"streams": ["digits", {"name": "digits"}]}},
+            [],
+            r"^sweep\.protocol\.streams: .* is there twice",
+        ),
         ({"protocol": {"stream": "rotated"}}, ["--stream.seed", "3"], r"flags of the stream have no effect"),
         ({"protocol": {"stream": {"name": "digits", "validation": 0.2}}}, [], r"is the configuration's own stream"),
         (

@@ -76,15 +76,20 @@ def longest_experiences(groups: list[Group]) -> list[dict[str, Any]]:
 
 
 def titles(groups: Sequence[Group]) -> list[str]:
-    """What each experience of a stream is called: by its title, where all runs give it that and no other; or its name.
+    """What each experience of a stream is called: by its title, where all runs give it that, or else by its name.
 
-    Runs of several seeds may have drawn the classes of an experience each for itself.
+    Runs of several seeds may have drawn the classes of an experience each for itself. Where several have one title, as
+    where classes return, it stands behind the name.
     """
     known = [run.get("experiences") or [] for group in groups for run in group.runs]
     names = [str(e.get("name")) for e in longest_experiences(list(groups))]
     said = [{str(run[j].get("title") or "") for run in known if j < len(run)} for j in range(len(names))]
-    return [next(iter(own)) if len(own) == 1 and own != {""} and said.count(own) == 1 else name
-            for own, name in zip(said, names, strict=True)]  # fmt: skip
+    found = []
+    for own, name in zip(said, names, strict=True):
+        title = next(iter(own)) if len(own) == 1 else ""
+        alone = said.count(own) == 1 and title not in names
+        found.append(name if not title else title if alone else f"{name} ({title})")
+    return found
 
 
 def mean_matrix(group: Group) -> list[list[Estimate]]:

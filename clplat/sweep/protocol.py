@@ -44,13 +44,24 @@ class Protocol:
         if self.transfers:
             return f"tuned on another stream ({stream_name(self.streams[0])}) and transferred"
         if self.streams:
-            return f"one configuration for {len(self.streams)} streams ({', '.join(self.labels())}); {OPTIMISTIC}"
+            return f"one configuration for {len(self.streams)} streams ({', '.join(self._told())}); {OPTIMISTIC}"
         return OPTIMISTIC
 
     def labels(self) -> list[str]:
         """A name for each stream, each once."""
         names = [stream_name(s) for s in self.streams]
         return [n if names.count(n) == 1 else f"{n}-{names[:i].count(n) + 1}" for i, n in enumerate(names)]
+
+    def _told(self) -> list[str]:
+        """The label of each stream; of those of one name with what sets them apart."""
+        options = [_whole(stream) for stream in self.streams]
+        names = [stream_name(s) for s in self.streams]
+        found = []
+        for label, name, own in zip(self.labels(), names, options, strict=True):
+            rivals = [other for other, its in zip(options, names, strict=True) if its == name]
+            apart = [f"{k} {v}" for k, v in own.items() if any(r.get(k, ...) != v for r in rivals)]
+            found.append(f"{label}: {', '.join(apart)}" if apart else label)
+        return found
 
     def settings(self, stream: Any = None) -> dict[str, Any]:
         """Keys that a trial has beside its own, on one of the streams."""
@@ -75,6 +86,8 @@ def read_protocol(given: Any, base: Mapping[str, Any], flags: Mapping[str, str],
             faults.append(f"sweep.protocol.{key}: {value!r} is not {what} {valid}")
         elif any(f == "stream" or f.startswith("stream.") for f in flags):
             faults.append(f"sweep.protocol.{key}: names the streams, so flags of the stream have no effect")
+        elif twice := [s for i, s in enumerate(streams) if _whole(s) in map(_whole, streams[:i])]:
+            faults.append(f"sweep.protocol.{key}: {twice[0]!r} is there twice (valid: each once)")
         elif key == "stream" and streams[0] == base.get("stream"):
             faults.append("sweep.protocol.stream: is the configuration's own stream (valid: another one)")
         else:
@@ -101,6 +114,11 @@ def protocol_faults(protocol: Protocol, metrics: list[str], lengths: set[int]) -
         faults.append(f"sweep.protocol.first: {protocol.first} is out of range (valid: 1..{min(lengths) - 1}, of "
                       f"{min(lengths)} experiences)")  # fmt: skip
     return faults
+
+
+def _whole(stream: Any) -> dict[str, Any]:
+    """A stream as a mapping, with or without options."""
+    return dict(stream) if isinstance(stream, Mapping) else {"name": stream}
 
 
 def stream_name(stream: Any) -> str:

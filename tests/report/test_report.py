@@ -14,9 +14,10 @@ from boards import amend
 import clplat
 from clplat.errors import UserError
 from clplat.report import report_command, write_report
-from clplat.report.compare import load_summaries
+from clplat.report.compare import Group, load_summaries
 from clplat.report.dashboard import Folders, view
 from clplat.report.dashboard_page import build_dashboard
+from clplat.report.data import titles
 from clplat.report.naming import cut_apart
 from clplat.report.tables import console_comparison, plain
 
@@ -396,10 +397,10 @@ def test_several_streams_are_ranked_and_two_say_that_nothing_can_be_told(fabrica
 
 
 def test_test_sets_are_named_by_what_they_are_of_where_all_runs_agree(fabricate, report):
-    """One seed drew other classes into its second experience; no title: the name."""
-    titles = [["cat, dog", "bird, owl", "", "elk", "elk"], ["cat, dog", "owl, bird", "", "elk", "elk"]]
+    """One seed drew other classes into its second experience; no title: the name; two of one title: both."""
+    own_titles = [["cat, dog", "bird, owl", "", "elk", "elk"], ["cat, dog", "owl, bird", "", "elk", "elk"]]
     runs = [fabricate(strategy="er", seed=seed) for seed in range(2)]
-    for run, own in zip(runs, titles, strict=True):
+    for run, own in zip(runs, own_titles, strict=True):
         known = json.loads((run / "summary.json").read_text())["experiences"]
         amend(run, experiences=[{**e, "title": t} if t else e for e, t in zip(known, own, strict=True)])
     assert report(runs[:1]).text.count("digits 2, 3") == 1  # its name, in the table of experiences
@@ -407,5 +408,8 @@ def test_test_sets_are_named_by_what_they_are_of_where_all_runs_agree(fabricate,
     (heat,) = (a["aria-label"] for tag, a in page.tags if tag == "svg" and a.get("aria-label", "").startswith("er."))
     assert heat
     tips = re.findall(r"test set ([^:]+): 0\.", page.text)
-    assert set(tips) == {"cat, dog", "digits 2, 3", "digits 4, 5", "digits 6, 7", "digits 8, 9"}
+    assert set(tips) == {"cat, dog", "digits 2, 3", "digits 4, 5", "digits 6, 7 (elk)", "digits 8, 9 (elk)"}
     assert page.text.count("owl") == 0
+    known = [{"name": "first", "title": "second"}, {"name": "second", "title": ""}]  # one is called what another is of
+    run = {"experiences": known}
+    assert titles([Group("er", "er", "digits", "mlp", (run,), (run,))]) == ["first (second)", "second"]
