@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from clplat.data.transitions import Transitions, pack
-from clplat.stream import Actions, Data, Experience, Kind, Stream
+from clplat.stream import Actions, Answers, Data, Experience, Kind, Stream
 
 CLASSES, IMAGE, OBSERVATION = 6, (3, 4, 4), (2,)
 # Odd in sum, so that a last batch is short and does not divide evenly between two processes.
 PER_CLASS = (13, 12)
+WORDS = torch.tensor([[1, 3 + c, 2] for c in range(CLASSES)])  # what a model that answers in words calls each class
 SAMPLES = 5  # that the second request names
 
 
@@ -106,7 +107,8 @@ class TinyStream(Stream):
         self, kinds: Collection[Kind], *, seed: int = 0, repeat: int = 1, separate: bool = False, mislabel: bool = False
     ) -> None:
         acts = set(kinds) == {Kind.INTERACT}
-        self.shape, self.answers, self.seed = OBSERVATION if acts else IMAGE, Actions(1) if acts else None, seed
+        self.shape, self.seed = OBSERVATION if acts else IMAGE, seed
+        self.answers: Answers | Actions = Actions(1) if acts else Answers(WORDS, end=2, vocabulary=12)
         self.repeat, self.separate, self.mislabel, self.peeks = repeat, separate, mislabel, list[str]()
         self._centres = 0.6 * torch.randn(CLASSES, *self.shape, generator=torch.Generator().manual_seed(7))
         self.source = self._pool(seed, "source")
@@ -182,8 +184,9 @@ class TinyStream(Stream):
         return _Source(index, f"adapt_{number}", Kind.ADAPT, train, test, classes=classes)
 
     def _interact(self, index: int, number: int, learns: bool) -> Experience:
+        offline = self._walked() if isinstance(self.answers, Actions) else None
         return _Source(
-            index, f"interact_{number}", Kind.INTERACT, train=self._walked() if self.answers else None, classes=(0, 1),
+            index, f"interact_{number}", Kind.INTERACT, train=offline, classes=(0, 1),
             environment=lambda: Walk(self.shape), env_steps=24 * self.repeat, return_bounds=(-8.0, 0.0),
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clplat.backbones.actor_critic import actor_critic
 from clplat.backbones.base import Backbone, Classifier
+from clplat.backbones.clip import clip
 from clplat.backbones.cnn import slim_resnet18
 from clplat.backbones.heads import Growing
 from clplat.backbones.mlp import mlp
@@ -40,6 +41,7 @@ BACKBONES: tuple[Callable[[tuple[int, ...]], Backbone], ...] = (
     lambda shape: mlp(shape, [16]),
     lambda shape: vit_micro(shape, patch_size=2, dim=8, depth=2, heads=2),
     lambda shape: slim_resnet18(shape, width=2),
+    lambda shape: clip(shape, dim=8, depth=1, heads=2, patch_size=2, vocabulary=12),
     lambda shape: actor_critic(shape, actor_hidden=[8], critic_hidden=[8]),
 )
 
@@ -64,10 +66,10 @@ class FineTuning(Strategy):
         if batch is None or batch[1] is None:  # steps in an environment
             return None
         try:
-            logits = self.model(batch[0])
+            losses = self.losses(*batch)
         except ValueError:  # batch normalisation does not train on one value a channel
             return None
-        return self.mean(F.cross_entropy(logits, batch[1], reduction="none"))
+        return self.mean(losses)
 
     def forget_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Erases nothing."""

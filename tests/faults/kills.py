@@ -35,6 +35,7 @@ NETWORKS = (
     {"name": "mlp", "hidden": [16]},
     {"name": "vit_micro", "patch_size": 2, "dim": 8, "depth": 2, "heads": 2},
     {"name": "slim_resnet18", "width": 2},
+    {"name": "clip", "dim": 8, "depth": 1, "heads": 2, "patch_size": 2, "vocabulary": 12},
     {"name": "actor_critic", "actor_hidden": [8], "critic_hidden": [8]},
 )  # the suite's own, in its order
 AGAIN = 1 / 3  # the share of cases that are killed twice
