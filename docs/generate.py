@@ -70,7 +70,8 @@ def _strategies_run() -> dict[str, set[str]]:
 
 
 def backbones_of(entry: discovery.Entry) -> str:
-    """Any, unless its source asks for blocks, adaptable layers (itself or through adapters) or normalisation layers."""
+    """Any, unless its source asks for blocks, adaptable layers (itself or through adapters), normalisation layers or
+    a text tower."""
     nodes = list(ast.walk(syntax.read(entry.file).tree))
     attributes = {n.attr for n in nodes if isinstance(n, ast.Attribute)}
     froms = [n for n in nodes if isinstance(n, ast.ImportFrom)]
@@ -80,6 +81,7 @@ def backbones_of(entry: discovery.Entry) -> str:
         "attention or FFN layers": "layers" in attributes or through,
         "blocks": "blocks" in attributes,
         "normalisation layers": bool(names & {"NormStepping", "norm_affine"}),
+        "a text tower": "text_features" in attributes,
         "batch normalisation": "TTA" in names and "norms" in attributes,
     }
     found = [words for words, wanted in asked.items() if wanted]

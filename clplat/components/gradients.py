@@ -1,4 +1,5 @@
-"""Gradients of a second loss beside the one that is trained on, as one vector, and putting a vector in their place.
+"""Gradients of a second loss beside the one that is trained on, as one vector, and putting a vector in their place; of
+a loss over the rows of all processes.
 
 Shapes: P numbers of all the parameters together.
 """
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from clplat.components.memory import gathered
 from clplat.components.precision import wide
 
 
@@ -40,3 +42,17 @@ def overwrite(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
     """Make `vector` (P,) the gradient of the parameters."""
     for p, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
         p.grad = part.view_as(p).to(p.dtype)
+
+
+def of_all(rows: Tensor, world_size: int) -> Tensor:
+    """Rows (b, ...) of all processes, one process after the other, for a loss that is no mean over samples.
+
+    A collective call where there are several. This process's own carry gradients, as many times as there are
+    processes, since DDP takes the mean over these.
+    """
+    if world_size == 1:
+        return rows
+    rank, plain = torch.distributed.get_rank(), rows.detach()
+    found = gathered({"labels": torch.full((len(rows),), rank, device=rows.device), "rows": plain})
+    own = (found["labels"] == rank).nonzero()[:, 0]
+    return found["rows"].index_copy(0, own, plain + world_size * (rows - plain))

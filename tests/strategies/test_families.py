@@ -31,11 +31,14 @@ HEADED = {
     "l2p",
     "slca",
 }  # they learn beside a head, which of these models the encoder alone has
+TOWERS = {"vr_lwf"}  # they ask for a text tower beside one of images
 KNOWN = 22  # strategies when this was last looked at; there can only be more
 NAMES = sorted(n for n, e in discovery.entries("strategies").items() if set(e.kinds) <= {"learn", "forget"})
 FORGETTING = [n for n in NAMES if "forget" in discovery.entries("strategies")[n].kinds]
 TEXT = {"llama": "llama", "t5": "t5"}
-PAIRS = [(n, f) for n in NAMES for f in families.ALL if f == "encoder" or n not in HEADED]
+PAIRS = [
+    (n, f) for n in NAMES for f in families.ALL if (f == "clip" if n in TOWERS else f == "encoder" or n not in HEADED)
+]
 
 
 def make(name, family, stream, **options):
@@ -82,6 +85,13 @@ def test_what_needs_a_head_says_so(name, family):
         make(name, family, families.ALL[family](None))
 
 
+@pytest.mark.parametrize("family", sorted(set(families.ALL) - {"clip"}))
+@pytest.mark.parametrize("name", sorted(TOWERS))
+def test_what_needs_a_text_tower_says_so(name, family):
+    with pytest.raises(UserError, match="backbone: has no text tower"):
+        make(name, family, families.ALL[family](None))
+
+
 @pytest.mark.parametrize(
     ("name", "family"), [pytest.param(n, f, marks=[pytest.mark.slow] * (n in SECOND_RING)) for n, f in PAIRS]
 )
@@ -106,7 +116,7 @@ def test_free_text_is_learned_and_forgotten(name, family):
     check(*ran(name, family, stream=families.texts(forget, free=True)))
 
 
-@pytest.mark.parametrize("name", sorted(set(NEED_CLASSES) - HEADED))
+@pytest.mark.parametrize("name", sorted(set(NEED_CLASSES) - HEADED - TOWERS))
 def test_what_needs_classes_refuses_free_text(name):
     with pytest.raises(UserError, match="needs classes, but the answers of this stream are free text"):
         ran(name, "llama", stream=families.texts(0 if name in FORGETTING else None, free=True))
