@@ -100,4 +100,4 @@ class CorDA(Calibrated):
 
         self._calibrate(experience, take)
         assert experience.train is not None
-        self.count += min(len(experience.train), self.samples)
+        self.count += self._count(experience.train)

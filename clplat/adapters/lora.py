@@ -87,6 +87,7 @@ class LoRA(nn.Module):
         self.adapters: dict[str, int] = {}  # name → rank, in the order added
         self.active: tuple[str, ...] = ()
         self.trained: tuple[str, ...] = ()
+        self.holds_a = False  # of what is trained A stays, as its caller filled it, and B alone learns
         self._empty: set[str] = set()  # merged and not trained since: B = 0
         self._resting: list[nn.Parameter] = []
 
@@ -152,8 +153,9 @@ class LoRA(nn.Module):
             for layer in self._wrappers():
                 layer.set_adapter(list(adapters), inference_mode=True)  # its other mode makes all in use trainable
         for adapter in trained:
-            for parameter in self.parameters_of(adapter):
-                parameter.requires_grad_(True)
+            for a, b in self.factors(adapter).values():
+                a.requires_grad_(not self.holds_a)
+                b.requires_grad_(True)
         self.active, self.trained = tuple(adapters), trained
         self._empty -= set(trained)
 

@@ -10,6 +10,7 @@ from clplat.backbones.language_model import LanguageModel, language_model
 from clplat.strategies.corda import CorDA
 from clplat.strategies.eva import EVA
 from clplat.strategies.ilora import ILoRA
+from clplat.strategies.inflora import InfLoRA
 from clplat.strategies.lora import SequentialLoRA
 from clplat.strategies.moram import MoRAM
 from clplat.strategies.olora import OLoRA
@@ -23,6 +24,7 @@ STRATEGIES = {
     OLoRA: LOW_RANK,
     EVA: LOW_RANK,
     CorDA: LOW_RANK,
+    InfLoRA: LOW_RANK,
     ILoRA: {**LOW_RANK, "memory": 8, "slow_decay": 0.9},
     MoRAM: {"rank": 2, "top": 2, "threshold": -1.0, "lr": 0.01},
     SVDOrthogonal: {"importance_samples": 4, "lr": 0.01},
@@ -111,7 +113,7 @@ def test_it_learns_by_its_layers_alone_and_resumes(cls, family, drive, resumes):
     assert learned
     layers = sum(len(strategy.model.backbone.layers(role)) for role in ("attention", "ffn"))
     if cls is not SVDOrthogonal:  # factors of every layer and nothing else; the backbone keeps its bits
-        assert len(learned) == 2 * layers
+        assert len(learned) == (1 if cls is InfLoRA else 2) * layers  # it holds A
         kept = {n.replace(".base_layer", ""): p for n, p in strategy.model.named_parameters()}
         assert all(torch.equal(kept[n], p) for n, p in plain.items())
     else:
@@ -122,3 +124,13 @@ def test_it_learns_by_its_layers_alone_and_resumes(cls, family, drive, resumes):
     assert outputs.shape == (BATCH * STEPS, CLASSES)
     assert outputs.isfinite().all()
     assert resumes(lambda: make(cls, family), stream, batch=BATCH, epochs=1)
+
+
+def test_inputs_of_texts_are_those_of_their_tokens():
+    """Not of the padding of the texts that come with them, however many are asked for at a time."""
+    (e, _), strategy, seen = stream_of("llama"), make(InfLoRA, "llama"), []
+    strategy.grow(e)
+    for chunk in (1, BATCH):
+        strategy._calibrate(e, lambda name, x: seen.append(len(x)), chunk=chunk)
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+    assert len(set(seen)) > 1  # prompts have lengths of their own

@@ -74,9 +74,10 @@ def test_peft_has_the_same_parts():
         torch.testing.assert_close(mine, other.double(), rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_known_is_kept_as_sums_over_samples(experiences, model, drive):
+@pytest.mark.parametrize("samples", [256, None])
+def test_what_is_known_is_kept_as_sums_over_samples(samples, experiences, model, drive):
     stream = experiences(2)
-    strategy = drive(make(model(hidden=(7, 6))), stream)
+    strategy = drive(make(model(hidden=(7, 6)), samples=samples), stream)
     assert strategy.count == 48
     expected = torch.zeros(5, 5, dtype=torch.float64)
     for x in torch.cat([e.train.all()[0] for e in stream]).double():
