@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import json
+import threading
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ import clplat
 from clplat.config.settings import TrackingSettings
 from clplat.sweep.study import sweep
 from clplat.tracking import nested
-from clplat.tracking.client import Tracker, pending
+from clplat.tracking.client import Tracker, pending, send_pending
 from clplat.tracking.state import parent_of, read_state
+from clplat.tracking.store import RunSender
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = [
@@ -122,6 +125,78 @@ def test_a_store_that_is_away_is_told_in_a_line_and_gets_all_later(tmp_path: Pat
     assert note.startswith("tracking: not everything reached http://127.0.0.1:1")
     assert "clplat ui" in note
     assert pending(tmp_path / "study") == [tmp_path / "study"]
+
+
+def held_back(tmp_path: Path, uri: str) -> Path:
+    """A study of three trials, nothing of which has been sent."""
+    for folder in (tmp_path / "study", *(tmp_path / f"study/trial-{i}" for i in range(3))):
+        nested.begin(folder, TrackingSettings(uri=uri), tmp_path, "study", folder.name, {})
+        nested.end(folder, "FINISHED", params={}, metrics={}, tags={})
+    return tmp_path / "study"
+
+
+def test_a_server_is_sent_several_runs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, sent = threading.Barrier(4), list[Path]()
+
+    def send(run_dir: Path) -> None:
+        together.wait(30)  # for all four, or breaks
+        sent.append(run_dir)
+
+    monkeypatch.setattr(nested, "send_pending", send)
+    study = held_back(tmp_path, "http://127.0.0.1:1")
+    assert nested.send(study) is None
+    assert sorted(sent) == sorted([study, *study.glob("trial-*")])
+
+
+def test_a_file_is_sent_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set[int]()
+    monkeypatch.setattr(nested, "send_pending", lambda run_dir: threads.add(threading.get_ident()))
+    assert nested.send(held_back(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")) is None
+    assert len(threads) == 1
+
+
+@pytest.mark.parametrize(("seconds", "why"), [(0.1, "it took longer than 0.1 s"), (60.0, "was ended by Ctrl-C")])
+def test_a_slow_server_does_not_keep_a_study_that_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, why: str
+) -> None:
+    free = threading.Event()
+
+    def send(run_dir: Path) -> None:
+        if seconds > 1 and run_dir.name == "study":
+            _thread.interrupt_main()
+        free.wait(60)
+
+    monkeypatch.setattr(nested, "send_pending", send)
+    monkeypatch.setattr(nested, "LONGEST_SECONDS", seconds)
+    note = nested.send(held_back(tmp_path, "http://127.0.0.1:1"))
+    free.set()
+    assert note is not None
+    assert why in note
+
+
+def test_two_never_send_one_run_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender of a run that was left behind, and what sends the rest at the end of its study."""
+    own, run_dir, senders = settings(tmp_path), tmp_path / "runs/study/0", list[str]()
+    begun, free = threading.Event(), threading.Event()
+
+    def send(sender: RunSender, **options: Any) -> None:
+        senders.append(threading.current_thread().name)
+        begun.set()
+        free.wait(60)
+
+    monkeypatch.setattr(RunSender, "send", send)
+    monkeypatch.setattr(RunSender, "close", lambda sender: sender.state.update(done=True) or sender._save())
+    left = tracked(run_dir, own)
+    assert left.finish("FINISHED", [], timeout_seconds=0.1) is not None
+    assert begun.wait(60)
+    later = threading.Thread(target=send_pending, args=(run_dir,), name="later")
+    later.start()
+    later.join(0.5)
+    alone = list(senders)
+    free.set()
+    later.join(60)
+    assert alone == ["clplat-tracking"]
+    assert not pending(run_dir)
 
 
 @pytest.mark.slow

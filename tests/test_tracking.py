@@ -1,5 +1,8 @@
 """Tracking against real stores: a SQLite file and a server process, which are killed and started again."""
 
+import contextlib
+import http.client
+import http.server
 import json
 import os
 import shutil
@@ -20,10 +23,11 @@ from clplat.config.settings import TrackingSettings
 from clplat.errors import MissingError, UserError
 from clplat.run import launch
 from clplat.sweep.study import sweep
-from clplat.tracking import charts, store
+from clplat.tracking import charts, nested, store
 from clplat.tracking.client import Tracker, absolute_uri, default_uri, pending, send_pending, store_of
 from clplat.tracking.held import POINTS, held_runs, open_store
 from clplat.tracking.names import group_of, metric_name, note_of_sets, shortened
+from clplat.tracking.state import held as locked
 from clplat.tracking.state import read_state
 
 # MLflow and SQLAlchemy warn of their own deprecations at import and leave a database connection to the collector.
@@ -369,6 +373,31 @@ def test_a_store_that_never_answers_does_not_hold_the_run(run_dir):
     wait_until(lambda: not tracked._thread.is_alive(), 60)
 
 
+def test_a_run_of_a_sweep_waits_for_no_slow_server(tmp_path):
+    """The next run begins, and the next one's trial; what is left is sent when the study ends."""
+    study, trial, run_dir = tmp_path / "runs" / "study", Path("trial-0"), Path("trial-0/seed-0")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        settings = TrackingSettings(uri=f"http://127.0.0.1:{silent.getsockname()[1]}", experiment="demo")
+        for folder, kind in ((study, "study"), (study / trial, "trial")):
+            nested.begin(folder, settings, tmp_path / "runs", kind, folder.name, {})
+        (study / run_dir).mkdir()
+        tracked = tracker(study / run_dir, settings.uri)
+        note = tracked.finish("FINISHED", [], timeout_seconds=60)
+        with locked(study):  # as the sender has it while it opens the study's run
+            again = (study, settings, tmp_path / "runs", "study", "study", {})
+            thread = threading.Thread(target=nested.begin, args=again)
+            thread.start()
+            thread.join(20)
+            held_up = thread.is_alive()
+        thread.join()
+    assert not held_up
+    assert note is not None
+    assert "no answer within 2 s" in note
+    wait_until(lambda: not tracked._thread.is_alive(), 60)
+
+
 def test_a_password_is_not_shown(run_dir, monkeypatch):
     monkeypatch.setattr("clplat.tracking.client.LAST_ATTEMPTS", 1)
     note = tracker(run_dir, f"http://me:secret@127.0.0.1:{free_port()}").finish("FINISHED", [], timeout_seconds=20)
@@ -463,6 +492,42 @@ class Server:
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    """Passes each request on to a server after a while; where that is away, it hangs up."""
+
+    port, seconds = 0, 0.2
+
+    def pass_on(self) -> None:
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        time.sleep(self.seconds)
+        kept = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            to = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+            to.request(self.command, self.path, content, kept)
+            answer = to.getresponse()
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.getheader("Content-Type", "text/plain"))
+            self.end_headers()
+            self.wfile.write(answer.read())
+            to.close()
+
+    do_GET = do_POST = do_PUT = do_PATCH = pass_on
+
+    def log_message(self, *args) -> None: ...
+
+
+@pytest.fixture
+def slow(server):
+    """The address of a server that answers late."""
+    Slow.port = server.port
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as between:
+        thread = threading.Thread(target=between.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{between.server_address[1]}"
+        between.shutdown()
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -607,8 +672,14 @@ def test_a_server_gives_the_same_as_its_database(run_dir, server) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_killed_in_the_middle_of_a_sweep_has_all_of_it_when_it_is_back(tmp_path, server, monkeypatch):
+@pytest.mark.parametrize("through", ["server", "slow"])
+def test_a_server_killed_in_the_middle_of_a_sweep_has_all_of_it_when_it_is_back(
+    tmp_path, server, monkeypatch, request, through
+):
+    """A slow one is left behind by every run, and gets the rest when the study ends."""
+    uri = request.getfixturevalue(through) if through == "slow" else server.uri
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setattr("clplat.tracking.client.NESTED_SECONDS", 0.2 if through == "slow" else 30.0)
     monkeypatch.setattr("clplat.tracking.client.PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr("clplat.tracking.client.LAST_ATTEMPTS", 1)
     calls, original = [], launch.launch
@@ -626,7 +697,7 @@ def test_a_server_killed_in_the_middle_of_a_sweep_has_all_of_it_when_it_is_back(
     stream = {"name": "digits", "train_per_class": 20, "test_per_class": 5, "validation": 0.2}
     result = sweep(
         sweeping.write(tmp_path, section, stream=stream, loop={"max_steps": 2, "representation": False},
-                       tracking={"uri": server.uri, "experiment": "killed"}), quiet=True)  # fmt: skip
+                       tracking={"uri": uri, "experiment": through}), quiet=True)  # fmt: skip
     assert len(calls) == 4
     assert pending(result.folder) == []
     folders = [result.folder, *sorted(result.folder.glob("trial-*")), *sorted(result.folder.glob("trial-*/seed-*"))]
@@ -637,6 +708,11 @@ def test_a_server_killed_in_the_middle_of_a_sweep_has_all_of_it_when_it_is_back(
         above = found.get(folder.parent)
         assert run.data.tags.get("mlflow.parentRunId") == (above and above.info.run_id)
         assert {"average_accuracy", "valid/average_accuracy"} & run.data.metrics.keys()
+        lines = (folder / "metrics.jsonl").read_text().splitlines() if "seed" in folder.name else []
+        logged = [(row["step"], row["metrics"]["train/loss"]) for row in map(json.loads, lines)
+                  if "train/loss" in row["metrics"]]  # fmt: skip
+        history = client(folder).get_metric_history(run.info.run_id, "train/loss")
+        assert [(m.step, m.value) for m in history] == logged
 
 
 def test_the_lock_of_a_store_is_there_only_while_it_is_held(tmp_path):

@@ -22,13 +22,14 @@ from urllib.parse import urlsplit
 
 from clplat.config.settings import TrackingSettings
 from clplat.errors import UserError
-from clplat.tracking.state import new_state, read_state, write_state
+from clplat.tracking.state import held, new_state, parent_of, read_state, write_state
 from clplat.tracking.store import DeletedError, RunSender, deleted_in, load
 
 PAUSE_SECONDS = 1.0  # between two deliveries: gathers lines into batches
 LONGEST_PAUSE_SECONDS = 30.0  # between two attempts while the store is away
 LAST_ATTEMPTS = 3  # at the end of a run
 PATIENCE_SECONDS = 10.0  # at the end of a run, for a server that does not answer
+NESTED_SECONDS = 2.0  # at the end of a run of a sweep, which goes on with the next one: what is left is sent at its end
 SAID_SECONDS = 2.0  # a wait longer than this is said
 
 # A store that is away must fail fast: MLflow's defaults wait for minutes. The user's own settings win.
@@ -39,6 +40,7 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_UV_AUTO_DETECT": "false",  # a logged model would take along the uv.lock of whatever folder one is in
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is told by us, in one line, at the end
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for each run, in the midst of ours
 }
 _ALWAYS_NEW = {"params", "tags", "datasets", "run_name", "finish", "done", "described"}
 
@@ -128,7 +130,7 @@ class Tracker:
         """Start sending; waits for MLflow's import alone. A second call does nothing."""
         if not self.enabled or self._thread is not None:
             return
-        _environment.enter()
+        environment.enter()
         load()  # here, since the thread would take the interpreter from the steps while it does
         self._thread = threading.Thread(target=self._work, name="clplat-tracking", daemon=True)
         self._thread.start()
@@ -143,7 +145,8 @@ class Tracker:
         Args:
             status: FINISHED, FAILED or KILLED.
             artifacts: files and folders to keep with the run. From a summary.json the final metrics are taken.
-            timeout_seconds: wait no longer than this; for a server that does not answer, 10 s. Ctrl-C ends the wait.
+            timeout_seconds: wait no longer than this; for a server that does not answer, 10 s; for any server 2 s where
+                the run is one of a sweep. Ctrl-C ends the wait. What is under way then goes on beside what comes next.
 
         Returns:
             One line for the user if something could not be sent; it stays in the run directory.
@@ -162,7 +165,7 @@ class Tracker:
             why = self._wait(timeout_seconds)
         finally:
             self._abandoned.set()
-            _environment.leave()
+            environment.leave()
         if self.state["done"]:
             return None
         return (
@@ -174,13 +177,15 @@ class Tracker:
         """Wait for the sender; why it has not ended, if it has not."""
         assert self._thread is not None
         begun, said, remote = time.monotonic(), False, not self.state["uri"].startswith("sqlite")
+        if remote and parent_of(self.run_dir, self.state) is not None:
+            seconds = min(seconds, NESTED_SECONDS)
         try:
             while self._thread.is_alive():
                 bound = min(seconds, PATIENCE_SECONDS) if remote and not self._answered.is_set() else seconds
                 gone = time.monotonic() - begun
                 if gone >= bound:
                     return self._problem or f"no answer within {bound:g} s"
-                if gone > SAID_SECONDS and not said:
+                if gone > SAID_SECONDS and not said and bound > SAID_SECONDS:
                     where, said = without_password(self.state["uri"]), True
                     print(
                         f"tracking: sending the rest to {where}, {bound:g} s at most (Ctrl-C: later)", file=sys.stderr
@@ -191,8 +196,14 @@ class Tracker:
         return self._problem or "its sender has ended"
 
     def _work(self) -> None:
-        """The sender thread."""
+        """The sender thread. No other sends of this run beside it."""
         self._save()
+        with contextlib.ExitStack() as alone:
+            with contextlib.suppress(FileNotFoundError):  # a removed run directory is the run's trouble to report
+                alone.enter_context(held(self.run_dir))
+            self._send_until_done()
+
+    def _send_until_done(self) -> None:
         sender, pause, attempts = RunSender(self.run_dir, self.state, self._save, reopen=True), PAUSE_SECONDS, 0
         while not self._abandoned.is_set():
             ending = self._ending.is_set()  # asked before sending: all lines are written once it is set
@@ -231,18 +242,20 @@ def send_pending(run_dir: str | Path) -> bool:
         Exception: as MLflow gives it, if the store is still away; nothing is lost.
     """
     run_dir = Path(run_dir).absolute()
-    state = read_state(run_dir)
-    if state is None or state["done"]:
+    if read_state(run_dir) is None:
         return False
-    _environment.enter()
+    environment.enter()
     try:
-        with _quiet():
+        with _quiet(), held(run_dir):
+            state = read_state(run_dir)
+            if state is None or state["done"]:
+                return False
             sender = RunSender(run_dir, state, lambda: write_state(run_dir, state), reopen=False)
             sender.send(system=False)
             if state["finish"] is not None:
                 sender.close()
     finally:
-        _environment.leave()
+        environment.leave()
     return True
 
 
@@ -285,7 +298,7 @@ class _Environment:
                 self._set = []
 
 
-_environment = _Environment()
+environment = _Environment()
 
 
 @contextlib.contextmanager
