@@ -32,11 +32,12 @@ def draw(study: Any, plan: Plan) -> Path:
         except Exception as error:  # noqa: BLE001 - too few trials, or all of one value: the study is done all the same
             body = f"<p>Not drawn: {escape(' '.join(str(error).split()) or type(error).__name__)}</p>"
         parts.append(f"<h2>{escape(title)}</h2>{body}")
-    name = escape(plan.study)
+    name, protocol = escape(plan.study), str(plan.protocol)
     page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Study {name}</title>'
             f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body><h1>Study {name}</h1>"
-            f"<p>{escape(str(plan.protocol))}. Figures are of validation data. A value outside of the space, as the "
-            f"default may have, is left out of figures over it.</p>{''.join(parts)}</body></html>\n")  # fmt: skip
+            f"<p>{protocol[0].upper()}{escape(protocol[1:])}. Figures are of validation data. A value outside of the "
+            f"space, as the default may have, is left out of figures over it.</p>"
+            f"{''.join(parts)}</body></html>\n")  # fmt: skip
     path = plan.folder / "study.html"
     write_atomic(path, page)
     return path
