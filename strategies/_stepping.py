@@ -117,7 +117,7 @@ class Stepping(TTA):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if not self.adapting:
             return super().configure_optimizers()
-        chosen = [p for p in self.model.parameters() if p.requires_grad]
+        chosen = [p for p in self.parameters() if p.requires_grad]  # of the model, and what a subclass has beside it
         if self.adapt_optimizer == "adam":
             stepper: torch.optim.Optimizer = torch.optim.Adam(chosen, lr=self.adapt_lr)
         else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clplat import Experience, Frozen
+from clplat.components.augment import draw, in_turns
 from clplat.strategies._stepping import Stepping
 from clplat.strategies._tta import mended
 
@@ -34,6 +35,17 @@ class Augmenting(Stepping):
                     stacklevel=2,
                 )
         return super().adapt_step(inputs)
+
+    def _augmented(self, x: Tensor) -> Tensor:
+        """A(x), the same augmentation for all images of the batch, on every process; drawn anew for each of them.
+
+        `kept` counts the batches.
+        """
+        generator = torch.Generator(self.seed.device)
+        generator.manual_seed(int(self.seed) * 1_000_003 + self.kept["batches"])
+        draws = draw(1, x.shape[-2], x.shape[-1], generator)
+        (part,) = in_turns(x, draws, generator, None, (self._whole(x), self.rank, self.world_size))
+        return part[0]
 
 
 class Taught(Augmenting):

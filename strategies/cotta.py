@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from clplat import EMA, require
 from clplat.components.augment import draw, in_turns
-from clplat.components.losses import cross_entropy
+from clplat.components.losses import cross_entropy, symmetric
 from clplat.components.norms import batch_of
 from clplat.strategies._taught import Taught
 from clplat.strategies._tta import laid_out
@@ -101,10 +101,8 @@ class CoTTA(Taught):
         logits = self.model(x)  # (B, C)
         with torch.no_grad():
             target = self._target(x)
-        losses = cross_entropy(logits, target)
-        if self.loss == "symmetric":
-            losses = (losses + cross_entropy(target, logits)) / 2
-        return target, self.mean(losses)
+        loss = symmetric if self.loss == "symmetric" else cross_entropy
+        return target, self.mean(loss(logits, target))
 
     def after_step(self) -> None:
         if not self.adapting:

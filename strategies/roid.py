@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import require
-from clplat.components.augment import draw, in_turns
-from clplat.components.losses import cross_entropy, entropy
+from clplat.components.losses import entropy, symmetric
 from clplat.strategies._affine import NormStepping
 from clplat.strategies._taught import Augmenting
 from clplat.strategies._tta import laid_out
@@ -87,7 +86,7 @@ class ROID(Augmenting, NormStepping):
         w = self._own(self._weights(whole))
         kept = w > 0
         other = self.model(laid_out(self._augmented(x)[kept]))
-        consistency = (cross_entropy(other, logits[kept]) + cross_entropy(logits[kept], other)) / 2
+        consistency = symmetric(other, logits[kept])
         losses = w * likelihood_ratio(logits)
         total = losses.sum() + (w[kept] * consistency).sum()
         return with_prior(logits.detach(), whole), total * (self.world_size / self._whole(x))
@@ -100,14 +99,6 @@ class ROID(Augmenting, NormStepping):
         if p.isfinite().all():
             self.kept["mean"] = before.lerp(p.mean(0), 1 - PROBABILITY_DECAY)
         return weights(p, entropy(logits), before, self.temperature)
-
-    def _augmented(self, x: Tensor) -> Tensor:
-        """A(x), the same augmentation for all images of the batch, on every process."""
-        generator = torch.Generator(self.seed.device)
-        generator.manual_seed(int(self.seed) * 1_000_003 + self.kept["batches"])
-        draws = draw(1, x.shape[-2], x.shape[-1], generator)
-        (part,) = in_turns(x, draws, generator, None, (self._whole(x), self.rank, self.world_size))
-        return part[0]
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -29,6 +29,23 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target.softmax(1) * log.masked_fill(log.isneginf(), 0.0)).sum(1)
 
 
+def symmetric(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean of the cross-entropy and that with both logits (B, C) swapped, of each row (B,)."""
+    return (cross_entropy(logits, target) + cross_entropy(target, logits)) / 2
+
+
+def contrast(views: Tensor, temperature: float) -> Tensor:
+    """−log of the share that each other view of a sample has among all views but itself, mean over all pairs.
+
+    Args:
+        views: V ≥ 2 of each of B samples, vectors of length 1, (V, B, P).
+    """
+    flat, samples = views.flatten(0, 1), torch.arange(views.shape[1], device=views.device).repeat(len(views))
+    itself = torch.eye(len(flat), dtype=torch.bool, device=views.device)
+    log = (flat @ flat.T / temperature).masked_fill(itself, -torch.inf).log_softmax(1)
+    return -log[(samples == samples[:, None]) & ~itself].mean()
+
+
 def log_likelihood(model: Any, losses: Tensor, labels: Tensor) -> Tensor:
     """log p(y | x) of each sample (B,), in nats, from its loss as the model defines it: of the whole answer."""
     return -losses * (model.lengths(labels) if hasattr(model, "lengths") else 1)

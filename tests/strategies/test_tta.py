@@ -14,6 +14,7 @@ from clplat.run.evaluation import Evaluator
 from clplat.strategies.bn_adapt import BNAdapt
 from clplat.strategies.cotta import CoTTA
 from clplat.strategies.eata import EATA
+from clplat.strategies.rmt import RMT
 from clplat.strategies.rotta import RoTTA
 from clplat.strategies.sar import SAR
 from clplat.strategies.source import Source
@@ -27,6 +28,7 @@ MAKE = {
     "eata": lambda model: EATA(model=model, margin=2.0, redundancy=2.0, fisher_weight=0.0, **SGD),
     "sar": lambda model: SAR(model=model, margin=2.0, **SGD),
     "rotta": lambda model: RoTTA(model=model, memory=6, update_every=3, **SGD),
+    "rmt": lambda model: RMT(model=model, contrast_weight=0.0, source_weight=0.0, **SGD),
     "cotta": lambda model: CoTTA(model=model, augmentations=2, gate=2.0, **SGD),
 }
 STEPPING = [n for n in MAKE if n not in ("source", "bn_adapt")]
@@ -85,7 +87,7 @@ def test_the_source_stays_and_what_should_move_moves(name):
         step(mine, optimizer, images(seed=number))
     assert bool(moved(start, mine.model)) == (name in STEPPING)
     source = getattr(mine, "source", None)
-    if name in ("cotta", "rotta"):
+    if name in ("cotta", "rmt", "rotta"):
         assert moved(start, source.model) == []
     elif source is not None:
         kept = {k.replace("/", "."): v for k, v in source.values.items()}
@@ -272,7 +274,8 @@ def dropping(dtype=torch.float64):
 def test_training_mode_drops_while_adapting_and_never_in_evaluation(name):
     make, x = type(made(name)), images(6)
     torch.manual_seed(0)
-    mine = make(model=dropping(), training_mode=True, **({"fisher_weight": 0.0} if name == "eata" else {}), **SGD)
+    sourceless = {"eata": {"fisher_weight": 0.0}, "rmt": {"contrast_weight": 0.0, "source_weight": 0.0}}
+    mine = make(model=dropping(), training_mode=True, **sourceless.get(name, {}), **SGD)
     optimizer = started(mine)
     assert any(m.training for m in mine.model.modules() if isinstance(m, torch.nn.Dropout))
     assert not torch.allclose(mine.model(x), mine.model(x))
