@@ -230,9 +230,9 @@ import json, sys
 from clplat.cli import main
 from clplat.errors import UserError
 codes = [main(a) for a in (["--help"], ["list"], ["list", "--json"], ["run", "--help"],
-         ["run", "--strategy", "er", "--help"], ["run", "--strategy", "er", "--strategy.memry", "3"])]
+         ["run", "--strategy", "er", "--help"], ["sweep", "--help"], ["report", "nowhere"])]
 heavy = [m for m in ("torch", "numpy", "lightning", "mlflow", "matplotlib", "sklearn") if m in sys.modules]
 print(json.dumps([codes, heavy]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == [[0, 0, 0, 0, 0, 2], []]
+    assert json.loads(done.stdout.splitlines()[-1]) == [[0, 0, 0, 0, 0, 0, 2], []]

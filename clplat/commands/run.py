@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import sys
 import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from clplat import errors
 from clplat.commands.arguments import Parser, parse_seeds
 from clplat.commands.keys import keys_help
+from clplat.config.given import keys_of
 from clplat.config.reading import read_yaml
 from clplat.config.resolve import PARTS, Refused, expand, find_config
 from clplat.config.settings import Config
 from clplat.errors import DivergedError, Interrupted, UserError
 
 if TYPE_CHECKING:
+    from clplat.commands.launchers import Job, Outcome
     from clplat.run.former import Former
     from clplat.run.result import Result
 
@@ -28,6 +36,11 @@ def configure(parser: Parser) -> None:
     parser.add_argument("--seeds", nargs="+", metavar="N", help="run each seed: 0..4, or 0,1,2")
     parser.add_argument("--resume", metavar="RUN_DIR", help="go on from the last good checkpoint of a run")
     parser.add_argument("--fresh", action="store_true", help="of several runs, also those anew that are there already")
+    parser.add_argument("--jobs", type=int, metavar="N", help="of several runs, so many at a time (default: 1)")
+    where = "local: processes of this machine (the default with --jobs); slurm: an array of jobs; ray: its tasks"
+    parser.add_argument("--launcher", metavar="NAME", help=where)
+    what = "of each job: timeout_min=240, slurm_partition=gpu, … (slurm); num_cpus, num_gpus, memory, address (ray)"
+    parser.add_argument("--resource", action="append", metavar="KEY=VALUE", default=[], help=what)
     parser.add_argument("--dry-run", action="store_true", help="resolve everything and run two steps")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress, only the results")
 
@@ -60,8 +73,9 @@ def main(args: argparse.Namespace) -> int:
 
         with all_faults():
             raise refused
-    if len(configs) > 1:
-        return _run_all(configs, args)
+    launcher = _launcher(args)
+    if len(configs) > 1 or launcher is not None:
+        return _run_all(configs, args, launcher)
     if args.fresh:
         raise UserError("fresh: a single run always begins anew (several runs: `runs:`, or --seeds)")
     from clplat.api import run_config
@@ -77,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
 def _resume(args: argparse.Namespace) -> int:
     extra = [args.config] if args.config else []
     extra += [k.partition("=")[0] for k in args.keys if k.startswith("--")]
-    extra += [f"--{k}" for k in ("seeds", "fresh") if getattr(args, k)]
+    extra += [f"--{k}" for k in ("seeds", "fresh", "jobs", "launcher", "resource") if getattr(args, k)]
     if extra:
         raise UserError(
             f"resume: goes on with the run's own configuration and takes nothing else (got {', '.join(extra)})"
@@ -100,45 +114,110 @@ def _tell(result: Result) -> None:
     print(f"{result.status}: {result.run_dir}" + (f"\n{result.note}" if result.note else ""))
 
 
-def _run_all(configs: list[Config], args: argparse.Namespace) -> int:
-    """Each run in turn in this process; then the comparison, printed and as a report. A diverged run stops none.
+Launch = Callable[[Sequence["Job"]], Generator[tuple[int, "Outcome"], None, None]]
 
-    Runs of the same configuration and code that are there already are used, or gone on with, unless `--fresh`.
+
+def _launcher(args: argparse.Namespace) -> Launch | None:
+    """What does several runs at a time; None where they are done here, in turn."""
+    if args.launcher is None and args.jobs is None and not args.resource:
+        return None
+    from clplat.commands.launchers import LAUNCHERS
+
+    name, count = args.launcher or "local", 1 if args.jobs is None else args.jobs
+    faults = [f"launcher: {name!r} is not known (valid: {', '.join(LAUNCHERS)})"] if name not in LAUNCHERS else []
+    faults += [f"jobs: {count} is out of range (valid: ≥ 1)"] if count < 1 else []
+    faults += [f"resource: {r!r} is not KEY=VALUE" for r in args.resource if not r.partition("=")[2]]
+    faults += ["launcher: a dry run is done here (leave out --launcher, --jobs and --resource)"] if args.dry_run else []
+    if faults:
+        raise UserError(*faults)
+    pairs = (r.partition("=") for r in args.resource)
+    return functools.partial(LAUNCHERS[name], count=count, resources={k: yaml.safe_load(v) for k, _, v in pairs})
+
+
+def _run_all(configs: list[Config], args: argparse.Namespace, launcher: Launch | None) -> int:
+    """All runs, in turn in this process or by a launcher; then the comparison, printed and as a report.
+
+    A diverged run stops none. Runs of the same configuration and code that are there already are used, or gone on
+    with, unless `--fresh`.
     """
+    there = [None] * len(configs) if args.fresh or args.dry_run else _there(configs)
+    complete = [n for n, known in enumerate(there) if known is not None and known.status == "complete"]
+    finished: dict[int, Path] = {n: known.run_dir for n in complete if (known := there[n]) is not None}
+    for number, folder in finished.items():
+        _say(f"[{number + 1}/{len(configs)}] {_who(configs[number])}: complete in {folder}")
+    left = [n for n in range(len(configs)) if n not in finished]
+    failures = 0
+    for number, outcome in (
+        _in_turn(configs, left, there, args) if launcher is None else _launched(configs, left, launcher, args)
+    ):
+        if "run_dir" in outcome:
+            finished[number] = Path(outcome["run_dir"])
+            continue
+        failures += 1
+        for fault in outcome["faults"]:
+            _say(f"clplat: {_who(configs[number])}: {fault}")
+    if finished and not args.dry_run:
+        _compare([finished[n] for n in sorted(finished)], configs)
+    return 1 if failures else 0
+
+
+def _in_turn(
+    configs: list[Config], left: list[int], there: Sequence[Former | None], args: argparse.Namespace
+) -> Iterator[tuple[int, Outcome]]:
     from clplat.api import resume, run_config
 
-    there = [None] * len(configs) if args.fresh or args.dry_run else _there(configs)
-    finished: list[Path] = []
-    failures, done, started = 0, 0, time.monotonic()
+    started = time.monotonic()
     quiet = args.quiet or not sys.stderr.isatty()  # off a terminal one line a run is enough
-    for number, (config, known) in enumerate(zip(configs, there, strict=True), start=1):
-        who, left = (
-            f"{config.name}, seed {config.seed}",
-            sum(t is None or t.status != "complete" for t in there[number:]),
-        )
-        if known is not None and known.status == "complete":
-            _say(f"[{number}/{len(configs)}] {who}: complete in {known.run_dir}")
-            finished.append(known.run_dir)
-            continue
-        note = f" (about {(time.monotonic() - started) / done * (left + 1):.0f} s left)" if done else ""
-        _say(f"[{number}/{len(configs)}] {who}{'' if known is None else f': going on in {known.run_dir}'}{note}")
+    for done, number in enumerate(left):
+        config, known = configs[number], there[number]
+        note = f" (about {(time.monotonic() - started) / done * (len(left) - done):.0f} s left)" if done else ""
+        going = "" if known is None else f": going on in {known.run_dir}"
+        _say(f"[{number + 1}/{len(configs)}] {_who(config)}{going}{note}")
         try:
             result = (
                 resume(known.run_dir, quiet=quiet) if known else run_config(config, dry_run=args.dry_run, quiet=quiet)
             )
         except DivergedError as error:
-            failures += 1
-            for fault in error.faults:
-                _say(f"clplat: {who}: {fault}")
-            continue
+            yield number, {"faults": error.faults}
         except Interrupted as error:
-            raise Interrupted(*error.faults, f"run {number} of {len(configs)}: the same command goes on here") from None
-        finally:
-            done += 1
-        finished.append(Path(result.run_dir))
-    if finished and not args.dry_run:
-        _compare(finished, configs)
-    return 1 if failures else 0
+            ended = f"run {number + 1} of {len(configs)}: the same command goes on here"
+            raise Interrupted(*error.faults, ended) from None
+        else:
+            yield number, {"run_dir": result.run_dir}
+
+
+def _launched(
+    configs: list[Config], left: list[int], launcher: Launch, args: argparse.Namespace
+) -> Iterator[tuple[int, Outcome]]:
+    """As `_in_turn`, by a launcher; checked here, before anything is given out."""
+    from clplat.commands.launchers import Job, stopping
+
+    if given := sorted({key for n in left for key in keys_of(configs[n])}):
+        raise UserError(f"launcher: {', '.join(given)} was given in Python, and other processes can't have it")
+    since = time.strftime("%Y%m%d-%H%M%S") if args.fresh else ""
+    started, total, done = time.monotonic(), len(configs), 0
+    if not left:
+        return
+    _say(f"clplat: {len(left)} of {total} runs are given out")
+    jobs = [Job(configs[n], Path.cwd(), since) for n in left]
+    try:
+        with stopping(), contextlib.closing(launcher(jobs)) as outcomes:
+            for place, outcome in outcomes:
+                number, done = left[place], done + 1
+                who, error = _who(configs[number]), outcome.get("error")
+                if error not in (None, "DivergedError", "ClplatError"):  # of what all runs have in common
+                    raise getattr(errors, error)(*(f"{who}: {fault}" for fault in outcome["faults"]))
+                rest = (time.monotonic() - started) / done * (len(left) - done)
+                note = f" (about {rest:.0f} s left)" if done < len(left) else ""
+                _say(f"[{number + 1}/{total}] {who}: {outcome.get('run_dir', 'failed')}{note}")
+                yield number, outcome
+    except (Interrupted, KeyboardInterrupt):
+        ended = f"run: stopped with {total - len(left) + done} of {total} runs complete"
+        raise Interrupted(f"{ended}: the same command goes on here") from None
+
+
+def _who(config: Config) -> str:
+    return f"{config.name}, seed {config.seed}"
 
 
 def _there(configs: list[Config]) -> list[Former | None]:

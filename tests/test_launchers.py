@@ -1,0 +1,195 @@
+"""Several runs at a time: the same figures as in turn, by each launcher; stopped, killed and gone on with; refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from clplat.cli import main
+from clplat.commands.launchers import devices
+
+RUN = ["run", "--strategy", "er", "--stream", "digits", "--tracking.enabled", "false", "--name", "grid"]
+SHORT = [*RUN, "--loop.max_epochs", "1", "--seeds", "0,1"]
+LONG = [*RUN, "--loop.max_epochs", "120", "--loop.checkpoint_every", "20", "--seeds", "0,1"]
+TIMES = ("train_seconds", "eval_seconds", "total_seconds")
+
+
+def figures(folder: Path) -> dict[int, object]:
+    """Metrics of the complete runs there, by seed."""
+    found = {}
+    for file in folder.glob("runs/grid/*/summary.json"):
+        summary = json.loads(file.read_text())
+        assert summary["status"] == "complete"
+        assert summary["seed"] not in found
+        found[summary["seed"]] = (summary["metrics"], summary["accuracy_matrix"])
+    return found
+
+
+def command(folder: Path, *words: str) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "clplat", *words],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+
+
+def whole(folder: Path, *words: str) -> str:
+    process = command(folder, *words)
+    said = process.communicate(timeout=280)[0]
+    assert process.returncode == 0, said
+    return said
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    asked = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process.pid)]
+    listed = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def in_turn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("turn")
+    whole(folder, *SHORT)
+    return figures(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "words",
+    [["--jobs", "2"], ["--launcher", "ray", "--jobs", "2"],
+     ["--launcher", "slurm", "--jobs", "2", "--resource", "cluster=local"]],
+    ids=["local", "ray", "submitit"],
+)  # fmt: skip
+def test_each_launcher_gives_what_runs_in_turn_give(words, in_turn, tmp_path):
+    needed = {"ray": "ray", "slurm": "submitit"}.get(words[1])
+    if needed is not None and find_spec(needed) is None:
+        pytest.skip(f"{needed} is not installed")
+    said = whole(tmp_path, *SHORT, *words)
+    assert figures(tmp_path) == in_turn
+    assert (tmp_path / "runs/grid/comparison/report.html").is_file()
+    assert "[2/2] grid, seed 1: " in said
+    assert "2 of 2 runs are complete already" in whole(tmp_path, *SHORT, *words)
+    assert figures(tmp_path) == in_turn
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_stop_and_a_killed_process_lose_nothing(tmp_path):
+    def begun():
+        return len(list(tmp_path.glob("runs/grid/*/checkpoints/0*"))) >= 2
+
+    process = command(tmp_path, *LONG, "--jobs", "2")
+    wait_for(begun)
+    held = workers(process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "run: stopped with 0 of 2 runs complete: the same command goes on here" in said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in held)
+    process = command(tmp_path, *LONG, "--jobs", "2")
+    os.kill(wait_for(lambda: workers(process))[0], signal.SIGKILL)
+    said = process.communicate(timeout=280)[0]
+    assert process.returncode == 0, said
+    assert "2 of 2 runs are gone on with" in said
+    assert "a process ended by SIGKILL; another goes on" in said
+    assert sorted(figures(tmp_path)) == [0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_processes_end_with_a_killed_parent(tmp_path):
+    process = command(tmp_path, *LONG, "--jobs", "2")
+    wait_for(lambda: len(list(tmp_path.glob("runs/grid/*/checkpoints/0*"))) >= 2)
+    held = workers(process)
+    assert len(held) == 2
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in held), 30)
+
+
+FAKE = """#!/bin/sh
+echo "$@" > {0}/told
+cp "$1" {0}/script
+echo "Submitted batch job 77"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_what_sbatch_is_told(tmp_path):
+    """A fake one, which starts nothing: what it is given is looked at, and no job of SLURM's has been run here."""
+    if find_spec("submitit") is None:
+        pytest.skip("submitit is not installed")
+    (tmp_path / "bin").mkdir()
+    for name, text in {"sbatch": FAKE.format(tmp_path), "srun": "", "scancel": f"echo $@ > {tmp_path}/gone",
+                       "sacct": "echo 'JobID|State\n77_0|PENDING\n77_1|PENDING'"}.items():  # fmt: skip
+        file = tmp_path / "bin" / name
+        file.write_text(text if text.startswith("#!") else f"#!/bin/sh\n{text}\n")
+        file.chmod(0o755)
+    told = ["timeout_min=90", "slurm_partition=gpu", "gpus_per_node=1"]
+    words = [*SHORT, "--launcher", "slurm", "--jobs", "2", *(w for r in told for w in ("--resource", r))]
+    folder = tmp_path / "here"
+    folder.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clplat", *words],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    wait_for((tmp_path / "script").is_file)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    script = (tmp_path / "script").read_text()
+    for line in ("--array=0-1%2", "--partition=gpu", "--gpus-per-node=1", "--time=90", "--signal=USR2@"):
+        assert f"#SBATCH {line}" in script
+    assert "submitit.core._submit" in script
+    assert (tmp_path / "gone").read_text().startswith("77")
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--jobs", "0"], "jobs: 0 is out of range (valid: ≥ 1)"),
+        (["--launcher", "pbs"], "launcher: 'pbs' is not known (valid: local, slurm, ray)"),
+        (["--jobs", "2", "--resource", "num_cpus"], "resource: 'num_cpus' is not KEY=VALUE"),
+        (["--jobs", "2", "--resource", "num_cpus=1"], "resource: local knows no num_cpus (valid: none"),
+        (["--launcher", "ray", "--resource", "gpus=1"], "resource: ray knows no gpus (valid: address, num_cpus, num_"),
+        (["--jobs", "2", "--dry-run"], "launcher: a dry run is done here"),
+    ],
+)
+def test_what_can_t_be_is_refused_in_a_line(words, fault, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*SHORT, *words]) == 2
+    said = capsys.readouterr().err
+    assert fault in said
+    assert len(said.splitlines()) <= 2
+    assert not list(tmp_path.glob("runs/grid/2*"))
+
+
+def test_gpus_are_those_that_are_told_or_listed(tmp_path):
+    assert devices({"CUDA_VISIBLE_DEVICES": "2,GPU-ab"}) == ["2", "GPU-ab"]
+    assert devices({"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert devices({"PATH": str(tmp_path)}) == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: GPU-1)'\necho '  MIG 1g'\necho 'GPU 1: A (UUID: GPU-2)'\n")
+    tool.chmod(0o755)
+    assert devices({"PATH": f"{tmp_path}:{os.environ['PATH']}"}) == ["0", "1"]
