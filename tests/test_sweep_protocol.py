@@ -62,6 +62,15 @@ def test_the_default_protocol_is_called_optimistic_wherever_it_says_a_figure(tmp
         assert "end-of-stream validation (optimistic" in text.replace("End", "end")
     assert facts["effort"] == "4 trials, 8 runs, 8 s in training and evaluation, 8e+06 FLOPs"
     assert facts["effort"] in result.best_config.read_text()
+    told = yaml.safe_load(result.best_config.read_text())["tracking"]["tags"]["tuned"]  # by each run of it, too
+    assert told == f"study {facts['study']}: {facts['protocol']}; {facts['effort']}"
+
+
+def test_a_run_says_how_its_configuration_was_tuned(tmp_path):
+    config = {"strategy": "naive", "output": str(tmp_path / "runs"), "stream": {"train_per_class": 5}, **QUICK}
+    tracking = {"enabled": False, "tags": {"tuned": "study demo: on validation data"}}
+    result = clplat.run({**config, "tracking": tracking}, quiet=True)
+    assert json.loads((result.run_dir / "summary.json").read_text())["tuned"] == "study demo: on validation data"
 
 
 def test_the_first_experiences_are_tuned_on_and_the_best_runs_all(tmp_path):
