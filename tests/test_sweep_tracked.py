@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import json
+import signal
 import threading
 from html import escape
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 import yaml
 
 import clplat
+from clplat.config.resolve import resolve
 from clplat.config.settings import TrackingSettings
 from clplat.sweep.study import sweep
+from clplat.sweep.tracked import begin
 from clplat.tracking import nested
 from clplat.tracking.client import Tracker, pending, send_pending
-from clplat.tracking.state import parent_of, read_state
+from clplat.tracking.state import parent_of, read_state, write_state
 from clplat.tracking.store import RunSender
 
 mlflow = pytest.importorskip("mlflow")
@@ -78,9 +81,31 @@ def test_a_run_is_nested_under_the_nearest_folder_that_was_begun(tmp_path: Path)
     assert parent_of(study / "held-out" / "trial-0" / "seed-0", state) == study
     assert parent_of(study / "trial-0", state) == study
     assert parent_of(tmp_path / "demo" / "seed-0", state) is None
+    (tmp_path / "demo").mkdir()
+    write_state(tmp_path / "demo", {k: v for k, v in first.items() if k != "nests"})  # a run, which holds another
+    assert parent_of(tmp_path / "demo" / "seed-0", state) is None
     assert parent_of(study / "trial-0" / "seed-0", {**state, "experiment": "another"}) is None
     nested.begin(tmp_path / "off", TrackingSettings(enabled=False), tmp_path, "study", "off", {})
     assert not (tmp_path / "off").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "trial"),
+    [
+        ("trial-0/seed-0", "trial-0"),
+        ("trial-0/digits/seed-0", "trial-0"),
+        ("held-out/trial-0/seed-0", "held-out/trial-0"),
+    ],
+)
+def test_a_run_of_a_sweep_is_nested_under_its_trial_and_that_under_the_study(tmp_path, place, trial) -> None:
+    study = tmp_path / "study"
+    config = resolve(strategy="naive", output=str(tmp_path), **{"tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    begin(study, study / place, config)
+    state = read_state(study / trial)
+    assert (state["run_name"], state["tags"]["clplat.kind"], state["nests"]) == (f"study/{trial}", "trial", True)
+    assert parent_of(study / place, state) == study / trial
+    assert parent_of(study / trial, state) == study
+    assert sorted(p.parent for p in tmp_path.rglob("tracking.json")) == [study, study / trial]
 
 
 @pytest.mark.slow
@@ -168,8 +193,12 @@ def test_a_slow_server_does_not_keep_a_study_that_is_done(
 
     monkeypatch.setattr(nested, "send_pending", send)
     monkeypatch.setattr(nested, "LONGEST_SECONDS", seconds)
-    note = nested.send(held_back(tmp_path, "http://127.0.0.1:1"))
-    free.set()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has its background jobs ignore
+    try:
+        note = nested.send(held_back(tmp_path, "http://127.0.0.1:1"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+        free.set()
     assert note is not None
     assert why in note
 

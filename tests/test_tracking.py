@@ -204,6 +204,15 @@ def test_a_run_arrives_whole(run_dir, tmp_path):
     assert read_state(run_dir)["done"]
 
 
+def test_a_run_of_a_study_is_nested_under_it(run_dir):
+    study = run_dir.parent
+    nested.begin(study, TrackingSettings(experiment="demo"), study.parent, "study", "study", {"strategy": "er"})
+    assert tracker(run_dir).finish("FINISHED", []) is None
+    above = client(study).get_run(read_state(study)["run_id"])
+    assert stored_run(run_dir).data.tags["mlflow.parentRunId"] == above.info.run_id
+    assert (above.info.run_name, above.data.tags["clplat.kind"]) == ("study", "study")
+
+
 def test_nothing_is_left_behind(run_dir):
     before, environment = set(threading.enumerate()), dict(os.environ)
     tracked = tracker(run_dir)
