@@ -19,11 +19,16 @@ from clplat.components.memory import Reservoir
 from clplat.strategy import tasks_of
 
 
-def logit_distance(logits: Tensor, stored: Tensor) -> Tensor:
-    """Mean squared difference of logits (M, C) and stored ones (M, C' ≤ C), where stored ones are finite; a scalar."""
+def logit_distances(logits: Tensor, stored: Tensor) -> Tensor:
+    """Mean squared difference (M,) of logits (M, C) and stored ones (M, C' ≤ C), where stored ones are finite."""
     known = stored.isfinite()  # NaN: no such class yet; -inf: masked by the head
     difference = torch.where(known, logits[:, : stored.shape[1]].float() - stored.float(), 0.0)
-    return (difference.square().sum(1) / known.sum(1)).mean()
+    return difference.square().sum(1) / known.sum(1)
+
+
+def logit_distance(logits: Tensor, stored: Tensor) -> Tensor:
+    """The mean of `logit_distances` over samples, a scalar."""
+    return logit_distances(logits, stored).mean()
 
 
 class DERpp(Strategy):

@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clplat import Experience, Frozen, Kind, Strategy, require
-from clplat.backbones.base import Classifier, Head
+from clplat.backbones.base import Classifier
 from clplat.components.gaussians import Gaussians
 from clplat.components.losses import own_losses
-from clplat.errors import UserError
 from clplat.strategies._once import once
+from clplat.strategies._rows import require_rows
 
 
 def over_norms(logits: Tensor, sizes: list[int]) -> Tensor:
@@ -71,12 +71,7 @@ class SLCA(Strategy):
         **base,
     ):
         super().__init__(model=model, lr=lr, momentum=momentum, **base)
-        if not model.backbone.needs_head:
-            what = f"{type(model.backbone).__name__} answers in words, and it is a head that is aligned"
-            raise UserError(f"backbone: {what} (valid: vit, timm, text_encoder, ...)")
-        if hasattr(model.head, "tasks_of") or type(model.head).predict is not Head.predict:
-            name = type(model.head).__name__.lower()
-            raise UserError(f"head: {name} does not predict by one row a class, to be aligned (valid: growing, linear)")
+        require_rows(model, "aligned")
         require("backbone_rate", backbone_rate, 0 < backbone_rate <= 1, "in (0, 1]")
         require("temperature", temperature, temperature is None or temperature > 0, "> 0, or null")
         require("draws", draws, draws >= 1, "≥ 1")

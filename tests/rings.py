@@ -3,5 +3,6 @@
 SECOND_RING = {
     *("agem", "aper", "bic", "coda_prompt", "corda", "deyo", "dualprompt", "ease", "er_ace", "eva", "gdumb", "gem"),
     *("grad_diff", "icarl", "l2m", "l2p", "lame", "lift", "locft_bf", "loramoe", "mas", "mir", "npo", "ranpac", "rmu"),
-    *("fpf", "hft", "inflora", "rmt", "roid", "salun", "scrub", "sd_lora", "simplecil", "slca", "ssd", "vr_lwf"),
+    *("coact", "fpf", "hft", "inflora", "rmt"),
+    *("roid", "salun", "scrub", "sd_lora", "simplecil", "slca", "ssd", "vr_lwf"),
 }

@@ -34,16 +34,22 @@ def symmetric(logits: Tensor, target: Tensor) -> Tensor:
     return (cross_entropy(logits, target) + cross_entropy(target, logits)) / 2
 
 
-def contrast(views: Tensor, temperature: float) -> Tensor:
-    """−log of the share that each other view of a sample has among all views but itself, mean over all pairs.
+def contrast(views: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
+    """−log of the share that another view of the same sample has among all views but itself: mean over all views.
+
+    Source of the one with labels: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, arXiv:2004.11362,
+    equation 2.
 
     Args:
         views: V ≥ 2 of each of B samples, vectors of length 1, (V, B, P).
+        labels: (B,): all views of samples of one label count as views of one sample.
     """
-    flat, samples = views.flatten(0, 1), torch.arange(views.shape[1], device=views.device).repeat(len(views))
+    flat, count = views.flatten(0, 1), views.shape[1]
+    own = (torch.arange(count, device=views.device) if labels is None else labels).repeat(len(views))
     itself = torch.eye(len(flat), dtype=torch.bool, device=views.device)
     log = (flat @ flat.T / temperature).masked_fill(itself, -torch.inf).log_softmax(1)
-    return -log[(samples == samples[:, None]) & ~itself].mean()
+    positive = (own == own[:, None]) & ~itself
+    return -(log.masked_fill(~positive, 0.0).sum(1) / positive.sum(1)).mean()
 
 
 def log_likelihood(model: Any, losses: Tensor, labels: Tensor) -> Tensor:

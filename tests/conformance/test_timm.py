@@ -20,7 +20,8 @@ TOWERS = {"vr_lwf": "has no text tower"}
 REFUSED = {  # by kind of network: strategies, and the cause that they give
     "convolutional": dict.fromkeys(
         {"aper", "coda_prompt", "corda", "dualprompt", "eva", "gs_lora", "gs_lora_pp", "ilora", "l2m", "l2p", "lift"}
-        | {"inflora", "locft_bf", "lora", "loramoe", "moram", "olora", "rmu", "sd_lora", "ease", "svd_orthogonal"},
+        | {"inflora", "locft_bf", "lora", "loramoe", "moram", "olora", "rmu", "sd_lora", "ease", "svd_orthogonal"}
+        | {"coact"},
         CONVOLUTIONS,
     )
     | TOWERS,

@@ -25,6 +25,7 @@ from clplat.stream import Kind
 from clplat.testing.subject import State, Subject
 
 HEADED = {
+    "coact",
     "coda_prompt",
     "dualprompt",
     "l2m",
