@@ -57,6 +57,7 @@ def test_finds_the_best_and_writes_a_configuration_that_runs(tmp_path, capsys):
     assert facts["evaluated_on"] == "valid"
     assert facts["best"]["value"] == result.best_value
     assert len(facts["trials"]) == 12
+    assert facts["front"] == result.front == []  # of one metric there is none
     assert "run it: clplat run" in capsys.readouterr().out
 
 
