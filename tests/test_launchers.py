@@ -44,7 +44,11 @@ def command(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 def whole(folder: Path, *words: str) -> str:
     process = command(folder, *words)
-    said = process.communicate(timeout=280)[0]
+    try:
+        said = process.communicate(timeout=200)[0]
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode == 0, said
     return said
 

@@ -1,8 +1,5 @@
 """Tracking against real stores: a SQLite file and a server process, which are killed and started again."""
 
-import contextlib
-import http.client
-import http.server
 import json
 import os
 import shutil
@@ -503,42 +500,6 @@ class Server:
         self.process.wait()
 
 
-class Slow(http.server.BaseHTTPRequestHandler):
-    """Passes each request on to a server after a while; where that is away, it hangs up."""
-
-    port, seconds = 0, 0.2
-
-    def pass_on(self) -> None:
-        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        time.sleep(self.seconds)
-        kept = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            to = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-            to.request(self.command, self.path, content, kept)
-            answer = to.getresponse()
-            self.send_response(answer.status)
-            self.send_header("Content-Type", answer.getheader("Content-Type", "text/plain"))
-            self.end_headers()
-            self.wfile.write(answer.read())
-            to.close()
-
-    do_GET = do_POST = do_PUT = do_PATCH = pass_on
-
-    def log_message(self, *args) -> None: ...
-
-
-@pytest.fixture
-def slow(server):
-    """The address of a server that answers late."""
-    Slow.port = server.port
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as between:
-        thread = threading.Thread(target=between.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{between.server_address[1]}"
-        between.shutdown()
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, prepared):
     one = Server(tmp_path_factory.mktemp("server"), prepared)
@@ -681,14 +642,9 @@ def test_a_server_gives_the_same_as_its_database(run_dir, server) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("through", ["server", "slow"])
-def test_a_server_killed_in_the_middle_of_a_sweep_has_all_of_it_when_it_is_back(
-    tmp_path, server, monkeypatch, request, through
-):
-    """A slow one is left behind by every run, and gets the rest when the study ends."""
-    uri = request.getfixturevalue(through) if through == "slow" else server.uri
+def test_a_server_killed_in_the_middle_of_a_sweep_has_all_of_it_when_it_is_back(tmp_path, server, monkeypatch):
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setattr("clplat.tracking.client.NESTED_SECONDS", 0.2 if through == "slow" else 30.0)
+    monkeypatch.setattr("clplat.tracking.client.NESTED_SECONDS", 30.0)
     monkeypatch.setattr("clplat.tracking.client.PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr("clplat.tracking.client.LAST_ATTEMPTS", 1)
     calls, original = [], launch.launch
@@ -706,7 +662,7 @@ def test_a_server_killed_in_the_middle_of_a_sweep_has_all_of_it_when_it_is_back(
     stream = {"name": "digits", "train_per_class": 20, "test_per_class": 5, "validation": 0.2}
     result = sweep(
         sweeping.write(tmp_path, section, stream=stream, loop={"max_steps": 2, "representation": False},
-                       tracking={"uri": uri, "experiment": through}), quiet=True)  # fmt: skip
+                       tracking={"uri": server.uri, "experiment": "swept"}), quiet=True)  # fmt: skip
     assert len(calls) == 4
     assert pending(result.folder) == []
     folders = [result.folder, *sorted(result.folder.glob("trial-*")), *sorted(result.folder.glob("trial-*/seed-*"))]

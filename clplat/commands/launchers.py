@@ -206,6 +206,7 @@ def ray(jobs: Sequence[Job], count: int, resources: Mapping[str, Any]) -> Outcom
     _only(resources, "ray", ("address", "num_cpus", "num_gpus", "memory"))
     asked = dict(resources)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run` it would pack the folder and sync anew
     if (address := asked.pop("address", None)) is None:  # Ray listens to every machine: only these processes know how
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
