@@ -82,6 +82,9 @@ def local(jobs: Sequence[Job], count: int, resources: Mapping[str, Any]) -> Outc
         while waiting or team:
             while waiting and (idle or free):
                 worker = idle.pop() if idle else _Process(free.popleft(), count, gpus)
+                if not worker.process.is_alive():  # killed while it had nothing to do
+                    free.append(worker.place)
+                    continue
                 number = waiting.popleft()
                 worker.ear.send(jobs[number])
                 team[worker.ear] = worker, number
