@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 N ?= 1000
 
-.PHONY: demo test test-slow faults bench lint types docs sync sync-dev
+.PHONY: demo test test-slow faults bench gpu lint types docs sync sync-dev
 
 demo: sync
 	$(RUN) clplat run demo/digits
@@ -26,6 +26,10 @@ faults: sync-dev
 
 bench: sync-dev
 	$(RUN) python -m benchmarks
+
+# What a GPU has to show, in eight minutes at most; without one it says so.
+gpu: sync-dev
+	$(RUN) python -m benchmarks.gpu
 
 lint: sync-dev
 	$(RUN) ruff check .

@@ -14,23 +14,26 @@ in batches of 100 and multiplied.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import Row, paired
+from benchmarks.timing import Row, clock, paired
 
 LEARNED, ERASED, FEATURES, WIDTH, CLASSES, GAMMA, BATCH, EPOCHS = 20_000, 100, 512, 4096, 100, 0.1, 4096, 10
 
 
-def timed(work: Callable[[], Any]) -> float:
-    """Milliseconds of processor time of one call."""
-    started = time.process_time()
+CPU = torch.device("cpu")
+
+
+def timed(work: Callable[[], Any], device: torch.device = CPU) -> float:
+    """Milliseconds of one call."""
+    read = clock(device)
+    started = read()
     work()
-    return 1000 * (time.process_time() - started)
+    return read() - started
 
 
 class Both:
@@ -39,10 +42,11 @@ class Both:
     Args:
         learned: samples.
         width: expanded features.
+        device: where both are.
         options: of the learner.
     """
 
-    def __init__(self, learned: int, width: int = WIDTH, **options: Any) -> None:
+    def __init__(self, learned: int, width: int = WIDTH, device: torch.device = CPU, **options: Any) -> None:
         from clplat import Experience, Kind
         from clplat.backbones.base import Classifier
         from clplat.backbones.heads import Linear
@@ -53,12 +57,14 @@ class Both:
         model = Classifier(mlp((FEATURES,), []), Linear(FEATURES, CLASSES))  # no layer: inputs are the features
         self.learner = ACU(model=model, width=width, gamma=GAMMA, **options)
         self.learner.grow(Experience(0, "all", Kind.LEARN, None, classes=tuple(range(CLASSES))))
+        self.device, self.learner = device, self.learner.to(device)
         self.inputs, self.labels = torch.randn(learned, FEATURES), torch.randint(CLASSES, (learned,))
+        self.inputs, self.labels = self.inputs.to(device), self.labels.to(device)
         self.erased = 0
         ridge = self.learner.ridge
         for x, y in zip(self.inputs.split(BATCH), self.labels.split(BATCH), strict=True):
             ridge.add(self.learner._expand(x), y)
-        self.solving = timed(ridge.solve)
+        self.solving = timed(ridge.solve, device)
 
     def answer(self) -> tuple[float, float]:
         """Milliseconds until the next request is answered, and until it is settled."""
@@ -71,8 +77,8 @@ class Both:
             h = learner._expanded(self.inputs[rows])
             found.extend(ridge.answer(h, self.labels[rows], counts))
 
-        answered = timed(answer)
-        return answered, answered + timed(lambda: ridge.settle(*found))
+        answered = timed(answer, self.device)
+        return answered, answered + timed(lambda: ridge.settle(*found), self.device)
 
     def by_hand(self) -> tuple[float, Tensor]:
         """Milliseconds of solving anew for the samples that are left, and the head."""
@@ -80,7 +86,7 @@ class Both:
 
         def solve() -> None:
             width, expansion = self.learner.ridge.width, self.learner.expansion
-            a, b = (torch.zeros(width, k, dtype=torch.float64) for k in (width, CLASSES))
+            a, b = (torch.zeros(width, k, dtype=torch.float64, device=self.device) for k in (width, CLASSES))
             left = self.inputs[self.erased :].split(BATCH), self.labels[self.erased :].split(BATCH)
             for x, y in zip(*left, strict=True):
                 h = self.learner.ridge.rounded(torch.relu_(x.double() @ expansion))
@@ -89,7 +95,7 @@ class Both:
             a.diagonal().add_(GAMMA)
             found.append(torch.cholesky_solve(b, torch.linalg.cholesky(a)))
 
-        return timed(solve), found[0]
+        return timed(solve, self.device), found[0]
 
     def off(self, weight: Tensor) -> float:
         """Relative distance of the learner's head from `weight`."""

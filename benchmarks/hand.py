@@ -60,24 +60,27 @@ def naive(model: nn.Module, x: Tensor, y: Tensor, orders: Iterable[Tensor], tick
 
 
 class Reservoir:
-    """A uniform sample of S of all samples seen (algorithm R), one batch at a time."""
+    """A uniform sample of S of all samples seen (algorithm R), one batch at a time, where the samples are."""
 
-    def __init__(self, sample: Tensor) -> None:
-        self.x, self.y, self.seen = sample.new_empty(SLOTS, *sample.shape), torch.empty(SLOTS, dtype=torch.int64), 0
+    def __init__(self, sample: Tensor, slots: int = SLOTS, replay: int = REPLAY) -> None:
+        self.size, self.replay, self.seen = slots, replay, 0
+        self.x = sample.new_empty(slots, *sample.shape)
+        self.y = torch.empty(slots, dtype=torch.int64, device=sample.device)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         last = self.seen + len(y)
-        if last <= SLOTS:
+        if last <= self.size:
             self.x[self.seen : last], self.y[self.seen : last] = x, y
         else:
-            numbers = torch.arange(self.seen, last)
-            slots = torch.where(numbers < SLOTS, numbers, (torch.rand(len(y)) * (numbers + 1)).long())
-            kept = (slots < SLOTS).nonzero().squeeze(1)
+            numbers = torch.arange(self.seen, last, device=y.device)
+            drawn = (torch.rand(len(y), device=y.device) * (numbers + 1)).long()
+            slots = torch.where(numbers < self.size, numbers, drawn)
+            kept = (slots < self.size).nonzero().squeeze(1)
             self.x[slots[kept]], self.y[slots[kept]] = x[kept], y[kept]
         self.seen = last
 
     def sample(self) -> tuple[Tensor, Tensor]:
-        slots = torch.randint(min(self.seen, SLOTS), (REPLAY,))
+        slots = torch.randint(min(self.seen, self.size), (self.replay,), device=self.y.device)
         return self.x[slots], self.y[slots]
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -54,3 +59,17 @@ def paired(
     """A row of samples that were taken in turn: ours[i] next to base[i]."""
     pairs = [a / b if how == "ratio" else a - b for a, b in zip(ours, base, strict=True)]
     return Row(name, unit, statistics.median(ours), statistics.median(base), how, pairs, limit, note)
+
+
+def clock(device: torch.device) -> Callable[[], float]:
+    """What reads milliseconds: the processor's for a CPU; else the wall's, once the device has done all its work."""
+    import torch
+
+    if device.type == "cpu":
+        return lambda: 1000 * time.process_time()
+
+    def read() -> float:
+        torch.accelerator.synchronize(device)
+        return 1000 * time.perf_counter()
+
+    return read

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+def steps(benchmarks: None) -> Any:
     from benchmarks import steps
 
-    yield steps
+    return steps
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(ROOT))
+    yield
     for name in [n for n in sys.modules if n.partition(".")[0] == "benchmarks"]:
         del sys.modules[name]
 
@@ -78,3 +89,103 @@ def test_a_figure_is_the_median_of_its_pairs(steps: Any) -> None:
     difference = paired("", "s", [5.0, 4.0, 9.0], [4.0, 2.0, 4.0], "difference", limit=2.0)
     assert (difference.median, difference.passed) == (2.0, True)
     assert paired("", "s", [1.0], [1.0], "ratio").passed is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_part_for_a_gpu_runs_on_the_cpu_and_is_in_the_file(tmp_path: Path) -> None:
+    """All but the card: each test that is marked `gpu`, and tiny models of each benchmark with equal losses."""
+    path = tmp_path / "there" / "found.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--small", "--seconds", "2400"]
+    done = subprocess.run([*command, "--output", str(path)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    found = json.loads(path.read_text())
+    parts = {part["part"]: part for part in found["parts"]}
+    assert [(p["status"], p.get("why")) for p in parts.values()] == [("done", None)] * 7
+    assert done.returncode == 0
+    assert list(parts) == ["tests", "vit", "resnet", "llama", "cotta", "acu", "compile"]
+    assert (found["device"]["type"], found["small"], bool(found["device"]["name"])) == ("cpu", True, True)
+    assert 0 < sum(part["seconds"] for part in parts.values()) <= found["seconds"]
+    cases = parts.pop("tests")["rows"]
+    assert {case["outcome"] for case in cases} == {"passed"}
+    kinds = {case["name"].partition("[")[2].rstrip("]") for case in cases}
+    assert {"learn", "forget", "adapt", "interact"} <= kinds
+    for part in parts.values():
+        for row in part["rows"]:
+            assert 0 < row["min"] <= row["median"] <= row["max"] < math.inf
+            if "difference in loss" in row["note"]:
+                assert float(row["note"].rpartition(" ")[2]) < 1e-2, row  # bf16 has 8 bits of mantissa
+    assert [len(part["rows"]) for part in parts.values()] == [2, 2, 1, 1, 2, 1]
+
+
+class Script:
+    """A worker that sends what it is told, and dies or says no more where it is told so."""
+
+    def __init__(self, messages: list[Any]) -> None:
+        self.messages, self.ended = messages, False
+
+    def get(self, seconds: float) -> Any:
+        message = self.messages.pop(0)
+        if message == "dies":
+            raise EOFError
+        return message
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_a_part_that_is_late_or_dies_keeps_its_figures_and_the_rest_is_measured(benchmarks: None) -> None:
+    from benchmarks.gpu import gather, good
+
+    scripts = [
+        Script([("a", "row", {"x": 1}), ("a", "end", None), ("b", "row", {"x": 2}), None]),
+        Script([("c", "row", {"x": 3}), "dies"]),
+        Script([("d", "end", "ValueError: no"), ("e", "row", {"x": 4}), ("e", "end", None)]),
+    ]
+    started, waiting = [], list(scripts)
+
+    def start(names: list[str]) -> Any:
+        started.append(names)
+        return waiting.pop(0)
+
+    clock = iter(range(1000))
+    found = gather(start, dict.fromkeys("abcdef", 5.0), 26.0, lambda: float(next(clock)))
+    assert started == [list("abcdef"), list("cdef"), list("def")]
+    assert [script.ended for script in scripts] == [True] * 3
+    assert [(p["part"], p["status"], [r["x"] for r in p["rows"]]) for p in found] == [
+        ("a", "done", [1]), ("b", "out of time", [2]), ("c", "failed", [3]), ("d", "failed", []), ("e", "done", [4]),
+        ("f", "not reached", []),
+    ]  # fmt: skip
+    whys = [part.get("why") for part in found]
+    assert whys[2:] == ["its process died", "ValueError: no", None, "the whole has 26 s"]
+    assert not good(found)
+    assert good(found[:1])
+    assert not good([{**found[0], "rows": [{"passed": False}]}])
+    assert not good([{**found[0], "rows": [{"outcome": "failure"}]}])
+
+
+def test_no_time_is_given_beyond_the_whole(benchmarks: None) -> None:
+    """A part gets what is left where that is less than its own."""
+    from benchmarks.gpu import gather
+
+    given = []
+
+    class Slow(Script):
+        def get(self, seconds: float) -> Any:
+            given.append(seconds)
+            return super().get(seconds)
+
+    gather(lambda names: Slow([("a", "end", None), None]), {"a": 5.0, "b": 50.0}, 7.0, lambda: 0.0)
+    assert given == [5.0, 7.0]
+
+
+def test_without_a_gpu_one_line_says_so(
+    benchmarks: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from benchmarks import gpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "gather", None)
+    assert gpu.main([]) == 0
+    assert capsys.readouterr().out.startswith("no GPU: ")
