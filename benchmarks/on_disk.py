@@ -1,18 +1,20 @@
 """Data that stay on disk: memory with 100,000 pictures next to 1,000, and batches a second next to torch's DataLoader.
 
-Pictures are 224 pixels wide. JPEGs are links to a few files, so that folders of any size are cheap; the array in an
-.npy file is sparse, and reading it takes the memory that reading a full one takes. Each run is a process of its own:
-its high-water mark is the kernel's. The DataLoader decodes with the same function, in as many processes as clplat has
-threads.
+Pictures are 224 pixels wide. JPEGs are links to a few files, so that folders of any size are cheap; in Arrow files they
+are whole. The array in an .npy file is sparse, and reading it takes the memory that reading a full one takes. Each run
+is a process of its own: its high-water mark is the kernel's. The DataLoader decodes with the same function, in as many
+processes as clplat has threads.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ BATCH, WORKERS, LIMIT_MB, LIMIT_RATIO = 64, 2, 300.0, 1 / 0.95
 STEPS = 20  # of each run whose memory is measured: more than fill what is read ahead
 
 
-def write_folder(root: Path, count: int) -> Path:
-    """train/ of `count` pictures of 10 classes, test/ of 10."""
+def write_models(root: Path) -> list[Path]:
+    """The folder, with the files of pictures that differ."""
     from PIL import Image
 
     rng, models = np.random.default_rng(0), []
@@ -36,12 +38,40 @@ def write_folder(root: Path, count: int) -> Path:
         coarse = Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8))
         models.append(root / f".{k}.jpg")
         coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(models[-1], quality=90)
+    return models
+
+
+def write_folder(root: Path, count: int) -> Path:
+    """train/ of `count` pictures of 10 classes, test/ of 10."""
+    models = write_models(root)
     for part, size in (("train", count), ("test", TEST)):
         for c in range(10):
             (root / part / str(c)).mkdir(parents=True)
         for k in range(size):
             os.link(models[k % MODELS], root / part / str(k % 10) / f"{k}.jpg")
     return root
+
+
+def write_arrow(root: Path, count: int) -> Path:
+    """The same as the package `datasets` saves it."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    held = [{"bytes": file.read_bytes(), "path": None} for file in write_models(root)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+
+    def rows(size: int) -> Iterator[dict[str, Any]]:
+        for k in range(size):
+            yield {"image": held[k % MODELS], "label": k % 10}
+
+    parts = datasets.DatasetDict()
+    for part, size in (("train", count), ("test", TEST)):
+        options = {"cache_dir": str(root / "made"), "gen_kwargs": {"size": size}}
+        parts[part] = datasets.Dataset.from_generator(rows, features, **options)
+    parts.save_to_disk(str(root / "saved"))
+    del parts
+    shutil.rmtree(root / "made")
+    return root / "saved"
 
 
 def write_arrays(root: Path, count: int) -> Path:
@@ -56,10 +86,11 @@ def write_arrays(root: Path, count: int) -> Path:
 
 def command(stream: str, path: Path, output: str, in_memory: bool = False) -> list[str]:
     """A run over the data, without a pass that the DataLoader has no part in."""
-    options = {"stream.path": path, "stream.in_memory": in_memory, "stream.workers": WORKERS, "stream.experiences": 1,
+    place = "stream.dataset" if stream == "huggingface" else "stream.path"
+    options = {place: path, "stream.in_memory": in_memory, "stream.workers": WORKERS, "stream.experiences": 1,
                "loop.batch_size": BATCH, "loop.max_steps": STEPS, "loop.representation": False, "output": output,
                "tracking.enabled": False, "backbone.hidden": "[16]"}  # fmt: skip
-    options |= {"stream.normalize": "imagenet"} if stream == "images" else {"stream.scale": 255}
+    options |= {"images": {"stream.normalize": "imagenet"}, "arrays": {"stream.scale": 255}}.get(stream, {})
     flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     return [
         sys.executable,
@@ -79,7 +110,7 @@ def command(stream: str, path: Path, output: str, in_memory: bool = False) -> li
 def memory(quick: bool) -> list[Row]:
     """Peak of the process with many pictures, next to few."""
     found, many = [], 10 * FEW if quick else MANY
-    for stream, write in (("images", write_folder), ("arrays", write_arrays)):
+    for stream, write in (("images", write_folder), ("huggingface", write_arrow), ("arrays", write_arrays)):
         peaks: dict[int, list[float]] = {FEW: [], many: []}
         with tempfile.TemporaryDirectory() as folder:
             os.environ["CLPLAT_CACHE"] = f"{folder}/cache"

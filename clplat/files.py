@@ -6,9 +6,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def write_atomic(path: Path, content: bytes | str | Iterable[bytes | memoryview]) -> None:
@@ -21,11 +22,17 @@ def write_atomic(path: Path, content: bytes | str | Iterable[bytes | memoryview]
         OSError: as the system gives it (a full disk, say); the old file is untouched.
     """
     text = content.encode() if isinstance(content, str) else content
-    pieces: Iterable[bytes | memoryview] = [text] if isinstance(text, bytes) else text
+    with written(path) as handle:
+        handle.writelines([text] if isinstance(text, bytes) else text)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """What is written to the handle is the file `path` once the block ends well, and nowhere before. Raises OSError."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as handle:
-            handle.writelines(pieces)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(part, path)

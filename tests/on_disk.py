@@ -1,4 +1,4 @@
-"""Small data sets of pictures in files of their own, and of arrays in .npy files."""
+"""Small data sets of pictures in files of their own, and of arrays in .npy files; streams that stay there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from clplat.inputs import Inputs
 
 
 def write_pictures(root: Path, *, side: int = 12, classes: int = 4, train: int = 12, test: int = 4) -> Path:
@@ -53,3 +56,17 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, BytesIO(content))
+
+
+def same(one, other) -> None:
+    """Two streams hold the same, one of them on disk."""
+    assert (one.input_shape, one.class_names, one.normalize) == (other.input_shape, other.class_names, other.normalize)
+    assert one.preprocessing() == other.preprocessing()
+    for e, f in zip(one, other, strict=True):
+        for a, b in ((e.train, f.train), (e.test, f.test)):
+            assert isinstance(a.inputs, Inputs)
+            assert a.inputs.dtype == b.inputs.dtype
+            assert not a.inputs.span or a.inputs.span[0] <= b.inputs.min() <= b.inputs.max() <= a.inputs.span[1]
+            (x, y), (z, w) = a.all(), b.all()
+            assert torch.equal(x, z)
+            assert torch.equal(y, w)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.data.on_disk import ArrayFile
+from clplat.data.on_disk import ArrayFile, ArrayFiles
 from clplat.errors import UserError
 from clplat.inputs import Inputs
 
@@ -46,7 +46,7 @@ class ArrayInputs(Inputs):
         workers: threads that read, ≥ 1; None: `default_workers`.
     """
 
-    def __init__(self, file: ArrayFile, layout: Layout | None, factor: float, workers: int | None) -> None:
+    def __init__(self, file: ArrayFile | ArrayFiles, layout: Layout | None, factor: float, workers: int | None) -> None:
         none = _held(file.key, np.empty((0, *file.shape[1:]), file.dtype), layout, factor)
         floats = none.dtype == np.float32
         span = tuple(float(np.float32(end) / np.float32(factor)) for end in file.ends()) if floats else None
@@ -76,7 +76,9 @@ def as_inputs(
     """
     if scale is not None and not scale > 0:
         raise UserError(f"stream.scale: {scale!r} is out of range (valid: > 0, or null)")
-    arrays = {key: value if isinstance(value, ArrayFile) else numbers(key, value) for key, value in parts.items()}
+    arrays = {
+        key: value if isinstance(value, ArrayFile | ArrayFiles) else numbers(key, value) for key, value in parts.items()
+    }
     kinds = {(a.shape[1:], a.dtype) for a in arrays.values()}
     if len(kinds) > 1 or any(a.ndim < 2 for a in arrays.values()):
         shapes = " and ".join(f"{key} {a.shape[1:]} {a.dtype}" for key, a in arrays.items())
@@ -91,14 +93,14 @@ def as_inputs(
         note.append(f"stream.layout: channels_last, by the sides of {key} {first.shape}")
     made: dict[str, Tensor | Inputs] = {
         key: ArrayInputs(array, layout, factor, workers)
-        if isinstance(array, ArrayFile)
+        if isinstance(array, ArrayFile | ArrayFiles)
         else torch.from_numpy(np.require(_held(key, array, layout, factor), requirements=["C", "W"]))
         for key, array in arrays.items()
     }
     return made, note, None if factor == 1 else factor
 
 
-def _ends(array: np.ndarray | ArrayFile, scale: float | None) -> tuple[Any, ...]:
+def _ends(array: np.ndarray | ArrayFile | ArrayFiles, scale: float | None) -> tuple[Any, ...]:
     """Smallest and largest number; none where that takes a look at all of a file and nothing follows from it."""
     if isinstance(array, np.ndarray):
         return (array.min(), array.max()) if array.size else ()
@@ -140,7 +142,7 @@ def _placed(key: str, array: np.ndarray, layout: Layout | None) -> np.ndarray:
     return array if axis == 1 else array.transpose(0, 3, 1, 2)
 
 
-def _scale(key: str, array: np.ndarray | ArrayFile, low: Any, high: Any, scale: float | None) -> float:
+def _scale(key: str, array: np.ndarray | ArrayFile | ArrayFiles, low: Any, high: Any, scale: float | None) -> float:
     """What inputs are divided by."""
     if scale is not None:
         return scale

@@ -6,7 +6,7 @@ Shapes: N pictures, H rows, W columns, C channels.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -62,19 +62,21 @@ class Decoded(Inputs):
 
 
 def decoded(
-    parts: Sequence[Sequence[Place]], *, size: int | None, grey: bool, scale: float | None, workers: int | None
-) -> list[Decoded]:
+    parts: Sequence[Sequence[Place]], *, size: int | None, grey: bool, scale: float | None, workers: int | None,
+    fits: Callable[[int], Fit] = middle,
+) -> list[Decoded]:  # fmt: skip
     """The pictures of each part, left in their files; of all of them the heads are read, once.
 
     Args:
         size, grey, scale: as in `clplat.data.folders.read_pictures`.
         workers: threads, ≥ 1; None: `default_workers`.
+        fits: makes pictures be of a size.
 
     Raises:
         UserError, MissingError: as `stacked` and `read_picture` do, as far as the heads tell.
     """
-    every, fit = [path for part in parts for path in part], None if size is None else middle(size)
-    told = [PIL.__version__, size, grey]
+    every, fit = [path for part in parts for path in part], None if size is None else fits(size)
+    told = [PIL.__version__, size, grey, fits.__name__]
 
     def heads() -> Any:
         found = set(pool.map(read_head, every))

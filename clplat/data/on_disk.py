@@ -169,23 +169,69 @@ class ArrayFile:
         Raises:
             UserError: one is NaN or infinite; names its row.
         """
-        return tuple(remembered("ends", [self.path], [self.key, self.offset, self.shape, self.stored.str], self._ends))
+        told = [self.key, self.offset, self.shape, self.stored.str]
+        return tuple(remembered("ends", [self.path], told, lambda: _ends(self)))
 
-    def _ends(self) -> list[Any]:
-        each = max(_CHUNK // max(math.prod(self.shape[1:]) * self.dtype.itemsize, 1), 1)
-        ends: list[Any] = []
-        for first in range(0, self.shape[0], each):
-            part = self.rows(range(first, min(first + each, self.shape[0])))
-            if self.dtype.kind == "f":
-                with np.errstate(over="ignore"):
-                    part = part.astype(np.float32)
-                if not (fine := np.isfinite(part).reshape(len(part), -1).all(1)).all():
-                    row = int(fine.argmin())
-                    worst = next(float(x) for x in part[row].flat if not math.isfinite(x))
-                    what = f"{self.key} hold {worst} in row {first + row}"
-                    raise UserError(f"stream: {what} (valid: finite 32-bit numbers)")
-            ends = [min([*ends[:1], part.min().item()]), max([*ends[1:], part.max().item()])]
-        return ends or [0, 0]
+
+@dataclass(frozen=True, eq=False)
+class ArrayFiles:
+    """An array (N, ...) in several pieces, the rows of one after those of another.
+
+    Args:
+        key: its name, for messages.
+        pieces: of one shape but for their lengths, at least one.
+        dtype: that rows come in.
+        chosen: (N,) int64 rows of all pieces that make up the array; None: all, in order.
+    """
+
+    key: str
+    pieces: tuple[ArrayFile, ...]
+    dtype: np.dtype
+    chosen: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, ...)."""
+        count = sum(p.shape[0] for p in self.pieces) if self.chosen is None else len(self.chosen)
+        return (count, *self.pieces[0].shape[1:])
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def rows(self, rows: Sequence[int]) -> np.ndarray:
+        """(B, ...)."""
+        at = np.asarray(rows, np.int64) if self.chosen is None else self.chosen[np.asarray(rows, np.int64)]
+        stops = np.cumsum([p.shape[0] for p in self.pieces])
+        owner, found = np.searchsorted(stops, at, side="right"), np.empty((len(at), *self.shape[1:]), self.dtype)
+        for number in np.unique(owner).tolist():
+            piece, mine = self.pieces[number], owner == number
+            found[mine] = piece.rows((at[mine] - stops[number] + piece.shape[0]).tolist())
+        return found
+
+    def ends(self) -> tuple[Any, Any]:
+        """As of an `ArrayFile`."""
+        chosen = None if self.chosen is None else hashlib.sha256(self.chosen.tobytes()).hexdigest()
+        told = [self.key, [[p.offset, p.shape, p.stored.str] for p in self.pieces], self.dtype.str, chosen]
+        return tuple(remembered("ends", [p.path for p in self.pieces], told, lambda: _ends(self)))
+
+
+def _ends(array: ArrayFile | ArrayFiles) -> list[Any]:
+    each = max(_CHUNK // max(math.prod(array.shape[1:]) * array.dtype.itemsize, 1), 1)
+    ends: list[Any] = []
+    for first in range(0, array.shape[0], each):
+        part = array.rows(range(first, min(first + each, array.shape[0])))
+        if array.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                part = part.astype(np.float32)
+            if not (fine := np.isfinite(part).reshape(len(part), -1).all(1)).all():
+                row = int(fine.argmin())
+                worst = next(float(x) for x in part[row].flat if not math.isfinite(x))
+                what = f"{array.key} hold {worst} in row {first + row}"
+                raise UserError(f"stream: {what} (valid: finite 32-bit numbers)")
+        ends = [min([*ends[:1], part.min().item()]), max([*ends[1:], part.max().item()])]
+    return ends or [0, 0]
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from on_disk import write_arrays, write_pictures
+from on_disk import same, write_arrays, write_pictures
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -17,7 +17,6 @@ from clplat.data.decoded import Decoded, statistics
 from clplat.data.on_disk import npy_file, remembered, safetensors_files, stays
 from clplat.data.pictures import measured
 from clplat.errors import MissingError, UserError
-from clplat.inputs import Inputs
 from clplat.streams.arrays import Arrays
 from clplat.streams.images import Images
 
@@ -28,20 +27,6 @@ RNG = np.random.default_rng(0)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CLPLAT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def same(one, other) -> None:
-    """Two streams hold the same, one of them on disk."""
-    assert (one.input_shape, one.class_names, one.normalize) == (other.input_shape, other.class_names, other.normalize)
-    assert one.preprocessing() == other.preprocessing()
-    for e, f in zip(one, other, strict=True):
-        for a, b in ((e.train, f.train), (e.test, f.test)):
-            assert isinstance(a.inputs, Inputs)
-            assert a.inputs.dtype == b.inputs.dtype
-            assert not a.inputs.span or a.inputs.span[0] <= b.inputs.min() <= b.inputs.max() <= a.inputs.span[1]
-            (x, y), (z, w) = a.all(), b.all()
-            assert torch.equal(x, z)
-            assert torch.equal(y, w)
 
 
 ARRAYS = {
