@@ -48,6 +48,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 class Runner(RunState):
     """Runs one strategy over one stream; its arguments are those of `RunState`."""
 
+    counts_flops = True  # of one step of each experience
+
     def run(self) -> None:
         """From where progress stands to the end of the stream.
 
@@ -128,7 +130,7 @@ class Runner(RunState):
 
     def _turn(self, losses: Iterator[Tensor | None]) -> bool:
         """One turn and its step; False after the last. The FLOPs of one step of each experience are counted."""
-        if self.progress.steps == MEASURED_STEP and not self.flops_per_step:
+        if self.progress.steps == MEASURED_STEP and self.counts_flops and not self.flops_per_step:
             self.flops_per_step = -1.0  # so that the call below takes the other branch
             more: list[bool] = []
             self.flops_per_step = float(step_flops(lambda: more.append(self._turn(losses))))

@@ -93,7 +93,7 @@ def memory(subject: Subject) -> None:
     """What is kept does not grow with the samples of an experience, once a memory is full."""
     if subject.cls.unbounded_memory:
         raise NotApplicable("it declares unbounded_memory")
-    few, many = subject.straight, subject.run(repeat=REPEAT)
+    few, many = subject.straight, subject.run(repeat=REPEAT, flops=True)  # a step can be counted, too
     for what, size in (("its state", stored_bytes), ("what it holds outside its state", held_bytes)):
         small, large = size(few.strategy), size(many.strategy)
         expect(

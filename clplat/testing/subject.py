@@ -139,10 +139,13 @@ class Trial(Runner):
         stop_at: steps of the whole run after which to stop; None runs to the end.
         reseed: seed every generator when an experience begins, so that two strategies that draw differently still
             give new head rows the same values.
+        flops: count the operations of a step of each experience, as the loop does: that takes longer than a tiny step,
+            and its kernels may round otherwise, so that runs to be compared must all count or none.
     """
 
-    def __init__(self, *args: Any, stop_at: int | None = None, reseed: bool = False) -> None:
+    def __init__(self, *args: Any, stop_at: int | None = None, reseed: bool = False, flops: bool = False) -> None:
         super().__init__(*args)
+        self.counts_flops = flops
         self.stop_at, self.reseed, self.counted = stop_at, reseed, dict[int, int]()
         self.latest: State | None = None
 
@@ -213,6 +216,7 @@ class Subject:
         small |= {"dropout": 0.0, "adapt_optimizer": "sgd", "adapt_lr": 0.05, "margin": 2.0, "augmentations": 4}
         small |= {"batch": 4, "warmup_steps": 8, "random_steps": 6, "penalty_actions": 2, "inverse_temperature": 0.3}
         small |= {"general": 1, "expert": 1, "blocks": 2, "held_out": 0.5, "least_drop": -1.0, "tune_steps": 20}
+        small |= {"width": 128}
         if "chunk_embedding" not in known:  # samples, so that processes share them; a hypernetwork's are weights
             small["chunk"] = 4
         if "dampening" in known:  # of `ssd`: with less, a network that has learned little has nothing to dampen
@@ -245,11 +249,12 @@ class Subject:
 
     def run(
         self, *, seed: int = SEED, repeat: int = 1, separate: bool = False, mislabel: bool = False,
-        reseed: bool = False, **how: Any,
+        reseed: bool = False, flops: bool = False, **how: Any,
     ) -> Outcome:  # fmt: skip
         """One whole run; `how` goes to `build`."""
         stream = TinyStream(self.cls.kinds, seed=seed, repeat=repeat, separate=separate, mislabel=mislabel)
-        return self.finish(self.trial(self.build(stream, seed, **how), stream, seed=seed, reseed=reseed))
+        strategy = self.build(stream, seed, **how)
+        return self.finish(self.trial(strategy, stream, seed=seed, reseed=reseed, flops=flops))
 
     def trial(
         self, strategy: Strategy, stream: TinyStream, *, seed: int = SEED, state: State | None = None,
