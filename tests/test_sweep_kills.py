@@ -76,7 +76,7 @@ def test_no_trial_is_lost_and_no_finished_one_repeated(tmp_path, storage):
     path = write(tmp_path, section, stream=stream, loop=loop, tracking={"enabled": False})
     ended = subprocess.run([sys.executable, tmp_path / "begin.py", path], capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("a worker ended (killed by SIGKILL); another goes on with its trial") == 3
+    assert ended.stderr.count("a worker is gone (its process ended by SIGKILL); another goes on with its trial") == 3
     folder = tmp_path / "runs" / "demo"
     trials = json.loads((folder / "sweep.json").read_text())["trials"]
     assert [t["state"] for t in trials].count("complete") == 5

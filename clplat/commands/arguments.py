@@ -51,6 +51,18 @@ def parser_for(command: str, text: str, module: ModuleType) -> Parser:
     return parser
 
 
+def add_launcher(parser: Parser, count: str) -> None:
+    """The flags that say where jobs are done.
+
+    Args:
+        count: the flag that says how many at a time.
+    """
+    where = f"local: processes of this machine (the default with {count}); slurm: an array of jobs; ray: its tasks"
+    parser.add_argument("--launcher", metavar="NAME", help=where)
+    what = "of each job: timeout_min=240, slurm_partition=gpu, … (slurm); num_cpus, num_gpus, memory, address (ray)"
+    parser.add_argument("--resource", action="append", metavar="KEY=VALUE", default=[], help=what)
+
+
 def parse(command: str, text: str, module: ModuleType, argv: list[str]) -> argparse.Namespace | None:
     """Arguments of a command, or None when only help was wanted (and printed).
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from clplat import errors
-from clplat.commands.arguments import Parser, parse_seeds
+from clplat.commands.arguments import Parser, add_launcher, parse_seeds
 from clplat.commands.keys import keys_help
 from clplat.config.given import keys_of
 from clplat.config.reading import read_yaml
@@ -23,7 +20,8 @@ from clplat.config.settings import Config
 from clplat.errors import DivergedError, Interrupted, UserError
 
 if TYPE_CHECKING:
-    from clplat.commands.launchers import Job, Outcome
+    from clplat.launchers.choice import Launch
+    from clplat.launchers.jobs import Outcome
     from clplat.run.former import Former
     from clplat.run.result import Result
 
@@ -37,10 +35,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument("--resume", metavar="RUN_DIR", help="go on from the last good checkpoint of a run")
     parser.add_argument("--fresh", action="store_true", help="of several runs, also those anew that are there already")
     parser.add_argument("--jobs", type=int, metavar="N", help="of several runs, so many at a time (default: 1)")
-    where = "local: processes of this machine (the default with --jobs); slurm: an array of jobs; ray: its tasks"
-    parser.add_argument("--launcher", metavar="NAME", help=where)
-    what = "of each job: timeout_min=240, slurm_partition=gpu, … (slurm); num_cpus, num_gpus, memory, address (ray)"
-    parser.add_argument("--resource", action="append", metavar="KEY=VALUE", default=[], help=what)
+    add_launcher(parser, "--jobs")
     parser.add_argument("--dry-run", action="store_true", help="resolve everything and run two steps")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress, only the results")
 
@@ -114,24 +109,15 @@ def _tell(result: Result) -> None:
     print(f"{result.status}: {result.run_dir}" + (f"\n{result.note}" if result.note else ""))
 
 
-Launch = Callable[[Sequence["Job"]], Generator[tuple[int, "Outcome"], None, None]]
-
-
 def _launcher(args: argparse.Namespace) -> Launch | None:
     """What does several runs at a time; None where they are done here, in turn."""
     if args.launcher is None and args.jobs is None and not args.resource:
         return None
-    from clplat.commands.launchers import LAUNCHERS
+    from clplat.launchers.choice import chosen
 
-    name, count = args.launcher or "local", 1 if args.jobs is None else args.jobs
-    faults = [f"launcher: {name!r} is not known (valid: {', '.join(LAUNCHERS)})"] if name not in LAUNCHERS else []
-    faults += [f"jobs: {count} is out of range (valid: ≥ 1)"] if count < 1 else []
-    faults += [f"resource: {r!r} is not KEY=VALUE" for r in args.resource if not r.partition("=")[2]]
-    faults += ["launcher: a dry run is done here (leave out --launcher, --jobs and --resource)"] if args.dry_run else []
-    if faults:
-        raise UserError(*faults)
-    pairs = (r.partition("=") for r in args.resource)
-    return functools.partial(LAUNCHERS[name], count=count, resources={k: yaml.safe_load(v) for k, _, v in pairs})
+    if args.dry_run:
+        raise UserError("launcher: a dry run is done here (leave out --launcher, --jobs and --resource)")
+    return chosen(args.launcher or "local", 1 if args.jobs is None else args.jobs, args.resource)
 
 
 def _run_all(configs: list[Config], args: argparse.Namespace, launcher: Launch | None) -> int:
@@ -190,7 +176,8 @@ def _launched(
     configs: list[Config], left: list[int], launcher: Launch, args: argparse.Namespace
 ) -> Iterator[tuple[int, Outcome]]:
     """As `_in_turn`, by a launcher; checked here, before anything is given out."""
-    from clplat.commands.launchers import Job, stopping
+    from clplat.commands.jobs import RunJob
+    from clplat.launchers.jobs import stopping
 
     if given := sorted({key for n in left for key in keys_of(configs[n])}):
         raise UserError(f"launcher: {', '.join(given)} was given in Python, and other processes can't have it")
@@ -199,9 +186,9 @@ def _launched(
     if not left:
         return
     _say(f"clplat: {len(left)} of {total} runs are given out")
-    jobs = [Job(configs[n], Path.cwd(), since) for n in left]
+    jobs = [RunJob(configs[n], Path.cwd(), since) for n in left]
     try:
-        with stopping(), contextlib.closing(launcher(jobs)) as outcomes:
+        with stopping("run"), contextlib.closing(launcher(jobs)) as outcomes:
             for place, outcome in outcomes:
                 number, done = left[place], done + 1
                 who, error = _who(configs[number]), outcome.get("error")

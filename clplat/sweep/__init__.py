@@ -1,6 +1,6 @@
 """Hyper-parameter search: the plan of a study, and the study.
 
-May import the contract, `config`, `metrics`, `tracking` and `run`.
+May import the contract, `config`, `metrics`, `tracking`, `launchers` and `run`.
 """
 
 import sys

@@ -8,17 +8,26 @@ import threading
 from pathlib import Path
 
 
-def me() -> str:
+def me(badge: str = "") -> str:
     """Name of this thread: machine, number (of a process's first, the process's), and when it began; a later one of the
-    same number is another."""
+    same number is another.
+
+    Args:
+        badge: by which whoever gave its work out knows it, wherever it is done.
+    """
     pid = threading.get_native_id()
-    return f"{_machine()}:{pid}:{_began(pid)}"
+    return f"{badge}{'@' * bool(badge)}{_machine()}:{pid}:{_began(pid)}"
+
+
+def is_called(owner: str, name: str) -> bool:
+    """Whether `name` is a thread's name, or its badge."""
+    return name in (owner, owner.partition("@")[0])
 
 
 def is_gone(owner: str) -> bool:
     """Whether a thread of this machine has ended; False where that can't be told from here."""
     machine, pid, began = owner.rsplit(":", 2)
-    return machine == _machine() and began != "?" and _began(int(pid)) != began
+    return machine.rpartition("@")[2] == _machine() and began != "?" and _began(int(pid)) != began
 
 
 def _machine() -> str:

@@ -36,6 +36,7 @@ from typing import Any
 import yaml
 
 from clplat.config import discovery
+from clplat.config.settings import flat
 from clplat.errors import UserError
 from clplat.metrics.catalogue import METRICS
 from clplat.sweep.objectives import BALANCED, read_choice, read_objectives
@@ -88,6 +89,12 @@ class Plan:
     def seed(self) -> int:
         """Of the sampler, where one worker works alone."""
         return self.seeds[0]
+
+    @property
+    def devices(self) -> int:
+        """That each run computes on; 0 where that is searched."""
+        key = "fabric.devices"
+        return 0 if key in self.space else int(flat(self.base).get(key, 1))
 
     def config(self, params: Mapping[str, Any], seed: int, folder: str, stream: Any = None) -> dict[str, Any]:
         """Configuration of one trial under one seed, on one of the protocol's streams: always on validation data."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clplat.errors import Interrupted, UserError
+from clplat.launchers.choice import chosen
 from clplat.run.state import Watch
 from clplat.sweep import tracked
 from clplat.sweep.conclude import SweepResult, conclude
@@ -37,6 +38,8 @@ def sweep(
     join: bool = False,
     run: Run | None = None,
     quiet: bool = False,
+    launcher: str = "local",
+    resources: Mapping[str, Any] | Sequence[str] = (),
 ) -> SweepResult:
     """Work on a study until it has all its trials, then write best.yaml and sweep.json.
 
@@ -46,18 +49,20 @@ def sweep(
         keys: flags that override the configuration in every trial, `["--loop.max_epochs", "2"]`, or its section,
             `["--sweep.sampler", "tpe"]`.
         trials: in the whole study, ≥ 1; instead of `sweep.trials`.
-        workers: processes here, ≥ 1.
+        workers: at a time, ≥ 1.
         join: the study must exist already (a guard against a mistyped name or storage).
         run: what performs a run; None is `clplat.api`. With several workers it must be picklable.
         quiet: print nothing.
+        launcher: where they work: in processes here, as an array of jobs (slurm), or as tasks of a cluster (ray).
+        resources: of each worker, as the launcher calls them: `{"num_gpus": 1}`, or `["num_gpus=1"]`.
 
     Raises:
         UserError: one line for each fault of the configuration; or no trial succeeded.
         MissingError: data or weights are not there.
         Interrupted, KeyboardInterrupt: the trials under way are given back; the same command goes on.
     """
-    if workers < 1:
-        raise UserError(f"workers: {workers} is out of range (valid: ≥ 1)")
+    launch = chosen(launcher, workers, resources, "workers")
+    alone = workers == 1 and launcher == "local"
     plan = _plan(config, keys, trials, quiet)
     if own := run is None:
         run = functools.partial(perform, plan.keys, study=plan.folder)
@@ -66,17 +71,17 @@ def sweep(
         check(plan, plan.keys)
     default = default_of(plan)
     queue = _queue(plan, default)
-    study = open_study(plan, plan.seed if workers == 1 and not join else None, must_exist=join)
+    study = open_study(plan, plan.seed if alone and not join else None, must_exist=join)
     with storage_faults(plan, opened=True):
         plan.folder.mkdir(parents=True, exist_ok=True)
         for name, wanted in queue.items():
             enqueue(study, plan, wanted, name, default=wanted == default)
         try:
             with Progress(study, plan, quiet) as progress:
-                if workers == 1:
+                if alone:
                     work(study, plan, run, progress.update)
                 else:
-                    employ(study, plan, workers, run, progress.update)
+                    employ(study, plan, workers, run, launch, progress.update)
                 progress.update()
         except Interrupted as error:
             raise Interrupted(*error.faults, "sweep: the same command goes on with the study") from None

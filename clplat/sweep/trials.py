@@ -17,7 +17,7 @@ from typing import Any
 from clplat.errors import Interrupted, MissingError
 from clplat.sweep.early import GivenUp, Run, hopeless, means, watched
 from clplat.sweep.objectives import values_of
-from clplat.sweep.owners import is_gone, me
+from clplat.sweep.owners import is_called, is_gone, me
 from clplat.sweep.plan import Plan
 from clplat.sweep.server import storage_errors
 
@@ -26,14 +26,17 @@ POLL = 0.5  # seconds between two looks at the study while there is nothing to t
 UNOWNED = 10.0  # seconds after which what lasts an instant was left by a worker that died: a trial without its name
 
 
-def work(study: Any, plan: Plan, run: Run, told: Callable[[], None] = lambda: None) -> None:
+def work(study: Any, plan: Plan, run: Run, told: Callable[[], None] = lambda: None, badge: str = "") -> None:
     """Take trials until the study has all of them, and wait for those of other workers: one may die.
 
     Args:
         told: called when a trial has ended here.
+        badge: of a worker that was given out, and may be again when its process is lost.
     """
     reap, parent = Reaper(study, plan), multiprocessing.parent_process()
     reap.left_by(me())  # by an earlier call here, whose storage went away
+    if badge:
+        reap.left_by(badge, counted=True)  # by a process that was lost
     while parent is None or parent.is_alive():
         reap()
         trials = study.get_trials(deepcopy=False)
@@ -43,7 +46,7 @@ def work(study: Any, plan: Plan, run: Run, told: Callable[[], None] = lambda: No
             time.sleep(POLL)
             continue
         trial = study.ask()
-        trial.set_user_attr("worker", me())
+        trial.set_user_attr("worker", me(badge))
         earlier = study.get_trials(deepcopy=False)[: trial.number]
         if _is_double(trial, earlier):
             give_up(study, trial)
@@ -246,11 +249,16 @@ class Reaper:
                 _queue_again(self.study, trial, "given_back" not in trial.user_attrs)
         return sum(give_back(self.study, t.number, counted=True) for t in running if self._is_left(t))
 
-    def left_by(self, owner: str) -> None:
-        """Give back the trials of a worker that is known to have none under way."""
+    def left_by(self, name: str, *, counted: bool = False) -> None:
+        """Give back the trials of a worker that is known to have none under way.
+
+        Args:
+            name: of the worker, or its badge.
+            counted: as in `give_back`.
+        """
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.state.name == "RUNNING" and trial.user_attrs.get("worker") == owner:
-                give_back(self.study, trial.number, counted=False)
+            if trial.state.name == "RUNNING" and is_called(trial.user_attrs.get("worker", ""), name):
+                give_back(self.study, trial.number, counted=counted)
 
     def _is_left(self, trial: Any) -> bool:
         owner = trial.user_attrs.get("worker")
