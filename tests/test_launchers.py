@@ -140,7 +140,7 @@ TAKEN = """
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.skipif(find_spec("submitit") is None, reason="submitit is not installed")
-def test_a_worker_that_slurm_takes_away_gives_its_trial_back_and_goes_on(tmp_path, monkeypatch):
+def test_a_worker_that_slurm_takes_away_gives_its_trial_back_and_goes_on(tmp_path, monkeypatch, capsys):
     (tmp_path / "taken.py").write_text(textwrap.dedent(TAKEN))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -149,6 +149,7 @@ def test_a_worker_that_slurm_takes_away_gives_its_trial_back_and_goes_on(tmp_pat
     path = write(tmp_path, {"trials": 1, "grace_seconds": 10_000})
     result = sweep(path, launcher="slurm", resources={"cluster": "local"}, run=taken.run, quiet=True)
     assert [(t["state"], t["repeat_of"]) for t in result.trials] == [("complete", 0)]
+    assert capsys.readouterr().err.count("submitted 1 jobs") == 1  # it is not another job that goes on
 
 
 # One session serves runs and a sweep, in which one worker is killed and two are asked to stop, as by their machines.

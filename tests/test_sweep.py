@@ -16,8 +16,12 @@ import clplat
 from clplat.cli import main
 from clplat.config.resolve import resolve
 from clplat.errors import MissingError, UserError
+from clplat.launchers.jobs import lost
 from clplat.sweep.plan import nested, read_plan
+from clplat.sweep.store import open_study
 from clplat.sweep.study import sweep
+from clplat.sweep.trials import enqueue, work
+from clplat.sweep.workers import employ
 
 
 def test_the_room_is_the_function(tmp_path):
@@ -389,6 +393,41 @@ def test_workers_started_here_share_the_trials(tmp_path, monkeypatch):
     result = sweep(write(tmp_path, {"trials": 6}), workers=2, run=slow_objective.run, quiet=True)
     assert [t["state"] for t in result.trials].count("complete") == 6
     assert len({p.read_text() for p in result.folder.glob("*/*/pid")}) == 2
+
+
+def test_the_trial_of_a_worker_that_was_lost_on_another_machine_goes_on_at_once(tmp_path):
+    """Its badge tells whose it was: neither its process nor its silence can."""
+    plan = read_plan(write(tmp_path, {"trials": 2, "grace_seconds": 10_000}), [], None)
+    study = open_study(plan, 0)
+    enqueue(study, plan, {"strategy.lr": 0.02, "loop.batch_size": 16}, "default")
+
+    def launch(workers, told):
+        trial = study.ask()
+        trial.set_user_attr("worker", f"{workers[0].badge}@elsewhere/1:2:3")
+        told()
+        assert study.get_trials()[0].state.name == "RUNNING"
+        yield 0, lost("went away")
+        assert [t.state.name for t in study.get_trials()] == ["FAIL", "WAITING"]
+        work(study, plan, objective, badge=workers[1].badge)
+        yield 1, {}
+
+    employ(study, plan, 1, objective, launch, lambda: None)
+    _, again, other = study.get_trials()
+    assert (again.state.name, again.user_attrs["repeat_of"], again.user_attrs["repeats"]) == ("COMPLETE", 0, 1)
+    assert again.params == {"strategy.lr": 0.02, "loop.batch_size": 16}
+    assert other.user_attrs["folder"] != again.user_attrs["folder"]
+
+
+def test_workers_that_end_before_they_take_a_trial_end_the_sweep(tmp_path):
+    plan = read_plan(write(tmp_path), [], None)
+
+    def launch(workers, told):
+        for number in range(9):
+            assert len(workers) == number + 1
+            yield number, lost("failed: no module")
+
+    with pytest.raises(UserError, match=r"workers end before they take a trial \(its process failed: no module\)"):
+        employ(open_study(plan, 0), plan, 1, objective, launch, lambda: None)
 
 
 def test_the_same_values_are_not_paid_for_twice(tmp_path, capsys):
