@@ -41,6 +41,8 @@ def check_uses(benchmark: str, **options: Any) -> None:
     unused: dict[str, object] = {"instructions": None, "preamble": None, "order": 1}
     if benchmark == "olora":
         unused = {"choices": 20, **({} if options["tasks"] is None else {"order": 1})}
+    elif benchmark == "tofu":
+        unused["choices"] = 20
     faults = [
         f"stream.{key}: {options[key]!r} has no meaning here (valid: {plain!r}, its default)"
         for key, plain in unused.items()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clplat.data.rows import find_rows, read_rows
 from clplat.data.tokens import read_json
+from clplat.data.unlearning_sets import asked, tofu
 from clplat.errors import MissingError, UserError
 
 
@@ -58,74 +55,6 @@ def cut(task: Task, classes: int | None) -> list[Task]:
         train, test = ([row for row in rows if row.answers[0] in labels] for rows in (task.train, task.test))
         parts.append(Task(f"{task.name}{number}", train, test, labels, task.metric, task.notes))
     return parts
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-ENDINGS = (".jsonl.gz", ".jsonl", ".json", ".csv", ".parquet")
-
-
-def find_rows(folder: Path, part: str) -> list[dict[str, Any]] | None:
-    """Rows of the file of `folder` called `part` and one of `ENDINGS`; None where there is no such file.
-
-    Raises:
-        MissingError: a file that is not whole.
-        UserError: there are several.
-    """
-    files = [file for ending in ENDINGS if (file := folder / f"{part}{ending}").is_file()]
-    if len(files) > 1:
-        raise UserError(f"stream.path: {folder} has {' and '.join(f.name for f in files)} (valid: one of them)")
-    return read_rows(files[0]) if files else None
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file, gzipped or not, a JSON file that holds a list, a CSV with a header, or a parquet file.
-
-    Raises:
-        MissingError: a line that is no JSON object or has not the header's columns, or a file cut short.
-        UserError: a parquet file without the package pyarrow.
-    """
-    try:
-        if file.suffix == ".parquet":
-            return _parquet(file)
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        text = data.decode("utf-8-sig")
-        if file.suffix == ".csv":
-            return _csv(text)
-        rows = json.loads(text) if file.suffix == ".json" else [json.loads(x) for x in text.split("\n") if x.strip()]
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise MissingError(f"{file} can't be read ({error}): replace it by a whole file") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise MissingError(f"{file} holds no list of JSON objects: replace it by one that does")
-    return rows
-
-
-def _csv(text: str) -> list[dict[str, Any]]:
-    read = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows = list(read)
-    except csv.Error as error:
-        raise ValueError(f"line {read.line_num}: {error}") from error
-    names = read.fieldnames or []
-    if len(set(names)) < len(names):
-        raise ValueError(f"the header names a column twice: {', '.join(names)}")
-    for number, row in enumerate(rows, 1):
-        if None in row or None in row.values():
-            raise ValueError(f"row {number} has not the {len(names)} columns of the header")
-    return rows
-
-
-def _parquet(file: Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"stream.path: {file.name} needs the package pyarrow: pip install pyarrow") from error
-    try:
-        return pyarrow.parquet.read_table(file).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(str(error).splitlines()[0]) from error
 
 
 # --- O-LoRA: the standard benchmark and the 15 tasks ------------------------------------------------------------------
@@ -291,6 +220,16 @@ def superni_task(root: Path, name: str, limit: int, asked_for: bool = True) -> T
         return Row(f"{asked}\nInput: {given}\nOutput:" if asked_for else given, _texts(known, "output", where))
 
     return folder_task(folder, name, limit, row, metric)
+
+
+def tofu_task(folder: Path, name: str, chat: bool) -> Task:
+    """A set of TOFU's questions, which are asked as they are learned: it has none that are held out.
+
+    Raises:
+        MissingError: it is not there.
+    """
+    rows = [Row(asked(q.question, chat), (q.answer,)) for q in tofu(folder, name)]
+    return Task(name, rows, rows, metric="rouge_l_recall")
 
 
 def folder_task(folder: Path, name: str, limit: int, row: Reader, metric: str) -> Task:

@@ -3,7 +3,7 @@
 Source   the standard benchmark (orders 1 to 3: Zhang et al., NeurIPS 2015, arXiv:1509.01626) and the 15 tasks (orders 4
          to 6: Razdaibiedina et al., "Progressive Prompts", ICLR 2023, arXiv:2301.12314), as the files and prompts of
          Wang et al., "O-LoRA", EMNLP Findings 2023, arXiv:2310.14152, have them; SuperNI tasks as in Zhao et al.,
-         "SAPT", arXiv:2401.08295; TRACE: Wang et al., arXiv:2310.06762.
+         "SAPT", arXiv:2401.08295; TRACE: Wang et al., arXiv:2310.06762; TOFU: Maini et al., arXiv:2401.06121.
 Differs  a prompt that is too long loses tokens before its last 16, not its end, so that the cue for the answer stays,
          and samples without a gold label are left out (both are said when a run starts); instruction lines are in our
          words unless `stream.instructions` names the published file; 20Minuten of TRACE is scored by ROUGE-L, not SARI.
@@ -30,6 +30,7 @@ from clplat.data.batches import by_length
 from clplat.data.datasets import find_root
 from clplat.data.splits import hold_out
 from clplat.data.tokens import load_tokenizer, padded
+from clplat.data.unlearning_sets import TOFU, find_sets
 from clplat.data.worlds import generator
 from clplat.errors import MissingError, UserError
 from clplat.metrics.text import TEXT_METRICS
@@ -53,10 +54,13 @@ class Text(Stream):
             holds prompt, text or sentence, or some of instruction, context, passage, input and question, in this order;
             and answer, output, label or a like name: text, a number, a list of right answers, or SQuAD's {text: list}.
             A field that would not be used is refused, but for id, idx, index, uid, guid, qid.
+            tofu: questions about invented authors, the files of locuslab/TOFU in `path`, or tofu/ of the data root;
+            each set is a task of free text, asked as it is learned (stream `tofu` forgets one of them).
         order: of the tasks of olora, 1 to 6.
-        tasks: names in order; null takes those of `order`, or all that the benchmark has.
+        tasks: names in order; null takes those of `order`, retain90 and forget10 (tofu), or all that the benchmark
+            has.
         absent: what to do about a task that is not there: error, or skip it.
-        path: of trace and jsonl; a relative one that is not in the working directory is looked for in the data root.
+        path: of trace, jsonl, tofu; a relative one that is not in the working directory is looked for in the data root.
         instructions: file of instruction lines in the benchmark's format (its configs/instruction_config.json), found
             like `path`; null takes our own wording.
         answer: words: of a language model or CLIP. class: an id, for a backbone with a head: the text alone, without
@@ -96,7 +100,7 @@ class Text(Stream):
         *,
         seed: int | None = None,
         data_root: str | None = None,
-        benchmark: Literal["olora", "superni", "trace", "jsonl"] = "olora",
+        benchmark: Literal["olora", "superni", "trace", "jsonl", "tofu"] = "olora",
         order: int = 1,
         tasks: list[str] | None = None,
         absent: Literal["error", "skip"] = "error",
@@ -126,7 +130,7 @@ class Text(Stream):
         check_answer(words, chat=chat, max_answer=max_answer, evaluate=evaluate, candidates=candidates,
                       tell_task=tell_task)  # fmt: skip
         names = list(ORDERS[order]) if tasks is None and benchmark == "olora" else tasks
-        said = words, words if preamble is None else preamble
+        said = words, words if preamble is None else preamble, chat
         found = _read(benchmark, names, absent, path, instructions, said, choices, find_root(data_root), notes)
         found = [part for task in found for part in _text_tasks.cut(task, classes_per_task)]
         self.buckets, self.free, self.tokenizer = buckets, _any_free(found, evaluate, words), load_tokenizer(tokenizer)
@@ -271,12 +275,12 @@ def _some(classes: np.ndarray, count: int | None, rng: np.random.Generator) -> n
 
 def _read(
     benchmark: str, names: list[str] | None, absent: str, path: str | None, instructions: str | None,
-    said: tuple[bool, bool], choices: int, root: Path | None, notes: list[str],
+    said: tuple[bool, bool, bool], choices: int, root: Path | None, notes: list[str],
 ) -> list[Task]:  # fmt: skip
     """The tasks of a benchmark, in order; `notes` takes a line for each that is left out.
 
     Args:
-        said: around a text: whether a cue for its answer, and a preamble.
+        said: around a text: whether a cue for its answer, a preamble, and a chat.
     """
     if benchmark in ("olora", "superni"):
         if path is not None:
@@ -286,11 +290,14 @@ def _read(
                 f"data_root: not set, and so there is no {benchmark}_text: give --data_root DIR, or set CLPLAT_DATA, "
                 f"to the folder that holds {benchmark}_text"
             )
-    elif path is None:
+    elif path is None and benchmark != "tofu":
         raise UserError(
             f"stream.path: null (valid for {benchmark}: its folder{', or a file' * (benchmark == 'jsonl')})"
         )
-    place = root if path is None else _find(path, root)
+    if benchmark == "tofu":
+        place: Path | None = find_sets("tofu", path, root)
+    else:
+        place = root if path is None else _find(path, root)
     assert place is not None
     if benchmark == "olora":
         names, known = names or [], list(OLORA)
@@ -300,6 +307,8 @@ def _read(
         known = _text_tasks.superni_names(place)
     elif benchmark == "trace":
         names, known = names or list(_text_tasks.TRACE), [*_text_tasks.TRACE, *_text_tasks.BESIDE_TRACE]
+    elif benchmark == "tofu":
+        names, known = names or ["retain90", "forget10"], list(TOFU)
     else:
         known = [place.name.partition(".")[0]] if place.is_file() else sorted(p.name for p in place.glob("*/"))
     if not known:
@@ -312,9 +321,11 @@ def _read(
     for name in names:
         try:
             if benchmark == "olora":
-                found.append(_text_tasks.olora_task(place, name, lines, *said))
+                found.append(_text_tasks.olora_task(place, name, lines, *said[:2]))
             elif benchmark == "superni":
                 found.append(_text_tasks.superni_task(place, name, choices, said[0]))
+            elif benchmark == "tofu":
+                found.append(_text_tasks.tofu_task(place, name, said[2]))
             elif place.is_file():
                 found.append(_text_tasks.file_task(place, choices, "rouge_l"))
             else:

@@ -180,7 +180,8 @@ class History:
                       if name not in named and same_source(d, mine[0]) and self._active(name)]  # fmt: skip
             gone = torch.tensor([c for c, on in self.members.classes.items() if not on], dtype=torch.int64)
             rows = rows[~torch.isin(rows, torch.cat([torch.arange(0), *others]))]
-            rows = rows[~torch.isin(labels.cpu()[rows], gone)]
+            if len(gone):  # answers that are free text are of no class
+                rows = rows[~torch.isin(labels.cpu()[rows], gone)]
         return Data(mine[0].inputs, mine[0].labels, rows, mine[0].world) if len(rows) else None
 
     def _active(self, name: str) -> bool:

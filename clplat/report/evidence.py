@@ -30,7 +30,7 @@ from clplat.report.compare import load_summaries
 from clplat.report.data import read_log
 from clplat.run import checkpoint
 
-NO_AUDIT = "not audited (audit.enabled is off, or the run has not come to it)"
+NO_AUDIT = "not audited (audit.enabled is off, the run has not come to it, or answers are written)"
 NO_ORACLE = "no reference: no oracle's run was given"
 
 

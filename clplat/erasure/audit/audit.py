@@ -37,7 +37,7 @@ from clplat.files import to_json, write_atomic
 from clplat.metrics.membership import erased_loss_auc, scored
 from clplat.metrics.relearning import probe_accuracy
 from clplat.strategy import Strategy, evaluating
-from clplat.stream import Data, Experience, Kind, Stream
+from clplat.stream import Answers, Data, Experience, Kind, Stream
 
 FOLDER = "audit"
 MASKED = -torch.inf
@@ -68,7 +68,7 @@ class Subject:
 
 def before(subject: Subject, experience: Experience) -> None:
     """Score the model that a sequence of requests is made to, on the sets of each of them; collective under DDP."""
-    if not subject.settings.enabled or experience.kind is not Kind.FORGET:
+    if not _audited(subject, experience):
         return
     experiences, at = subject.stream.experiences, experience.index
     if at and experiences[at - 1].kind is Kind.FORGET:
@@ -81,7 +81,7 @@ def before(subject: Subject, experience: Experience) -> None:
 
 def after(subject: Subject, experience: Experience) -> dict[str, float]:
     """Score the model that a request has left; what is to be logged of it. Collective under DDP."""
-    if not subject.settings.enabled or experience.kind is not Kind.FORGET:
+    if not _audited(subject, experience):
         return {}
     with _apart(subject):
         ((scores, numbers),) = _measure(subject, [experience.index])
@@ -90,6 +90,13 @@ def after(subject: Subject, experience: Experience) -> dict[str, float]:
             numbers["relearn"] = _relearn(subject, erased[0])
         _write(subject, experience.index, "unlearned", scores, numbers)
     return _logged(scores, numbers)
+
+
+def _audited(subject: Subject, experience: Experience) -> bool:
+    """Whether there is anything to score: text that is written has no scores of classes."""
+    answers = subject.stream.answers
+    writes = isinstance(answers, Answers) and answers.new_tokens > 0
+    return subject.settings.enabled and experience.kind is Kind.FORGET and not writes
 
 
 def logits_of(subject: Subject, data: Data, task: int) -> Tensor:
