@@ -282,23 +282,7 @@ def _read(
     Args:
         said: around a text: whether a cue for its answer, a preamble, and a chat.
     """
-    if benchmark in ("olora", "superni"):
-        if path is not None:
-            raise UserError(f"stream.path: {path!r} has no meaning here (valid: null; used with trace and jsonl)")
-        if root is None:
-            raise MissingError(
-                f"data_root: not set, and so there is no {benchmark}_text: give --data_root DIR, or set CLPLAT_DATA, "
-                f"to the folder that holds {benchmark}_text"
-            )
-    elif path is None and benchmark != "tofu":
-        raise UserError(
-            f"stream.path: null (valid for {benchmark}: its folder{', or a file' * (benchmark == 'jsonl')})"
-        )
-    if benchmark == "tofu":
-        place: Path | None = find_sets("tofu", path, root)
-    else:
-        place = root if path is None else _find(path, root)
-    assert place is not None
+    place = _place(benchmark, path, root)
     if benchmark == "olora":
         names, known = names or [], list(OLORA)
         file = None if instructions is None else _find(instructions, root, "instructions")
@@ -338,6 +322,26 @@ def _read(
         raise MissingError(*missing)
     notes += [f"{fault.partition(' is missing')[0]} is missing and left out" for fault in missing]
     return found
+
+
+def _place(benchmark: str, path: str | None, root: Path | None) -> Path:
+    """The folder of a benchmark, or its file."""
+    if benchmark == "tofu":
+        return find_sets("tofu", path, root)
+    if benchmark in ("olora", "superni"):
+        if path is not None:
+            raise UserError(f"stream.path: {path!r} has no meaning here (valid: null; used with trace, jsonl, tofu)")
+        if root is None:
+            raise MissingError(
+                f"data_root: not set, and so there is no {benchmark}_text: give --data_root DIR, or set CLPLAT_DATA, "
+                f"to the folder that holds {benchmark}_text"
+            )
+        return root
+    if path is None:
+        raise UserError(
+            f"stream.path: null (valid for {benchmark}: its folder{', or a file' * (benchmark == 'jsonl')})"
+        )
+    return _find(path, root)
 
 
 def _any_free(tasks: Sequence[Task], evaluate: str, words: bool) -> bool:

@@ -81,7 +81,8 @@ def tofu(folder: Path, name: str) -> list[Question]:
     rows, found = _rows(folder, [name, f"{name}/train"], f"{name}.json", "tofu"), []
     for where, row in rows:
         question, answer = (_text(row, key, where) for key in ("question", "answer"))
-        paraphrase, wrong = None, ()
+        paraphrase: str | None = None
+        wrong: tuple[str, ...] = ()
         if name.endswith("_perturbed"):
             wrong = _texts(row, "perturbed_answer", where)
             if name.startswith(_PARAPHRASED):
@@ -102,7 +103,7 @@ def muse_questions(folder: Path, split: str) -> list[Question]:
     else:
         names = [f"knowmem/{name}" for name in (split, _OTHERWISE.get(split)) if name is not None]
         rows, keys = _rows(folder, names, f"knowmem/{split}.json", "muse"), ("question", "answer")
-    return [Question(*(_text(row, key, where) for key in keys)) for where, row in rows]
+    return [Question(_text(row, keys[0], where), _text(row, keys[1], where)) for where, row in rows]
 
 
 def muse_texts(folder: Path, split: str) -> list[str]:
