@@ -418,6 +418,14 @@ def test_the_trial_of_a_worker_that_was_lost_on_another_machine_goes_on_at_once(
     assert other.user_attrs["folder"] != again.user_attrs["folder"]
 
 
+def test_a_worker_that_is_queued_again_finds_its_own_trial(tmp_path):
+    plan = read_plan(write(tmp_path, {"trials": 1, "grace_seconds": 10_000}), [], None)
+    study = open_study(plan, 0)
+    study.ask().set_user_attr("worker", "badge@elsewhere/1:2:3")
+    work(study, plan, objective, badge="badge")
+    assert [t.state.name for t in study.get_trials()] == ["FAIL", "COMPLETE"]
+
+
 def test_workers_that_end_before_they_take_a_trial_end_the_sweep(tmp_path):
     plan = read_plan(write(tmp_path), [], None)
 

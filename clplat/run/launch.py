@@ -31,7 +31,7 @@ from clplat.files import to_json, write_atomic
 from clplat.lightning import Fabric
 from clplat.metrics.record import RunRecord
 from clplat.preprocessing import Preprocessing
-from clplat.run import checkpoint, model, shadows
+from clplat.run import checkpoint, elastic, model, shadows
 from clplat.run.build import build, new_record, read_reference
 from clplat.run.given import check_travels
 from clplat.run.loop import Runner
@@ -76,13 +76,15 @@ def launch(
     start = (
         None if resumed else start_run(config, None if bare else functools.partial(launch, quiet=quiet, report=report))
     )
-    fabric = make_fabric(config.fabric)
+    fabric = make_fabric(elastic.shared(config).fabric)
     if isinstance(fabric.strategy.launcher, _spawning()):
         check_travels(config)
         with _forwarded_signals(), _same_environment():
             outcome = fabric.launch(_guarded, config, run_dir, start, quiet, resumed, report)
     else:
         fabric.launch()
+        if not resumed and (begun := elastic.begun(fabric, config)) is not None:
+            run_dir, start, resumed = begun, None, True
         with users_code():
             outcome = _work(fabric, config, run_dir, start, quiet, resumed, report, watch)
     if "error" in outcome:
@@ -172,6 +174,7 @@ def _work(
         fact.late = True
     if first and not resumed:
         run_dir = make_run_dir(config, run_dir)
+        elastic.mark(run_dir)
     run_dir = Path(fabric.broadcast(str(run_dir)))
     held = checkpoint.lock(run_dir) if first else None  # until this process ends or lets go of it
     try:
@@ -194,11 +197,12 @@ def _go(
     tracked, age = first and config.tracking.enabled, time.perf_counter() - started
     tracker = _tracker(config, run_dir, stream, record, age) if tracked else None
     log = RunLog(run_dir if first else None, started, None, tracker, state["metrics_offset"] if state else 0)
-    runner = Runner(strategy, stream, config.loop, fabric, config.seed, log, record)
+    runner = Runner(strategy, stream, elastic.shared(config).loop, fabric, config.seed, log, record)
     runner.watch, runner.merge = watch, build_merge(config)
     runner.audit, runner.config = config.audit, json.loads(to_json(config.to_dict()))
     if first and not config.loop.checkpoint_whole:
         runner.sources = known_sources(strategy)
+    before = len(state["processes"]) if state else config.fabric.devices * config.fabric.num_nodes
     try:
         if state is not None:
             restore(runner, state)
@@ -208,6 +212,9 @@ def _go(
     except UserError:
         log.close()
         raise
+    if (said := elastic.change(before, fabric.world_size, runner.progress.total_steps)) and first:
+        record.notes.append(said)
+        print(f"clplat: {said}", file=sys.stderr, flush=True)
     if first and not quiet:
         from clplat.run.display import Display
 

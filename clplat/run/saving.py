@@ -16,6 +16,7 @@ from clplat.components.state import flatten, rng_state, set_rng_state
 from clplat.errors import UserError
 from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.run import checkpoint
+from clplat.run.elastic import inherited
 from clplat.run.measuring import evaluate
 from clplat.run.predictions import held
 from clplat.run.sources import Sources
@@ -99,10 +100,13 @@ def _restore(run: RunState, state: dict[str, Any]) -> None:
     run.spent, run.saves = spent | run.spent, run.saves + 1  # the checkpoint read stays until the next is whole
     run.resumed, run.acted, run.saved_step = state["resumed"], state.get("acting"), progress.steps
     _add_late_columns(run, known)
-    own = state["processes"][run.rank]
-    run.online = own["online"]
-    run.losses = [loss.to(run.fabric.device) for loss in own.get("losses", ())]
-    run.predictions = [own["predictions"]] if own.get("predictions") else []
+    processes, world = state["processes"], run.world_size
+    if len(processes) != world:  # FLOPs are counted by process
+        run.spent["train_flops"] *= len(processes) / world
+        run.flops_per_step *= len(processes) / world
+    own = inherited(processes, run.rank, world)
+    run.online, run.predictions = own["online"], own["predictions"]
+    run.losses = [loss.to(run.fabric.device) for loss in own["losses"]]
     set_rng_state(own["rng"])
 
 
