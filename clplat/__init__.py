@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clplat.api import export as export
     from clplat.api import forget as forget
     from clplat.api import load as load
+    from clplat.api import memorisation as memorisation
     from clplat.api import report as report
     from clplat.api import resume as resume
     from clplat.api import run as run
@@ -76,6 +77,7 @@ _HOME = {
     "forget": "api",
     "list": "commands.list:listed",
     "load": "api",
+    "memorisation": "api",
     "report": "report",
     "require": "strategy",
     "resume": "api",

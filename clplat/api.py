@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from clplat.config.given import is_given, keys_of
 from clplat.config.settings import Config, Part, flat
 from clplat.errors import Interrupted, UserError
+from clplat.files import to_json, write_atomic
 from clplat.run import checkpoint
 from clplat.run.result import Result, Results
 from clplat.run.rundir import newest, runs_in
@@ -335,6 +336,49 @@ def export(run_dir: str | Path, *, to: str = "safetensors", dest: str | Path | N
     learner = load(run_dir, **objects)
     folder = run_dir / "export" / to if dest is None else Path(dest)
     return write(learner, _config_of(run_dir, "export", objects, data=False), to, folder)
+
+
+def memorisation(
+    run: str | Path | Result, retrained: str | Path | Result | None = None, *,
+    benchmark: Literal["tofu", "muse"] = "tofu", path: str | Path | None = None, forget: str | None = None,
+    most: int | None = None, batch_size: int = 8, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
+    """What a run's language model still knows of erased texts, by TOFU's or MUSE's measures; also into its report.
+
+    Written to memorisation.json in the run's folder and, where it has answered a request, shown in erasure.html.
+
+    Args:
+        run: result or folder of a run of backbone language_model on texts; of its last checkpoint.
+        retrained: of one that never had the erased texts, or was trained anew without them. None: what needs it
+            (forget quality, privacy leakage) is None, and `why_null` says why.
+        path: of the benchmark's files; None: that of the run's stream tofu, or the benchmark's name, in the data root.
+        forget: of tofu, the set that was erased; None: that of the run's stream tofu, or forget10.
+        most: questions or texts of each set, the first ones, ≥ 1; None: all.
+        batch_size: texts at once, ≥ 1.
+        device: where to compute, as torch names it.
+
+    Returns:
+        Of both models: `forget_quality` (tofu), `privacy_leakage`; of each: `run`, `retrained`. What was `asked`.
+
+    Raises:
+        UserError: not a run of a language model, or one that predicts by more than its network; as `load` does.
+        MissingError: a file of the benchmark is not there; says what to put where.
+    """
+    from clplat.report.erasure import write_erasure
+    from clplat.report.evidence import checkpoint_sha256
+    from clplat.run import memorisation as measured
+
+    own, theirs = (None if r is None else Path(r.run_dir if isinstance(r, Result) else r) for r in (run, retrained))
+    assert own is not None
+    configs = [(of, _config_of(of, "memorisation", {}, data=False)) for of in (own, theirs) if of is not None]
+    asked = measured.benchmark_of(configs[0][1], benchmark, path, forget, most)
+    measured.check(most=most, batch_size=batch_size, device=device)
+    made = (lambda of=of, c=c: measured.Reader(load(of), c, device, batch_size) for of, c in configs)
+    found = measured.compared(asked, list(made))
+    of_run = {"retrained_run": None if theirs is None else str(theirs), "checkpoint_sha256": checkpoint_sha256(own)}
+    write_atomic(own / measured.FILE, to_json(found | of_run, indent=1))
+    write_erasure(own, configs[0][1].audit.oracle)
+    return found | of_run
 
 
 def _dry_run(config: Config) -> Result:

@@ -104,6 +104,12 @@ class LanguageModel(Backbone):
             self._check(answers)
         return Answerer(self, answers)
 
+    @property
+    def context(self) -> float:
+        """Tokens that it reads at once: of a prompt and its answer together, or of each in an encoder-decoder."""
+        known = getattr(self.text, "max_position_embeddings", None) or torch.inf
+        return known if self.seq2seq else min(known, _families.fixed_length(self.text))
+
     def _check(self, answers: Answers) -> None:
         if not len(answers.classes) and not answers.new_tokens:
             raise UserError("stream.answer: class, but language_model answers in words (valid: words)")

@@ -262,6 +262,25 @@ def _evidence(e: Entry) -> str:
     return "".join(parts)
 
 
+def memorisation_table(found: Entry | None) -> str:
+    """TOFU's or MUSE's measures of a language model, beside those of the retrained one; nothing where none was made."""
+    if found is None:
+        return ""
+    models = [found["run"], found["retrained"] or {}]
+    rows = [[escape(key.replace("_", " ")), *(show(m.get(key)) for m in models)] for key in models[0]]
+    both = [[escape(key.replace("_", " ")), show(found[key], "number")] for key in ("forget_quality", "privacy_leakage")
+            if key in found]  # fmt: skip
+    asked = "; ".join(f"{count} of {escape(name)}" for name, count in found["asked"].items())
+    parts = [table(f"Asked: {asked}", ["Measure", "after", "retrained"], rows),
+             table("Of both models (privacy leakage in per cent)", ["Measure", "value"], both)]  # fmt: skip
+    if found["why_null"]:
+        why = [[f"<code>{escape(k)}</code>", escape(v)] for k, v in found["why_null"].items()]
+        parts.append(table("Not measured", ["Quantity", "Why"], why, words=2))
+    parts += [f"<p>{escape(note)}.</p>" for note in found["notes"]]
+    title = f"Memorisation, as {str(found['benchmark']).upper()} measures it"
+    return f'<section class="card"><h2>{title}</h2>{"".join(parts)}</section>'
+
+
 def _forensic_rows(models: Mapping[str, Entry | None]) -> list[list[str]]:
     """Which samples were erased, from each model alone; audits of earlier versions have no such numbers."""
     rows = []

@@ -30,7 +30,7 @@ from clplat.report.compare import load_summaries
 from clplat.report.data import read_log
 from clplat.run import checkpoint
 
-NO_AUDIT = "not audited (audit.enabled is off, the run has not come to it, or answers are written)"
+NO_AUDIT = "not audited (audit.enabled is off, the run has not come to it, or answers are written: clplat.memorisation)"
 NO_ORACLE = "no reference: no oracle's run was given"
 
 
@@ -56,6 +56,7 @@ def evidence(run_dir: Path | str, oracle_dir: Path | str | None = None) -> dict[
         "requests": entries,
         "ledger": run.ledger,
         "traces": traces(run.folder, run.config, str(run.summary.get("status"))),
+        "memorisation": _memorisation(run.folder),
         "rejected": [e for e in run.ledger if str(e.get("outcome")).startswith("refused")],
     }
 
@@ -109,7 +110,7 @@ class _Run:
             "class_names": self.summary.get("class_names") or [],
             "guarantee": guarantee(str(self.summary.get("strategy"))),
             "trained_before": self._trained_before(),
-            "checkpoint_sha256": _checkpoint_sha256(self.folder),
+            "checkpoint_sha256": checkpoint_sha256(self.folder),
         }
 
     def _trained_before(self) -> str | None:
@@ -186,7 +187,8 @@ def _record(folder: Path) -> RunRecord | None:
     return None
 
 
-def _checkpoint_sha256(folder: Path) -> str | None:
+def checkpoint_sha256(folder: Path) -> str | None:
+    """Of the tensors of a run's newest checkpoint."""
     for path in sorted((folder / "checkpoints").glob("[0-9]*"), reverse=True):
         try:
             return str(json.loads((path / "state.json").read_text())["tensors_sha256"])
@@ -236,6 +238,13 @@ def _lira(folder: Path, index: int, why: dict[str, str]) -> dict[str, Any] | Non
         why["lira"] = found["why"]
         return None
     return dict(found)
+
+
+def _memorisation(folder: Path) -> dict[str, Any] | None:
+    """What `clplat.memorisation` has measured of the model that the run ends in; None where it was not asked."""
+    file = folder / "memorisation.json"
+    found = _read_json(file) if file.is_file() else {}
+    return dict(found) if found and found.get("checkpoint_sha256") == checkpoint_sha256(folder) else None
 
 
 def _oracle_audit(

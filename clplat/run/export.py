@@ -46,13 +46,28 @@ def export(learner: Learner, config: Config, to: str, dest: Path) -> Path:
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UserError(f"dest: {dest} is there already (valid: a new or an empty folder)")
     with learner.predicting():
-        network = _network(learner, config)
+        network = _network(learner, config, "export")
         write = WRITERS[to](learner, network, config)  # refuses before anything is written
-    _check_same(learner, network, config.strategy.name)
+    _check_same(learner, network, config.strategy.name, "export")
     dest.mkdir(parents=True, exist_ok=True)
     write(dest)
     write_atomic(dest / "learner.json", to_json(_facts(learner, config), indent=1))
     return dest
+
+
+def network_of(learner: Learner, config: Config, command: str) -> Classifier:
+    """A network that predicts as the learner does, by itself, with the weights that the learner predicts with.
+
+    Args:
+        command: what asks for it, for messages.
+
+    Raises:
+        UserError: a learner that predicts by more than its network.
+    """
+    with learner.predicting():
+        network = _network(learner, config, command)
+    _check_same(learner, network, config.strategy.name, command)
+    return network
 
 
 def _facts(learner: Learner, config: Config) -> dict[str, Any]:
@@ -66,12 +81,12 @@ def _facts(learner: Learner, config: Config) -> dict[str, Any]:
             "classes": learner.of_run.classes, "tasks": tasks, "class_tokens": words}  # fmt: skip
 
 
-def _network(learner: Learner, config: Config) -> Classifier:
+def _network(learner: Learner, config: Config, command: str) -> Classifier:
     """A network as the configuration names it, with the learner's weights, which predicts as the learner does."""
     name = config.strategy.name
     if not isinstance(learner.model, Classifier):
         what = f"{name} has no network of its own: it generates one for each task"
-        raise UserError(f"export: {what} (valid: clplat.load)")
+        raise UserError(f"{command}: {what} (valid: clplat.load)")
     network = build_model(config, *size(learner.of_run.facts), answers=actions(learner.of_run.facts))
     for experience in learner.of_run.met:
         network.grow(experience)
@@ -82,11 +97,11 @@ def _network(learner: Learner, config: Config) -> Classifier:
         network.load_state_dict({k: v for k, v in state.items() if k in own or v.numel()})
     except RuntimeError as error:
         what = f"{name} has changed the network ({' '.join(str(error).split())[:120]})"
-        raise UserError(f"export: {what} (valid: clplat.load)") from error
+        raise UserError(f"{command}: {what} (valid: clplat.load)") from error
     return network.eval()
 
 
-def _check_same(learner: Learner, network: Classifier, name: str) -> None:
+def _check_same(learner: Learner, network: Classifier, name: str, command: str) -> None:
     """Refuse a learner that predicts otherwise than its network."""
     inputs = probe(learner)
     with evaluating(network), evaluating(learner), torch.no_grad():
@@ -94,7 +109,7 @@ def _check_same(learner: Learner, network: Classifier, name: str) -> None:
             told = () if task is None else (task,)
             ours, theirs = learner.predict(inputs, *told), network.predict(inputs, *told)
             if ours.shape != theirs.shape or not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
-                raise UserError(f"export: {name} predicts by more than its network (valid: clplat.load)")
+                raise UserError(f"{command}: {name} predicts by more than its network (valid: clplat.load)")
 
 
 def probe(learner: Learner) -> Tensor:
