@@ -103,6 +103,9 @@ class Strategy(LightningModule):
     # (empty: it has one); and whether what it trains are factors of a change, which a scaled change has not.
     unmergeable: ClassVar[str] = ""
     factored: ClassVar[bool] = False
+    # Why it can't learn by weights of which each process holds a part (fabric.strategy fsdp); empty where a test has
+    # seen it end where one process does. What a subclass adds has to be seen again: "" is not inherited, a reason is.
+    unshardable: ClassVar[str] = "it has not been seen to end where one process does"
     # The optimizer's state goes on from one interact experience to the next, and comes along from a start run.
     carries_optimizer: ClassVar[bool] = False
 
@@ -242,6 +245,12 @@ def require(name: str, value: object, holds: bool, valid: str) -> None:
     """Refuse a hyper-parameter out of range, naming it, its value and the valid range."""
     if not holds:
         raise UserError(f"strategy.{name}: {value!r} is out of range (valid: {valid})")
+
+
+def why_not_sharded(cls: type[Strategy]) -> str:
+    """Why a strategy is refused under `fabric.strategy: fsdp`; empty where it is not."""
+    said: str = next(c.__dict__["unshardable"] for c in cls.__mro__ if "unshardable" in c.__dict__)
+    return said if said or "unshardable" in cls.__dict__ else Strategy.unshardable
 
 
 def check_hooks(cls: type[Strategy]) -> list[str]:

@@ -16,6 +16,8 @@ class Consolidated(Strategy):
         penalty: λ ≥ 0, weight of the penalty; 0 makes this `naive`. Too large a λ diverges: lr · λ · F < 1 is needed.
     """
 
+    unshardable = "importances of single weights, taken of whole gradients, stand beside them"
+
     def __init__(self, *, penalty: float = 1.0, **base):
         super().__init__(**base)
         require("penalty", penalty, penalty >= 0, "≥ 0")

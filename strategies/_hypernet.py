@@ -50,6 +50,7 @@ class Hypernet(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     unmergeable = "its weights are generated for each task"
+    unshardable = "a network makes its weights, whole"
     searched = {"lr": (1e-4, 1e-2, "log"), "beta": (1e-4, 1.0, "log")}
     model: GeneratedClassifier
 

@@ -39,6 +39,7 @@ class TTA(Strategy):
     """Base: plain training in learn experiences; `_adapt` in the others, in which only `_chosen` parameters train."""
 
     kinds = frozenset({Kind.LEARN, Kind.ADAPT})
+    unshardable = "it adapts while it predicts, and sets whole normalisation layers"
     statistics: ClassVar[Statistics] = "batch"  # of batch normalisation while adapting
     share: float = 1.0  # of the batch in them
 

@@ -37,6 +37,7 @@ class AGEM(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1812.00420"
+    unshardable = "it projects whole gradients"
     replays = True
 
     def __init__(self, *, memory: int = 500, replay_batch: int = 64, **base):

@@ -48,6 +48,7 @@ class CorDA(Calibrated):
     """
 
     paper = "arXiv:2406.05223"
+    unshardable = "it takes whole weights apart into factors"
     count: Tensor
 
     def __init__(self, *, rank: int = 8, alpha: float | None = None, dropout: float = 0.0, **base):

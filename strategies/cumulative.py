@@ -22,6 +22,7 @@ class Cumulative(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1806.08568"
+    unshardable = ""
     replays = True
     unbounded_memory = True
 

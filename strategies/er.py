@@ -24,6 +24,7 @@ class ER(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1902.10486"
+    unshardable = ""
     replays = True
 
     def __init__(self, *, memory: int = 500, replay_batch: int = 32, **base):

@@ -32,6 +32,7 @@ class ERACE(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2104.05025"
+    unshardable = ""
     needs_classes = True
     replays = True
 

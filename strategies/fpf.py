@@ -43,6 +43,7 @@ class FPF(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2304.04158"
+    unshardable = "it ranks whole weights by how they change"
     searched = {"share": (0.03, 0.5, "log"), "logit_weight": [0.0, 0.1, 0.5]}
     replays = True
     drift: Tensor

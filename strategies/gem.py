@@ -54,6 +54,7 @@ class GEM(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1706.08840"
+    unshardable = "it projects whole gradients"
     replays = True
     reads_whole = True
     searched = {"margin": (0.0, 1.0)}

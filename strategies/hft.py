@@ -54,6 +54,7 @@ class HFT(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2404.18466"
+    unshardable = "it holds parts of whole weights still"
     searched = {"share": (0.3, 0.7)}
     model: Classifier
     seed: Tensor

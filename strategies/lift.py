@@ -49,6 +49,7 @@ class LIFT(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2506.00772"
+    unshardable = "it ranks single weights by a decomposition of whole ones"
     searched = {"lr": (1e-5, 1e-2, "log"), "approximation": [8, 16, 32]}
     model: Classifier
     steps: Tensor

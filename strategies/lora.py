@@ -16,6 +16,7 @@ class SequentialLoRA(Adapted):
     """One adapter, trained in sequence and not protected. The backbone is frozen."""
 
     paper = "arXiv:2106.09685"
+    unshardable = ""
 
     def grow(self, experience: Experience) -> None:
         super().grow(experience)

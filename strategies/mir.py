@@ -36,6 +36,7 @@ class MIR(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1908.04742"
+    unshardable = "it takes a step on a copy of whole weights"
     replays = True
 
     def __init__(self, *, memory: int = 500, replay_batch: int = 32, candidates: int = 4, **base):

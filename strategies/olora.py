@@ -42,6 +42,7 @@ class OLoRA(Adapted):
     """
 
     paper = "arXiv:2310.14152"
+    unshardable = ""
 
     def __init__(
         self,

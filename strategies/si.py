@@ -29,6 +29,7 @@ class SI(Strategy):
     kinds = frozenset({Kind.LEARN})
     unmergeable = "its importances are shares of the whole way that the weights have gone"
     paper = "arXiv:1703.04200"
+    unshardable = "importances of single weights, taken of whole gradients, stand beside them"
     searched = {"penalty": (0.01, 10.0, "log"), "damping": (1e-3, 1.0, "log")}
 
     def __init__(self, *, penalty: float = 0.1, damping: float = 0.1, **base):

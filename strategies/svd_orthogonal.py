@@ -60,6 +60,7 @@ class SVDOrthogonal(Strategy):
     kinds = frozenset({Kind.LEARN})
     unmergeable = "it learns by factors that change no leading singular direction, as a merge may"
     paper = "arXiv:2504.07097"
+    unshardable = "it takes whole weights apart into factors"
     searched = {"lr": (5e-6, 5e-3, "log"), "least_retention": (0.0, 0.5), "target_retention": (0.5, 0.95)}
     model: Classifier
 

@@ -67,6 +67,7 @@ class Backbone(nn.Module, ABC):
     embed_dim: int
     needs_head: ClassVar[bool] = True  # whether logits come from a head of clplat.backbones.heads
     reads_tokens: ClassVar[bool] = False  # whether inputs are texts in token ids
+    shardable: ClassVar[bool] = False  # whether its weights may be split over processes (fabric.strategy fsdp)
     residual: bool = False  # whether its blocks each add to one stream of states, read at a text's last token
     input_mean: Tensor | None
     input_std: Tensor | None

@@ -37,6 +37,7 @@ class CLIP(Backbone):
     """
 
     needs_head = False
+    shardable = True
 
     def __init__(self, net: Any, resize: int | None = None) -> None:
         super().__init__()

@@ -48,6 +48,7 @@ class LanguageModel(Backbone):
 
     needs_head = False
     reads_tokens = True
+    shardable = True
 
     def __init__(self, net: Any, length: int) -> None:
         super().__init__()

@@ -45,6 +45,7 @@ class TextEncoder(Backbone):
     """
 
     reads_tokens = True
+    shardable = True
 
     def __init__(self, net: Any, length: int, pooling: Literal["mean", "cls"] = "mean") -> None:
         super().__init__()

@@ -30,6 +30,8 @@ class ViT(Backbone):
         resize: (height, width) that inputs are resized to first, bilinearly; None where they come in the right size.
     """
 
+    shardable = True
+
     def __init__(self, net: VisionTransformer, resize: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.net, self.resize = net, resize

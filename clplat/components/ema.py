@@ -40,10 +40,13 @@ class Frozen(nn.Module):
 
         Buffers of integers and booleans are structure (which classes a head knows), and so the model's.
         """
-        old, self.model = self.model, copy.deepcopy(model).requires_grad_(False)
+        old = self.model
+        # What is sharded over processes can't be copied, and never grows: the copy's own part goes on.
+        kept = {id(m): old.get_submodule(n) for n, m in model.named_modules() if hasattr(m, "unshard")}
+        self.model = copy.deepcopy(model, kept).requires_grad_(False)
         before = _tensors(old)
         for name, new in _tensors(self.model).items():
-            if name in before and new.is_floating_point():
+            if name in before and new is not before[name] and new.is_floating_point():
                 _overlap(new, before[name]).copy_(_overlap(before[name], new))
         self.eval()
 

@@ -105,7 +105,8 @@ class FabricSettings:
     Args:
         accelerator: what to compute on; auto takes what is there.
         devices: processes on this node, ≥ 1; each takes one device.
-        strategy: ddp, or auto, which is ddp where there are several processes.
+        strategy: ddp, or auto, which is ddp where there are several processes; or fsdp, by which each process holds a
+            part of the backbone, its gradients and moments.
         precision: 32-true, or bf16-mixed (parameters and memories stay in 32 bits).
         num_nodes: machines, ≥ 1.
         threads: CPU threads per process; null leaves torch's choice. Sums are taken in another order with another
@@ -114,7 +115,7 @@ class FabricSettings:
 
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
     devices: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     num_nodes: int = 1
     threads: int | None = None

@@ -69,7 +69,8 @@ def step_flops(step: Callable[[], Any]) -> int:
 
 
 def _identity(tensor: Tensor) -> tuple[int, torch.Size]:
-    return tensor.data_ptr(), tensor.shape
+    part: Any = getattr(tensor, "_local_tensor", tensor)  # of a sharded one, which has no memory of its own
+    return part.data_ptr(), tensor.shape
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -110,7 +110,7 @@ def measure(model: nn.Module, inputs: Tensor, *, max_samples: int = 512) -> dict
     Features are `model.features(inputs)`, or the outputs where the model has no such method, with all axes after the
     first taken together.
 
-    Leaves the model and the random generators as they were. Calls no collective operation.
+    Leaves the model and the random generators as they were. Calls no collective operation, unless weights are sharded.
 
     Args:
         model: the network.
@@ -205,4 +205,10 @@ def _share(masks: list[Tensor]) -> float:
 def _norm(tensors: list[Tensor]) -> Tensor:
     if not tensors:
         return torch.zeros(())
+    parts: list[Any] = [t for t in tensors if hasattr(t, "to_local")]  # this process's, of sharded tensors
+    if parts:
+        total = _norm([t.to_local() for t in parts]).double().square()
+        torch.distributed.all_reduce(total)
+        others = _norm([t for t in tensors if not hasattr(t, "to_local")]).to(total.device)
+        return (total + others.double().square()).sqrt().float()
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t.float()) for t in tensors]))

@@ -41,6 +41,7 @@ from clplat.run.rundir import make_run_dir
 from clplat.run.runlog import RunLog
 from clplat.run.saving import known_sources, restore
 from clplat.run.seal import MADE_ANEW, break_seal, close_seal, digest, seal_faults
+from clplat.run.sharding import Sharded
 from clplat.run.start import carried_optimizer, start_run
 from clplat.run.state import Watch
 from clplat.run.step import total_steps
@@ -100,9 +101,11 @@ def make_fabric(settings: FabricSettings) -> Fabric:
     from torch.nn.parallel import DistributedDataParallel
 
     strategy: Any = settings.strategy
-    if strategy in ("auto", "ddp") and (settings.devices * settings.num_nodes > 1 or strategy == "ddp"):
+    method: Any = "popen" if _started_from_outside() or settings.num_nodes > 1 else "spawn"
+    if strategy == "fsdp":
+        strategy = Sharded(start_method=method)
+    elif settings.devices * settings.num_nodes > 1 or strategy == "ddp":
         # Buffers hold memories and importances, which strategies keep equal themselves; old heads may get no gradient.
-        method: Any = "popen" if _started_from_outside() or settings.num_nodes > 1 else "spawn"
         known = inspect.signature(DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {buffers: False, "find_unused_parameters": True}
@@ -197,11 +200,11 @@ def _go(
     tracked, age = first and config.tracking.enabled, time.perf_counter() - started
     tracker = _tracker(config, run_dir, stream, record, age) if tracked else None
     log = RunLog(run_dir if first else None, started, None, tracker, state["metrics_offset"] if state else 0)
+    sources = known_sources(strategy) if first and not config.loop.checkpoint_whole else None
     runner = Runner(strategy, stream, elastic.shared(config).loop, fabric, config.seed, log, record)
+    runner.sources = sources
     runner.watch, runner.merge = watch, build_merge(config)
     runner.audit, runner.config = config.audit, json.loads(to_json(config.to_dict()))
-    if first and not config.loop.checkpoint_whole:
-        runner.sources = known_sources(strategy)
     before = len(state["processes"]) if state else config.fabric.devices * config.fabric.num_nodes
     try:
         if state is not None:

@@ -19,6 +19,7 @@ from clplat.run import checkpoint
 from clplat.run.elastic import inherited
 from clplat.run.measuring import evaluate
 from clplat.run.predictions import held
+from clplat.run.sharding import parted_state, whole
 from clplat.run.sources import Sources
 from clplat.run.state import RunState
 from clplat.run.step import carried
@@ -44,9 +45,12 @@ def snapshot(run: RunState) -> dict[str, Any]:
     needed = (p.begun and not p.trained) or carried(run, p.experience + p.trained)
     if needed and run.optimizer is not None:
         resumed = {"optimizer": run.optimizer.state_dict(), "learning_rates": run.base_lrs}
+    weights = dict(strategy.state_dict(keep_vars=run.sharded))
+    if run.sharded:
+        weights, resumed = whole([weights, resumed], keep=run.rank == 0)
     return {
         "progress": asdict(run.progress),
-        "strategy": dict(strategy.state_dict()),
+        "strategy": weights,
         "evaluating": [n for n, m in strategy.named_modules() if not m.training],
         "frozen": [n for n, p in strategy.named_parameters() if not p.requires_grad],
         "resumed": resumed,
@@ -83,7 +87,7 @@ def _restore(run: RunState, state: dict[str, Any]) -> None:
     for experience in run.stream.experiences[: progress.experience + progress.begun]:
         strategy.grow(experience.seen())
     strategy.to(run.fabric.device)
-    strategy.load_state_dict(state["strategy"])
+    strategy.load_state_dict(parted_state(state["strategy"], strategy) if run.sharded else state["strategy"])
     for name, part in (("merge", run.merge), ("diagnostics", run.diagnostics)):
         if state.get(name):
             part.load(_moved(state[name], run.fabric.device))

@@ -21,6 +21,7 @@ from clplat.run.diagnosing import Diagnostics
 from clplat.run.evaluation import Evaluator
 from clplat.run.progress import Progress
 from clplat.run.runlog import RunLog
+from clplat.run.sharding import shard, sharding
 from clplat.run.sources import Sources
 from clplat.run.writer import Writer
 from clplat.strategy import Strategy
@@ -56,10 +57,15 @@ class RunState:
         self.steps_planned = 0  # of the current experience
         self.ledger = Ledger(self.stream)
         prepare_training(strategy, self.world_size)
+        self.sharded = sharding(fabric)
+        if self.sharded:
+            shard(strategy, fabric.device)
         self.strategy = strategy.to(fabric.device)
         strategy._prepare, strategy.rank, strategy.world_size = stream.prepare, self.rank, self.world_size
-        shared: dict[str, Any] = {"device": fabric.device, "batch_size": loop.eval_batch_size, "rank": self.rank}
-        shared |= {"world_size": self.world_size, "valid": loop.evaluate_on == "valid"}
+        # Sharded weights come together in every pass: all processes must make the same passes, so each scores all.
+        rank, world = (0, 1) if self.sharded else (self.rank, self.world_size)
+        shared: dict[str, Any] = {"device": fabric.device, "batch_size": loop.eval_batch_size, "rank": rank}
+        shared |= {"world_size": world, "valid": loop.evaluate_on == "valid"}
         self.evaluate = Evaluator(stream, **shared)
         self.evaluate_inside = (
             Evaluator(stream, **shared, limit=loop.eval_samples) if loop.eval_every else self.evaluate

@@ -12,6 +12,7 @@ from clplat.data.batches import batches_per_epoch
 from clplat.errors import UserError
 from clplat.metrics.representation import gradient_norm
 from clplat.run.schedule import rate_factor
+from clplat.run.sharding import average_gradients, parted_moments
 from clplat.run.state import RunState
 from clplat.strategy import HOOKS
 from clplat.stream import Experience, Kind
@@ -39,7 +40,7 @@ def setup_optimizer(run: RunState) -> None:
     run.module, run.optimizer = module, optimizer
     run.base_lrs = [g["lr"] for g in optimizer.param_groups]
     if run.resumed is not None:
-        optimizer.load_state_dict(run.resumed["optimizer"])
+        optimizer.load_state_dict(parted_moments(run.resumed["optimizer"], optimizer))
         run.base_lrs, run.resumed = run.resumed["learning_rates"], None
 
 
@@ -63,6 +64,8 @@ def update(run: RunState, loss: Tensor | None) -> None:
     strategy.on_after_backward()
     if not run.boundary:
         return
+    if run.sharded:
+        average_gradients(strategy.parameters(), run.world_size)
     if p.steps % NORM_STEPS == 0:
         run.gradient_norms.append(float(gradient_norm(strategy.parameters())))
     if run.loop.clip_norm is not None:

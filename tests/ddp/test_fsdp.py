@@ -1,0 +1,95 @@
+"""Runs on weights that two CPU processes share out against the same runs on one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sharded import ADAPTERS, IMAGES, SHARDED, config, ended, on_processes, pictures, texts
+
+from clplat.config import discovery
+from clplat.config.settings import FabricSettings
+from clplat.strategy import why_not_sharded
+
+pytestmark = pytest.mark.slow
+SGD = {"lr": 0.1}
+FSDP = {"devices": 2, "strategy": "fsdp"}
+REPLAY = {"memory": 30, "replay_batch": 4}
+PLAIN, REPLAYED, ADAPTED = ["naive", "joint", "cumulative"], ["er", "er_ace", "derpp"], ["lora", "olora"]
+FAMILIES = ["language_model", "text_encoder", "clip"]
+
+
+def cases(folder: Path) -> dict[str, Any]:
+    words, classes = texts(folder, name="language_model"), texts(folder, name="text_encoder")
+    return {
+        **{name: {**IMAGES, "strategy": {"name": name, **SGD}} for name in PLAIN},
+        **{name: {**IMAGES, "strategy": {"name": name, **SGD, **REPLAY}} for name in REPLAYED},
+        **{name: {**words, "strategy": {"name": name, **ADAPTERS}} for name in ADAPTED},
+        "language_model": {**words, "strategy": {"name": "naive", **SGD}},
+        "text_encoder": {**classes, "strategy": {"name": "er", **SGD, **REPLAY}},
+        "clip": {**pictures(folder), "strategy": {"name": "naive", "lr": 0.01}},
+        "apart": {**IMAGES, "strategy": {"name": f"{SHARDED}:Apart", **SGD}},
+    }
+
+
+def halved(given: dict[str, Any]) -> dict[str, Any]:
+    """The same run on two processes: what is counted by process is half."""
+    strategy = given["strategy"]
+    own = {"replay_batch": strategy["replay_batch"] // 2} if "replay_batch" in strategy else {}
+    return {"strategy": strategy | own, "loop": {"batch_size": 3}, "fabric": FSDP}
+
+
+def stopped(folder: Path, told: Path) -> dict[str, Any]:
+    """A run that is stopped in its fourth step, unless the file is there, with moments of Adam on its way."""
+    strategy = {"name": f"{SHARDED}:Stopped", "told": str(told), "optimizer": "adamw", "lr": 0.01, **REPLAY}
+    return config(folder, {**IMAGES, "loop": {"max_steps": 6, "accumulate": 1}, "strategy": strategy}, fabric=FSDP)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of all runs, by name: on one process, and on two."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    given = cases(one)
+    jobs: list[dict[str, Any]] = [{"config": config(two / n, case, **halved(case))} for n, case in given.items()]
+    jobs.append({"config": stopped(two / "resumed", two / "told"), "resume": True})
+    jobs.append({"config": stopped(two / "straight", two / "told")})
+    on_processes(jobs, FabricSettings(accelerator="cpu", devices=2, strategy="fsdp"))
+    on_processes([{"config": config(one / name, case)} for name, case in given.items()])
+    return one, two
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *REPLAYED, *ADAPTED, *FAMILIES, "apart"])
+def test_sharded_weights_end_where_one_process_does(runs: tuple[Path, Path], name: str) -> None:
+    expected, found = (ended(folder / name) for folder in runs)
+    assert expected["strategy"].keys() == found["strategy"].keys()
+    for key, value in expected["strategy"].items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        if value.is_floating_point():
+            torch.testing.assert_close(found["strategy"][key], value, atol=1e-5, rtol=0, equal_nan=True, msg=key)
+        else:
+            assert torch.equal(found["strategy"][key], value), key
+    assert len(found["record"]["matrix"]) == len(expected["record"]["matrix"]) == 3
+    for mine, other in zip(found["record"]["representation"], expected["record"]["representation"], strict=True):
+        assert mine["weight_norm"] == pytest.approx(other["weight_norm"], rel=1e-5)
+        assert mine["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
+    for key in ("trainable_parameters", "stored_bytes"):
+        assert found["record"]["cost"][key] == expected["record"]["cost"][key]
+
+
+def test_every_strategy_that_is_allowed_was_seen() -> None:
+    names = {name for name, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat.")}
+    allowed = {name for name in names if not why_not_sharded(discovery.load("strategies", name))}
+    assert allowed == {*PLAIN, *REPLAYED, *ADAPTED}
+
+
+def test_a_run_on_sharded_weights_resumes_exactly(runs: tuple[Path, Path]) -> None:
+    resumed, straight = ended(runs[1] / "resumed"), ended(runs[1] / "straight")
+    assert (runs[1] / "told").is_file()
+    assert resumed["saves"] > straight["saves"]  # it did stop
+    assert resumed["record"]["matrix"] == straight["record"]["matrix"]
+    for key, value in straight["strategy"].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(resumed["strategy"][key], value), key

@@ -1,0 +1,46 @@
+"""What can't be run on sharded weights is refused before anything runs, in a line that says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sharded import IMAGES, config, texts
+
+from clplat.config.resolve import resolve
+from clplat.errors import UserError
+from clplat.run.build import build
+from clplat.strategies.er import ER
+from clplat.strategies.ewc import EWC
+from clplat.strategy import why_not_sharded
+
+
+def refused(folder: Path, given: dict[str, Any], **more: Any) -> str:
+    with pytest.raises(UserError) as raised:
+        build(resolve(config=config(folder, given, fabric={"devices": 2, "strategy": "fsdp"}), **more))
+    return "\n".join(raised.value.faults)
+
+
+@pytest.mark.parametrize(("key", "value", "line"), [
+    ("strategy", "agem", "fabric.strategy: fsdp, but AGEM can't learn by sharded weights: it projects whole gradients"),
+    ("strategy", "gdumb", "it has not been seen to end where one process does (valid: ddp)"),
+    ("backbone", "mlp", "but backbone mlp is not sharded (valid: language_model, text_encoder, vit, clip)"),
+    ("merge", "lines", "merge: lines changes whole weights, but fabric.strategy is fsdp (valid: none)"),
+    ("loop.diagnostics", ["intruder_dimensions"], "loop.diagnostics: they are of whole weights"),
+    ("stream", "unlearning", "the stream has experiences of kind forget (valid: learn)"),
+])  # fmt: skip
+def test_what_reads_whole_weights_is_refused(tmp_path: Path, key: str, value: Any, line: str) -> None:
+    given = {**IMAGES, "strategy": "naive"} | ({"strategy": value} if key == "strategy" else {})
+    assert line in refused(tmp_path, given, **{key: value})
+
+
+def test_passes_that_depend_on_the_texts_of_a_process_are_refused(tmp_path: Path) -> None:
+    found = refused(tmp_path, {**texts(tmp_path, name="language_model"), "strategy": "derpp"})
+    assert "DERpp scores all classes in training" in found
+
+
+def test_that_it_was_seen_is_not_inherited_and_a_reason_is() -> None:
+    assert not why_not_sharded(ER)
+    assert why_not_sharded(type("Mine", (ER,), {})) == "it has not been seen to end where one process does"
+    assert why_not_sharded(type("Mine", (EWC,), {})) == why_not_sharded(EWC) != ""
