@@ -52,6 +52,8 @@ class LoopSettings:
         eval_frames: frames kept of an evaluation episode at the hand-over and of one at the end of an interact
             experience, for the report, ≥ 0; needs an environment that renders without a screen (MuJoCo: MUJOCO_GL=egl).
         stop_after: stop after so many experiences; null runs all.
+        activation_checkpointing: keep no activations within the blocks of a backbone: they are computed again in the
+            backward pass. Less memory, the same numbers, more time.
     """
 
     max_epochs: int = 1
@@ -76,6 +78,7 @@ class LoopSettings:
     eval_episodes: int = 5
     eval_frames: int = 0
     stop_after: int | None = None
+    activation_checkpointing: bool = False
 
     def faults(self) -> list[str]:
         """One line for each value out of range."""

@@ -20,6 +20,7 @@ from clplat.metrics.record import RunRecord
 from clplat.run.diagnosing import Diagnostics
 from clplat.run.evaluation import Evaluator
 from clplat.run.progress import Progress
+from clplat.run.recomputing import recompute
 from clplat.run.runlog import RunLog
 from clplat.run.sharding import shard, sharding
 from clplat.run.sources import Sources
@@ -57,6 +58,9 @@ class RunState:
         self.steps_planned = 0  # of the current experience
         self.ledger = Ledger(self.stream)
         prepare_training(strategy, self.world_size)
+        if loop.activation_checkpointing:
+            backbone: Any = strategy.model.backbone
+            recompute(backbone)
         self.sharded = sharding(fabric)
         if self.sharded:
             shard(strategy, fabric.device)

@@ -19,6 +19,7 @@ FSDP = {"devices": 2, "strategy": "fsdp"}
 REPLAY = {"memory": 30, "replay_batch": 4}
 PLAIN, REPLAYED, ADAPTED = ["naive", "joint", "cumulative"], ["er", "er_ace", "derpp"], ["lora", "olora"]
 FAMILIES = ["language_model", "text_encoder", "clip"]
+AGAIN = [*PLAIN, *REPLAYED, *ADAPTED, *FAMILIES]
 
 
 def cases(folder: Path) -> dict[str, Any]:
@@ -55,8 +56,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     jobs: list[dict[str, Any]] = [{"config": config(two / n, case, **halved(case))} for n, case in given.items()]
     jobs.append({"config": stopped(two / "resumed", two / "told"), "resume": True})
     jobs.append({"config": stopped(two / "straight", two / "told")})
+    again = {"activation_checkpointing": True}
+    both = halved(given["lora"]) | {"loop": {"batch_size": 3} | again}
+    jobs.append({"config": config(two / "again", given["lora"], **both)})
     on_processes(jobs, FabricSettings(accelerator="cpu", devices=2, strategy="fsdp"))
-    on_processes([{"config": config(one / name, case)} for name, case in given.items()])
+    plain = [{"config": config(one / name, case)} for name, case in given.items()]
+    on_processes(plain + [{"config": config(one / "again" / n, given[n], loop=again)} for n in AGAIN])
     return one, two
 
 
@@ -79,6 +84,23 @@ def test_sharded_weights_end_where_one_process_does(runs: tuple[Path, Path], nam
         assert found["record"]["cost"][key] == expected["record"]["cost"][key]
 
 
+@pytest.mark.parametrize("name", AGAIN)
+def test_passes_that_are_computed_again_learn_the_same(runs: tuple[Path, Path], name: str) -> None:
+    same(ended(runs[0] / "again" / name), ended(runs[0] / name))
+
+
+def test_sharded_weights_and_passes_computed_again_go_together(runs: tuple[Path, Path]) -> None:
+    same(ended(runs[1] / "again"), ended(runs[1] / "lora"))
+
+
+def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """To the last bit."""
+    assert found["record"]["matrix"] == expected["record"]["matrix"]
+    for key, value in expected["strategy"].items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(found["strategy"][key], value, atol=0, rtol=0, equal_nan=True, msg=key)
+
+
 def test_every_strategy_that_is_allowed_was_seen() -> None:
     names = {name for name, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat.")}
     allowed = {name for name in names if not why_not_sharded(discovery.load("strategies", name))}
@@ -89,7 +111,4 @@ def test_a_run_on_sharded_weights_resumes_exactly(runs: tuple[Path, Path]) -> No
     resumed, straight = ended(runs[1] / "resumed"), ended(runs[1] / "straight")
     assert (runs[1] / "told").is_file()
     assert resumed["saves"] > straight["saves"]  # it did stop
-    assert resumed["record"]["matrix"] == straight["record"]["matrix"]
-    for key, value in straight["strategy"].items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(resumed["strategy"][key], value), key
+    same(resumed, straight)
