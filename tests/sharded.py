@@ -22,7 +22,8 @@ from clplat.strategies.er import ER
 from clplat.strategies.naive import Naive
 from clplat.stream import Experience
 
-LOOP = {"max_steps": 3, "batch_size": 6, "clip_norm": 0.5, "accumulate": 2, "stop_after": 2, "checkpoint_seconds": None}
+LOOP = {"max_steps": 2, "batch_size": 6, "clip_norm": 0.5, "accumulate": 2, "stop_after": 2, "checkpoint_seconds": None,
+        "evaluate": "last", "representation": False}  # fmt: skip
 IMAGES = {"stream": "digits", "backbone": {"name": "vit_micro", "dim": 16, "depth": 2, "heads": 2}}
 SHARDED = Path(__file__)
 ADAPTERS = {"optimizer": "sgd", "lr": 0.1, "dropout": 0.0, "rank": 2}

@@ -42,6 +42,9 @@ class LoopSettings:
             only at experience boundaries and by steps.
         checkpoint_whole: write weights, too, that are as they were read from a .safetensors file; false names the file
             and its SHA-256, and needs it to read the checkpoint.
+        checkpoint_sharded: under `fabric.strategy: fsdp` each process writes its own part of weights and moments, in a
+            file of its own, and none brings the whole together; the run waits until they are on the disk. What is as it
+            was read is written, too.
         representation: measure dormant units, effective rank and norms after each experience.
         diagnostics: also measure after each experience, at a cost: intruder_dimensions (three singular value
             decompositions of each adaptable layer) and tuning_contribution (a pass over up to 256 texts, of a language
@@ -72,6 +75,7 @@ class LoopSettings:
     checkpoint_every: int | None = None
     checkpoint_seconds: float | None = 60.0
     checkpoint_whole: bool = False
+    checkpoint_sharded: bool = False
     representation: bool = True
     diagnostics: list[Literal["intruder_dimensions", "tuning_contribution"]] = field(default_factory=list)
     keep_predictions: bool = False

@@ -2,7 +2,8 @@
 
 Nothing is pickled and nothing in a checkpoint is run: a state is nested dicts and lists of tensors and plain values.
 Tensors that are as they were read from a file (`sources.py`) are not in it: under `elsewhere`, the metadata of
-`tensors.safetensors` name them, and tensors that share their memory with another.
+`tensors.safetensors` name them, and tensors that share their memory with another. Of sharded tensors each process may
+write its rows, into a file of its own; `state.json` names these files in the order of the processes.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Taken:
         places: where tensors stand that are not copied.
         same: path → path of the tensor that it shares its memory with.
         known: what gives the files of `places`.
+        own: this process's rows of sharded tensors, by path.
     """
 
     plain: Any
@@ -58,6 +60,7 @@ class Taken:
     places: dict[str, sources.Place]
     same: dict[str, str]
     known: sources.Sources | None
+    own: dict[str, Tensor]
 
 
 def take(state: dict[str, Any], known: sources.Sources | None = None) -> Taken:
@@ -67,11 +70,14 @@ def take(state: dict[str, Any], known: sources.Sources | None = None) -> Taken:
         TypeError: the state holds something that can't be saved.
     """
     every: dict[str, Tensor] = {}
-    taken = Taken(flatten(state, every), {}, {}, {}, known)
+    taken = Taken(flatten(state, every), {}, {}, {}, known, {})
     first: dict[Any, str] = {}
     for path, tensor in every.items():
         if tensor.dtype not in _TYPES:
             raise TypeError(f"checkpoint: {path} holds numbers of the type {tensor.dtype}, which can't be saved")
+        if (rows := own_rows(tensor)) is not None:
+            taken.own[path] = rows.to("cpu", copy=True, memory_format=torch.contiguous_format)
+            continue
         memory = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
         if tensor.numel() and (other := first.setdefault(memory, path)) != path:
             taken.same[path] = other
@@ -87,8 +93,11 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return write(folder, step, take(state))
 
 
-def write(folder: Path, step: int, taken: Taken) -> Path:
+def write(folder: Path, step: int, taken: Taken, parts: Callable[[Path], list[list[str]]] = lambda _: []) -> Path:
     """Write checkpoint number `step` under `folder`, then drop all but the newest `KEEP`; `taken` is used up.
+
+    Args:
+        parts: has the processes write what each has its own rows of into a folder; names and digests of the files.
 
     Raises:
         UserError: the disk is full, or a file that weights were read from has changed; earlier checkpoints are
@@ -99,10 +108,11 @@ def write(folder: Path, step: int, taken: Taken) -> Path:
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        body, found = json.dumps(taken.plain), hashlib.sha256()
-        write_atomic(part / "tensors.safetensors", _pieces(taken, found))
-        text = json.dumps({"state_sha256": _sha(body.encode()), "tensors_sha256": found.hexdigest(), "state": body})
-        write_atomic(part / "state.json", text)
+        told, body, found = parts(part), json.dumps(taken.plain), hashlib.sha256()
+        elsewhere = {"elsewhere": json.dumps(_elsewhere(taken))} if taken.places or taken.same else {}
+        write_atomic(part / "tensors.safetensors", _pieces(taken.tensors, elsewhere, found))
+        outer = {"state_sha256": _sha(body.encode()), "tensors_sha256": found.hexdigest(), "state": body}
+        write_atomic(part / "state.json", json.dumps(outer | ({"parts": told} if told else {})))
         if final.exists():  # written by an earlier attempt at this very step: the new one is as good
             shutil.rmtree(final)
         part.rename(final)
@@ -116,18 +126,32 @@ def write(folder: Path, step: int, taken: Taken) -> Path:
     return final
 
 
-def _pieces(taken: Taken, found: Any) -> Iterator[bytes | memoryview]:
-    """The file of tensors in the format of safetensors, piece by piece; each tensor is let go once it is written.
+def write_own(folder: Path, taken: Taken, rank: int) -> list[str]:
+    """Write what this process has its own rows of; name and digest of the file. `taken` is used up."""
+    found, name = hashlib.sha256(), f"part-{rank:05d}.safetensors"
+    write_atomic(folder / name, _pieces(taken.own, {}, found))
+    return [name, found.hexdigest()]
+
+
+def own_rows(tensor: Any) -> Tensor | None:
+    """The rows that this process holds of a sharded tensor; None of one that it holds whole."""
+    if not hasattr(tensor, "to_local"):
+        return None
+    if any(not p.is_shard(0) for p in tensor.placements):
+        raise TypeError(f"checkpoint: a tensor is split by {tensor.placements}, not by rows")
+    return tensor.to_local()
+
+
+def _pieces(tensors: dict[str, Tensor], metadata: dict[str, str], found: Any) -> Iterator[bytes | memoryview]:
+    """A file of tensors in the format of safetensors, piece by piece; each tensor is let go once it is written.
 
     Args:
         found: takes the digest.
     """
-    entries: dict[str, Any] = {}
-    if taken.places or taken.same:
-        entries["__metadata__"] = {"elsewhere": json.dumps(_elsewhere(taken))}
-    order, end = sorted(taken.tensors, key=lambda path: (-taken.tensors[path].element_size(), path)), 0
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    order, end = sorted(tensors, key=lambda path: (-tensors[path].element_size(), path)), 0
     for path in order:  # the widest first, so that all are aligned
-        tensor = taken.tensors[path]
+        tensor = tensors[path]
         start, end = end, end + tensor.nbytes
         entries[path] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     head = json.dumps(entries).encode()
@@ -135,7 +159,7 @@ def _pieces(taken: Taken, found: Any) -> Iterator[bytes | memoryview]:
     found.update(head := len(head).to_bytes(8, "little") + head)
     yield head
     for path in order:
-        raw: Any = taken.tensors.pop(path).view(-1).view(torch.uint8).numpy()
+        raw: Any = tensors.pop(path).view(-1).view(torch.uint8).numpy()
         content = memoryview(raw)
         for start in range(0, len(content), _PIECE):
             found.update(piece := content[start : start + _PIECE])
@@ -192,6 +216,7 @@ def _read(path: Path) -> dict[str, Any]:
     with safe_open(file, "pt") as held:
         tensors = {name: held.get_tensor(name).clone() for name in held.keys()}  # noqa: SIM118 - it is no dict
         elsewhere = json.loads((held.metadata() or {}).get("elsewhere", "null"))
+    tensors |= _joined(path, outer.get("parts", []))
     if elsewhere is not None:
         tensors |= sources.read(elsewhere, unflatten(plain["items"].get("config"), {}))
         tensors |= {name: tensors[other] for name, other in elsewhere["same"].items()}
@@ -199,6 +224,20 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__} where a run's state should be")
     return state
+
+
+def _joined(folder: Path, parts: list[list[str]]) -> dict[str, Tensor]:
+    """Tensors whose rows are in several files, in the order of these."""
+    rows: dict[str, list[Tensor]] = {}
+    for name, expected in parts:
+        if Path(name).name != name or (folder / name).is_symlink():
+            raise ValueError(f"{name} is no file of the checkpoint")
+        if digest(folder / name) != expected:
+            raise ValueError(f"{name} does not match its checksum")
+        with safe_open(folder / name, "pt") as held:
+            for path in held.keys():  # noqa: SIM118 - it is no dict
+                rows.setdefault(path, []).append(held.get_tensor(path))
+    return {path: torch.cat(rows.pop(path)) for path in list(rows)}
 
 
 def _numbered(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def snapshot(run: RunState) -> dict[str, Any]:
     if needed and run.optimizer is not None:
         resumed = {"optimizer": run.optimizer.state_dict(), "learning_rates": run.base_lrs}
     weights = dict(strategy.state_dict(keep_vars=run.sharded))
-    if run.sharded:
+    if run.sharded and not run.loop.checkpoint_sharded:
         weights, resumed = whole([weights, resumed], keep=run.rank == 0)
     return {
         "progress": asdict(run.progress),
@@ -132,7 +133,9 @@ def save(run: RunState) -> None:
     started = time.perf_counter()
     run.writer.wait()  # before anything is copied: two of them are never held at once
     state = snapshot(run)
-    if run.rank == 0 and run.log.run_dir is not None:
+    if run.sharded and run.loop.checkpoint_sharded:
+        _save_parts(run, state)
+    elif run.rank == 0 and run.log.run_dir is not None:
         taken = checkpoint.take(state, run.sources)
         run.writer.start(partial(checkpoint.write, run.log.run_dir / "checkpoints", run.saves, taken))
         if run.loop.checkpoint_every:
@@ -140,6 +143,33 @@ def save(run: RunState) -> None:
     run.saves, run.saved_at, run.saved_step = run.saves + 1, time.monotonic(), run.progress.steps
     run.save_seconds = time.perf_counter() - started
     run.spent["save_seconds"] += run.save_seconds
+
+
+def _save_parts(run: RunState, state: dict[str, Any]) -> None:
+    """Write a checkpoint of which each process writes its part; a collective call.
+
+    Raises:
+        UserError: a process could not write; on all of them.
+    """
+    taken = checkpoint.take(state, run.sources)
+
+    def parts(folder: Path) -> list[list[str]]:
+        try:
+            own = checkpoint.write_own(Path(run.fabric.broadcast(str(folder))), taken, run.rank)
+        except OSError as error:
+            own = [str(error.strerror)]
+        every: list[Any] = [None] * run.world_size
+        torch.distributed.all_gather_object(every, own)
+        if failed := [why for why, *digest in every if not digest]:
+            raise UserError(f"output: could not write a part of a checkpoint: {failed[0]}; the run can be resumed")
+        return every
+
+    if run.rank == 0:
+        assert run.log.run_dir is not None
+        checkpoint.write(run.log.run_dir / "checkpoints", run.saves, taken, parts)
+    else:
+        parts(Path())
+    run.fabric.barrier()
 
 
 def known_sources(strategy: Strategy) -> Sources:

@@ -74,7 +74,8 @@ def sharding(fabric: Fabric) -> bool:
 def faults(config: Config, cls: type[Strategy], strategy: Strategy, stream: Stream) -> list[str]:
     """Why what is asked for can't be run on sharded weights, one line each."""
     if config.fabric.strategy != "fsdp":
-        return []
+        valid = "valid: false, or fabric.strategy fsdp"
+        return [f"loop.checkpoint_sharded: true, but no weights are sharded ({valid})"] * config.loop.checkpoint_sharded
     backbone = getattr(strategy.model, "backbone", None)
     found = []
     if why := why_not_sharded(cls):
