@@ -41,6 +41,21 @@ class Project(nn.Conv2d):
         return F.conv2d(inputs[:, :, ::rows, ::columns], self.weight, self.bias)
 
 
+class Convolution(nn.Conv2d):
+    """A 3x3 convolution, padded by one, without an offset; on an image of one pixel its stride is no stride.
+
+    The output is the same. oneDNN's strided kernel for AMX reads memory that nothing has written when it computes the
+    weights' gradient of such an image in bfloat16: gradients are NaN now and then.
+    """
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__(before, after, 3, stride, 1, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        stride = (1, 1) if inputs.shape[2:] == (1, 1) else self.stride
+        return F.conv2d(inputs, self.weight, None, stride, self.padding)
+
+
 class Residual(nn.Module):
     """Two 3x3 convolutions beside a shortcut.
 
@@ -52,7 +67,7 @@ class Residual(nn.Module):
 
     def __init__(self, before: int, after: int, stride: int, pad: bool) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.conv1 = Convolution(before, after, stride)
         self.bn1 = nn.BatchNorm2d(after)
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(after)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from clplat.backbones.cnn import Pad, Project, cnn, resnet20, resnet32, slim_resnet18
+from clplat.backbones.cnn import Convolution, Pad, Project, cnn, resnet20, resnet32, slim_resnet18
 from clplat.errors import MissingError, UserError
 
 
@@ -156,3 +156,22 @@ def test_pretrained_resnet20_with_its_head_knows_cifar10():
     with torch.no_grad():
         right = (model(test.images[:500].float() / 255).argmax(1) == test.labels[:500]).float().mean()
     assert right > 0.88  # 91.72 % of the whole test set
+
+
+def test_a_strided_convolution_of_one_pixel_has_the_gradient_of_its_middle():
+    """Whatever lies in memory: oneDNN's kernel for AMX reads some of it in bfloat16."""
+    torch.manual_seed(0)
+    layer, x = Convolution(8, 16, 2), torch.randn(5, 8, 1, 1)
+    for _ in range(20):
+        layer.zero_grad()
+        torch.full((20_000,), torch.nan)  # which is let go at once
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = layer(x)
+        assert out.shape == (5, 16, 1, 1)
+        out.float().sum().backward()
+        expected = torch.zeros(16, 8, 3, 3)
+        expected[:, :, 1, 1] = x.bfloat16().float().sum((0, 2, 3))
+        torch.testing.assert_close(layer.weight.grad, expected, atol=0.05, rtol=0.02)
+    torch.testing.assert_close(layer(x), nn.functional.conv2d(x, layer.weight, None, 2, 1))
+    y = torch.randn(2, 8, 5, 5)
+    torch.testing.assert_close(layer(y), nn.functional.conv2d(y, layer.weight, None, 2, 1))
