@@ -24,6 +24,7 @@ from torch import Tensor
 
 from clplat import require
 from clplat.components.losses import entropy, symmetric
+from clplat.components.precision import wide
 from clplat.strategies._affine import NormStepping
 from clplat.strategies._taught import Augmenting
 from clplat.strategies._tta import laid_out
@@ -32,8 +33,8 @@ PROBABILITY_DECAY, HIGHEST, EPSILON = 0.9, 0.99, 1e-5
 
 
 def likelihood_ratio(logits: Tensor) -> Tensor:
-    """Soft likelihood ratio loss (B,) of logits (B, C)."""
-    p = logits.softmax(1).clamp(max=HIGHEST)
+    """Soft likelihood ratio loss (B,) of logits (B, C), in single precision: 1 − p has few digits in bfloat16."""
+    p = wide(logits).softmax(1).clamp(max=HIGHEST)
     return -(p * (p / (1 - p) + EPSILON).log()).sum(1)
 
 

@@ -73,3 +73,9 @@ def test_with_all_of_the_source_nothing_moves():
     optimizer, before = started(mine), weights(mine.model)
     assert step(mine, optimizer, images())[1]
     assert moved(before, mine.model) == []
+
+
+def test_the_likelihood_ratio_of_half_precise_logits_is_taken_in_single_precision():
+    """1 − p has two digits in bfloat16 where p is near 1."""
+    z = torch.tensor([[4.5, 0.25, -1.0]], dtype=torch.bfloat16)
+    assert torch.equal(likelihood_ratio(z), likelihood_ratio(z.float()))
