@@ -17,6 +17,7 @@ from clplat.strategies._tta import mended
 class Augmenting(Stepping):
     """Base of those that augment images in [0, 1]."""
 
+    changes_images = True
     seed: Tensor
 
     def __init__(self, **base: Any) -> None:

@@ -11,7 +11,7 @@ Shapes: B images of a batch (of this process), C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -42,6 +42,7 @@ class TTA(Strategy):
     unshardable = "it adapts while it predicts, and sets whole normalisation layers"
     statistics: ClassVar[Statistics] = "batch"  # of batch normalisation while adapting
     share: float = 1.0  # of the batch in them
+    changes_images: bool = False  # in `_adapt`, by what has no meaning for texts
 
     def __init__(self, **base: Any) -> None:
         super().__init__(**base)
@@ -58,6 +59,12 @@ class TTA(Strategy):
     def _adapt(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Predictions (B, C) for x (B, ...) before it changes anything, and the loss to step on, if any."""
         raise NotImplementedError
+
+    def faults(self, experiences: Sequence[Experience], started: bool) -> list[str]:
+        reads_tokens = getattr(getattr(self.model, "backbone", None), "reads_tokens", False)
+        if not (self.changes_images and reads_tokens and any(e.kind is Kind.ADAPT for e in experiences)):
+            return []
+        return [f"strategy: {type(self).__name__} adapts by changed images, which texts have not (valid: tent, sar)"]
 
     # --- hooks --------------------------------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ class CoTTA(Taught):
         super().__init__(**base)
         require("slow_decay", slow_decay, 0 <= slow_decay <= 1, "in [0, 1]")
         self.restore, self.gate, self.gate_by, self.augmentations = restore, gate, gate_by, augmentations
-        self.loss, self.images_at_once = loss, images_at_once
+        self.loss, self.images_at_once, self.changes_images = loss, images_at_once, gate > 0
         self.teacher = EMA(self.model, slow_decay, warmup=False)
 
     def _start(self) -> dict[str, Any]:

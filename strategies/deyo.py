@@ -56,6 +56,7 @@ class DeYO(NormStepping):
 
     paper = "arXiv:2403.07366"
     searched = {"margin": (0.2, 1.0), "e_0": (0.2, 1.0), "least_drop": (0.0, 0.5)}
+    changes_images = True
     seed: Tensor
 
     def __init__(

@@ -298,3 +298,15 @@ def test_training_mode_is_refused_where_nothing_drops():
     for model in (cnn(), torch.nn.Sequential(torch.nn.LayerNorm(2), torch.nn.Dropout(0.0))):
         with pytest.raises(UserError, match=r"strategy\.training_mode: True .* this backbone drops nothing"):
             Tent(model=model, training_mode=True)
+
+
+@pytest.mark.parametrize("gate", [2.0, 0.0])
+def test_what_changes_images_refuses_texts_before_it_runs(gate, monkeypatch):
+    """CoTTA does without changed images where its gate is closed."""
+    strategy, asked = CoTTA(model=cnn(), gate=gate, **SGD), [experience()]
+    assert strategy.faults(asked, False) == []
+    monkeypatch.setattr(strategy.model.backbone, "reads_tokens", True, raising=False)
+    said = ["strategy: CoTTA adapts by changed images, which texts have not (valid: tent, sar)"]
+    assert strategy.faults(asked, False) == (said if gate else [])
+    assert strategy.faults([experience(kind=Kind.LEARN)], False) == []
+    assert MAKE["tent"](strategy.model).faults(asked, False) == []
