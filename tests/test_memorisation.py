@@ -11,6 +11,7 @@ from scipy.stats import hmean, ks_2samp
 from sklearn.metrics import roc_auc_score
 
 import clplat
+from clplat.data.unlearning_sets import Question
 from clplat.errors import MissingError, UserError
 from clplat.metrics.text import rouge_l, rouge_l_recall
 from clplat.report.evidence import evidence
@@ -240,3 +241,12 @@ def test_what_can_not_be_measured_is_refused(runs, tmp_path):
                         loop={"max_steps": 1})  # fmt: skip
     with pytest.raises(UserError, match=r"memorisation: .* on stream digits writes no text \(valid: a run of backbone"):
         clplat.memorisation(digits, path=root / "tofu")
+
+
+def test_an_answer_ends_where_the_next_question_begins():
+    class Written:
+        notes, room = {}, staticmethod(lambda prompts: True)
+        write = staticmethod(lambda prompts, tokens, what: ["a1 poet\n\nb c", "a2 poet\nQuestion: d"])
+
+    questions = [Question("who?", "a1 poet"), Question("who else?", "a2 poet")]
+    assert memorisation._knowledge(Written(), {"forget_qa": questions, "forget_qa_icl": []}, "forget_qa") == 1
