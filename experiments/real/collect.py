@@ -1,10 +1,11 @@
-"""Takes in new runs of real/cifar100: results.json, the figure, and the tables of README.md.
+"""Takes in new runs of an experiment of this folder: its results, its figure, and the generated parts of its page.
 
-    python experiments/real/collect.py RUNS [--sweeps DIR ...]
+    python experiments/real/collect.py cifar100 RUNS [--sweeps DIR ...]
+    python experiments/real/collect.py cifar100
 
-RUNS is the folder of the runs, a DIR one of a study (with sweep.json). Every number comes from them, by the
-functions that `clplat report` uses: mean ± half the 95 % interval over seeds (Student's t), and differences from a
-reference, seed by seed.
+RUNS is the folder of the runs, a DIR one of a study (with sweep.json). Without them the page is made of the results
+that are here. Every number comes from them, by the functions that `clplat report` uses: mean ± half the 95 % interval
+over seeds (Student's t), and differences from a reference, seed by seed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,24 @@ from clplat.report import compare, write_report
 
 HERE = Path(__file__).parent
 KEPT = ("strategy", "head", "name", "seed", "status", "git_commit", "accuracy_matrix", "metrics", "cost")
-REFERENCES = ("er", "ncm")  # what a practitioner would do anyway
+Groups = dict[str, compare.Group]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is made of one experiment.
+
+    Args:
+        readme: the page, of this folder as the next.
+        results: its runs and studies.
+        references: what the other arms are compared with: what a practitioner would do anyway.
+        answer: the figures of the page's first lines.
+    """
+
+    readme: str
+    results: str
+    references: tuple[str, ...]
+    answer: Callable[[Groups], str]
 
 
 def percent(found: compare.Estimate, sign: str = "") -> str:
@@ -33,66 +53,129 @@ def percent(found: compare.Estimate, sign: str = "") -> str:
     return f"{100 * found.mean:{sign}.1f}{cut}"
 
 
-def arms_table(groups: list[compare.Group]) -> str:
-    """Accuracy, forgetting, what was just learned, differences from both references, time and memory of each arm."""
-    by_name = {group.label: group for group in groups}
-    heads = ["arm", "average accuracy", "forgetting", "just learned", *(f"more than `{r}`" for r in REFERENCES)]
+def more(groups: Groups, arm: str, reference: str) -> compare.Estimate:
+    """By how much average accuracy is above the reference's, seed by seed."""
+    return compare.paired(groups[arm], groups[reference], "average_accuracy").difference
+
+
+def groups_of(results: Mapping[str, Any]) -> Groups:
+    """Arm → its runs, as they are kept."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in results["runs"]:
+        found.setdefault(run["name"].rpartition("/")[2], []).append(run)
+    return {
+        name: compare.Group(
+            name, runs[0]["strategy"], "", "", tuple(runs), tuple(sorted(runs, key=lambda r: r["seed"]))
+        )
+        for name, runs in sorted(found.items())
+    }
+
+
+def arms_table(groups: Groups, references: tuple[str, ...]) -> str:
+    """Seeds, accuracy, forgetting, what was just learned, differences from references, time and memory of each arm."""
+    heads = [
+        "arm",
+        "seeds",
+        "average accuracy",
+        "forgetting",
+        "just learned",
+        *(f"more than `{r}`" for r in references),
+    ]
     heads += ["train s", "kept MB"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name, group in by_name.items():
-        cells = [percent(group.estimate(m)) for m in ("average_accuracy", "forgetting", "plasticity")]
-        cells += ["" if name == r else percent(compare.paired(group, by_name[r], "average_accuracy").difference, "+")
-                  for r in REFERENCES]  # fmt: skip
+    for name, group in groups.items():
+        cells = [str(len(group.counted))]
+        cells += [percent(group.estimate(m)) for m in ("average_accuracy", "forgetting", "plasticity")]
+        cells += ["" if r == name else percent(more(groups, name, r), "+") for r in references]
         seconds, kept = (group.estimate(m).mean or 0.0 for m in ("train_seconds", "stored_bytes"))
         lines.append(f"| `{name}` | " + " | ".join(cells) + f" | {seconds:.1f} | {kept / 1e6:.1f} |")
     return "\n".join(lines)
 
 
-def answer(groups: list[compare.Group]) -> str:
-    """The figures of the README's first lines."""
-    found = {group.label: group for group in groups}
-    mean = {name: percent(group.estimate("average_accuracy")) for name, group in found.items()}
-    more = percent(compare.paired(found["acil"], found["ncm"], "average_accuracy").difference, "+")
-    over = percent(compare.paired(found["ncm"], found["er"], "average_accuracy").difference, "+")
-    return (f"Average accuracy: `ncm` {mean['ncm']} %, `acil` {mean['acil']} % ({more} points), `er` {mean['er']} % "
-            f"(`ncm` has {over} points more).")  # fmt: skip
+def frozen_answer(groups: Groups) -> str:
+    """Class means and a closed form of frozen features, against replay of a head on them."""
+    mean = {name: percent(group.estimate("average_accuracy")) for name, group in groups.items()}
+    closed, means = (percent(more(groups, *pair), "+") for pair in (("acil", "ncm"), ("ncm", "er")))
+    return (
+        f"Average accuracy: `ncm` {mean['ncm']} %, `acil` {mean['acil']} % ({closed} points), `er` {mean['er']} % "
+        f"(`ncm` has {means} points more)."
+    )
 
 
-def sweeps_table(studies: dict[str, Any]) -> str:
-    """Average accuracy on validation data of each rate tried, by arm; the best one in bold."""
-    rates = sorted({t["params"]["strategy.lr"] for s in studies.values() for t in s["trials"]})
-    lines = ["| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|"]
-    for name, study in studies.items():
-        found = {t["params"]["strategy.lr"]: t["value"] for t in study["trials"] if t["value"] is not None}
-        best = study["best"]["params"]["strategy.lr"]
-        cells = [f"{'**' * (r == best)}{100 * found[r]:.1f}{'**' * (r == best)}" if r in found else "" for r in rates]
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+def adapters_answer(groups: Groups) -> str:
+    """Of what protects adapters or weights: which is above sequential LoRA, and which above the practitioner's ways."""
+    asked = [name for name in ("ilora", "olora", "moram", "svd_orthogonal") if name in groups]
+    lines = []
+    for reference in (r for r in PAGES["text_classes"].references if r in groups):
+        found = {name: more(groups, name, reference) for name in asked}
+        said: dict[str, list[str]] = {"above it beyond the interval": [], "not": [], "too few seeds to say": []}
+        for name, by in found.items():
+            how = "too few seeds to say" if by.low is None else "above it beyond the interval" if by.low > 0 else "not"
+            said[how].append(f"`{name}` ({percent(by, '+')})")
+        mean = percent(groups[reference].estimate("average_accuracy"))
+        lines.append(f"- `{reference}`, {mean} %; " + "; ".join(f"{k}: {', '.join(v)}" for k, v in said.items() if v))
     return "\n".join(lines)
+
+
+def sweeps_table(studies: list[Any]) -> str:
+    """Metric on validation data of each value tried of what was searched, by arm; the best one in bold."""
+    tables: dict[str, list[Any]] = {}
+    for study in studies:
+        (key,) = study["best"]["params"]
+        tables.setdefault(key, []).append(study)
+    parts = []
+    for key, searched in tables.items():
+        values = sorted({t["params"][key] for s in searched for t in s["trials"]})
+        named = "arm" if key == "strategy.lr" else f"arm, `{key}`"
+        lines = [f"| {named} | " + " | ".join(f"{v:g}" for v in values) + " |", "|---" * (len(values) + 1) + "|"]
+        for study in searched:
+            found = {t["params"][key]: t["value"] for t in study["trials"] if t["value"] is not None}
+            best = study["best"]["params"][key]
+            cells = [
+                f"{'**' * (v == best)}{100 * found[v]:.1f}{'**' * (v == best)}" if v in found else "" for v in values
+            ]
+            lines.append(f"| `{study['trials'][0]['strategy']}` | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+PAGES = {
+    "cifar100": Page("README.md", "results.json", ("er", "ncm"), frozen_answer),
+    "text_classes": Page("README_text_classes.md", "results_text_classes.json", ("lora", "er", "ncm"), adapters_answer),
+}
+
+
+def parts_of(page: Page, results: Mapping[str, Any]) -> dict[str, str]:
+    """Name → text of the page's generated parts."""
+    groups = groups_of(results)
+    parts = {"answer": page.answer(groups), "arms": arms_table(groups, page.references)}
+    return parts | ({"sweeps": sweeps_table(results["sweeps"])} if results["sweeps"] else {})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("runs", type=Path)
+    parser.add_argument("experiment", choices=PAGES)
+    parser.add_argument("runs", type=Path, nargs="?")
     parser.add_argument("--sweeps", type=Path, nargs="*", default=[])
     args = parser.parse_args()
-    folders = sorted(file.parent for file in args.runs.rglob("summary.json"))
+    page = PAGES[args.experiment]
+    if args.runs is not None:
+        _take_in(args.experiment, page, args.runs, args.sweeps)
+    put_parts(HERE / page.readme, parts_of(page, json.loads((HERE / page.results).read_text(encoding="utf-8"))))
+
+
+def _take_in(name: str, page: Page, folder: Path, sweeps: list[Path]) -> None:
+    """Write results and figure anew."""
+    folders = sorted(file.parent for file in folder.rglob("summary.json"))
     runs = [run for run in compare.load_summaries(folders) if run["status"] == "complete"]
-    (groups,) = compare.split_streams(runs)
-    studies = {s["trials"][0]["strategy"]: s for s in map(study_of, args.sweeps)}
-    parts = {"answer": answer(groups), "arms": arms_table(groups)} | (
-        {"sweeps": sweeps_table(studies)} if studies else {}
-    )
     kept = [{k: run[k] for k in KEPT} | {"config": run["config"]["strategy"]} for run in runs]
-    facts = {"experiment": "real/cifar100", "sweeps": list(studies.values())}
-    facts["runs"] = kept
+    facts = {"experiment": f"real/{name}", "sweeps": [study_of(sweep) for sweep in sweeps], "runs": kept}
     lists = {k: "[\n" + ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in v) + "\n ]"
              if isinstance(v, list) else json.dumps(v) for k, v in facts.items()}  # fmt: skip
     text = ",\n".join(f' "{k}": {v}' for k, v in lists.items())
-    write_atomic(HERE / "results.json", f"{{\n{text}\n}}\n")
-    put_parts(HERE / "README.md", parts)
-    write_report(folders, args.runs / "comparison")
-    figures = args.runs / "comparison" / "figures"
-    shutil.copyfile(figures / "accuracy-per-experience.svg", HERE / "cifar100.svg")
+    write_atomic(HERE / page.results, f"{{\n{text}\n}}\n")
+    write_report(folders, folder / "comparison")
+    shutil.copyfile(folder / "comparison" / "figures" / "accuracy-per-experience.svg", HERE / f"{name}.svg")
 
 
 def study_of(folder: Path) -> dict[str, Any]:
