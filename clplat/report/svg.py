@@ -113,7 +113,9 @@ def _axes(panel: Lines | Scatter, x_ticks: list[float], y_ticks: list[float], wi
         body.append(f'<path class="grid" d="M{left:.1f} {y(tick):.1f}H{right:.1f}"/>')
         body.append(_text(left - 8, y(tick) + 4, label, "end"))
     body.append(f'<path class="axis" d="M{left:.1f} {bottom}H{right:.1f}"/>')
-    for tick, label in zip(x_ticks, tick_labels(x_ticks, x_unit), strict=True):
+    counted = isinstance(panel, Lines) and panel.whole  # then an end between two whole numbers is none of them
+    shown = [tick for tick in x_ticks if not counted or float(tick).is_integer()]
+    for tick, label in zip(shown, tick_labels(shown, x_unit), strict=True):
         body.append(f'<path class="axis" d="M{x(tick):.1f} {bottom}v4"/>')
         body.append(_text(x(tick), bottom + 18, label))
     body.append(_text((left + right) / 2, height - 6, panel.x_label, css="t label"))

@@ -50,3 +50,8 @@ def test_three_seeds_have_a_band_within_the_range_of_the_metric():
     svg = render(drawn[0], "alt")
     assert "seed" not in svg
     assert len(re.findall('class="band"', svg)) == 1
+
+
+def test_a_line_of_one_experience_has_its_number_once_on_the_axis():
+    svg = render(Lines("t", "x", "y", [seeds_curve(0, "er", [[[4, 0.2]]], (0, 1))], y_range=(0, 1)), "alt")
+    assert re.findall(r">([3-5])</text>", svg) == ["4"]
