@@ -78,7 +78,7 @@ def test_validate(capsys: pytest.CaptureFixture[str], tmp_path: Path):
             "sweep",
             (
                 ("c.yaml", ["--loop.max_epochs", "2"]),
-                {"trials": 3, "workers": 1, "join": False, "quiet": False},
+                {"trials": 3, "workers": 1, "join": False, "quiet": False, "launcher": "local", "resources": []},
             ),
         ),
         (

@@ -31,7 +31,7 @@ REFUSED = {  # by kind of network: strategies, and the cause that they give
 # Begun anew, it has seen too few batches for the running statistics of twelve layers: classes stay near chance.
 NOT_ASKED = {("retrain", "convolutional"): {"erasure"}}
 # The same on any network: judged on the suite's own.
-ELSEWHERE = {"processes", "arguments", "leaks", "memory", "seed"}
+ELSEWHERE = {"processes", "arguments", "leaks", "memory", "seed", "test_data", "unlabelled"}
 midway = partial(resume, once=True)  # every other place to stop is tried on the suite's own networks
 NAMES = [name for name, e in discovery.entries("strategies").items() if set(e.kinds) != {"interact"}]
 
