@@ -200,11 +200,10 @@ def forget(
 
 def _purge(run_dir: Path, objects: dict[str, Any]) -> None:
     """Remove what derives from erased samples beside the learner itself, and write the report of what is left."""
-    import shutil
-
     from clplat.erasure.audit.aggregates import let_go
     from clplat.erasure.audit.audit import FOLDER
     from clplat.report.erasure import write_erasure
+    from clplat.run import filing
 
     if faults := seal_faults(run_dir):
         raise UserError(*faults)
@@ -212,8 +211,7 @@ def _purge(run_dir: Path, objects: dict[str, Any]) -> None:
         break_seal(run_dir)
         for folder in sorted((run_dir / FOLDER).glob("*")):
             let_go(folder)
-        for old in sorted(p for p in (run_dir / "checkpoints").glob("[0-9]*") if p.is_dir())[:-1]:
-            shutil.rmtree(old)
+        filing.purge(run_dir)
         checkpoint.clean(run_dir)
         write_erasure(run_dir, _config_of(run_dir, "forget", objects).audit.oracle)
         close_seal(run_dir)
@@ -274,7 +272,7 @@ def load(run_dir: str | Path, **objects: Any) -> Learner:
     if changed := changes(state.get("config"), config):
         raise UserError(f"load: {run_dir / 'config.yaml'} was changed since the run began: {changed}; put it back")
     try:
-        return rebuilt(config, state)
+        return rebuilt(config, state, run_dir)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]
         raise UserError(f"load: the checkpoint does not fit this run ({type(error).__name__}: {text})") from error

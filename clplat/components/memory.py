@@ -12,6 +12,9 @@ P processes with batches of B equal one process with batches of P · B. With one
 A sample is offered once: in the passes over an experience's data after the first, the loop closes the memories
 (`Bounded.open`), and `add` changes nothing.
 
+Its inputs may be in a file of the run's folder (`loop.memory_on_disk`, see `clplat.components.filed`); the draws and
+what is drawn are the same.
+
 What a request erases must leave a memory too: `erase` removes it for good, slots included. Samples are told apart by
 their rows in the data set, kept beside them as `rows` (`fill` does it, or `add(..., rows=strategy.rows)`).
 
@@ -21,10 +24,12 @@ Shapes: B samples of a batch, M replayed, S slots, n samples drawn.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clplat.components.filed import Filed
 from clplat.components.stored import CHUNK, Stored, class_ids
 from clplat.errors import UserError
 from clplat.strategy import require
@@ -89,6 +94,9 @@ class Bounded(Stored):
     def _move(self, source: Tensor, to: Tensor) -> None:
         """Put the rows in slots `source` (n,) into slots `to` (n,), and zeros into all others."""
         for name, t in self.stored.items():
+            if isinstance(t, Filed):
+                t.move(source.cpu(), to.cpu())
+                continue
             moved = torch.zeros_like(t)
             moved[to.to(t.device)] = t[source.to(t.device)]
             self.stored[name] = moved
@@ -106,7 +114,7 @@ class Bounded(Stored):
         if _world_size() > 1:
             batch = gathered(batch)
         if not self.stored:
-            self.stored = {name: t.new_zeros((self.size, *t.shape[1:])) for name, t in batch.items()}
+            self.stored = {name: self._room(name, t) for name, t in batch.items()}
         elif self.stored.keys() != batch.keys():
             raise ValueError(f"this memory holds {list(self.stored)}, got {list(batch)}")
         slots = self._place(batch["labels"])
@@ -118,6 +126,12 @@ class Bounded(Stored):
             if name in extras and rows.ndim > 1 and (wider := rows.shape[-1] - self.stored[name].shape[-1]) > 0:
                 self.stored[name] = nn.functional.pad(self.stored[name], (0, wider), value=float("nan"))
             self.stored[name].index_copy_(0, to, rows.index_select(0, source))
+
+    def _room(self, name: str, like: Tensor) -> Any:
+        """Zeros (size, ...), in a file where that is asked for; all but inputs are small."""
+        if name == "inputs" and self.file is not None:
+            return Filed(self.file, like, self.size)
+        return like.new_zeros((self.size, *like.shape[1:]))
 
     def sample(self, n: int) -> tuple[Tensor, ...]:
         """Draw n of the held samples uniformly, with replacement: inputs (n, ...), labels (n,), then the extras.

@@ -6,11 +6,13 @@ Shapes: n samples held or given.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clplat.components.filed import Filed
 from clplat.stream import Data, Experience
 
 CHUNK = 1024  # samples offered or compared at once
@@ -20,11 +22,15 @@ class Stored(nn.Module):
     """Rows of named tensors that follow the module's device and are saved and restored at their own size.
 
     Held outside PyTorch's buffers, which DDP by default sends to all processes in every forward pass.
+
+    A bounded memory can leave its inputs in a file (`file`, a run's to set): they stand in `stored` as `Filed`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.stored: dict[str, Tensor] = {}
+        self.stored: dict[str, Any] = {}  # tensors, and what stands for one
+        self.file: Path | None = None
+        self.goes_on = False  # whether what is restored from a checkpoint will be written to
         self.register_buffer("_here", torch.zeros(()), persistent=False)  # tells the module's device
 
     @property
@@ -101,18 +107,43 @@ class Stored(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stored:
         super()._apply(fn, recurse)
-        self.stored = {name: fn(t) for name, t in self.stored.items()}
+        self.stored = {name: t if isinstance(t, Filed) else fn(t) for name, t in self.stored.items()}
         return self
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Bytes of `nbytes` that are in a file."""
+        return sum(t.nbytes for t in self.filed())
+
+    def filed(self) -> list[Filed]:
+        """What of it is in a file."""
+        return [t for t in self.stored.values() if isinstance(t, Filed)]
 
     def _state(self) -> dict[str, Tensor]:
         """Everything needed to go on, as tensors."""
-        return {f"stored.{name}": t for name, t in self.stored.items()}
+        found = dict[str, Tensor]()
+        for name, t in self.stored.items():
+            if isinstance(t, Filed):
+                found |= {f"filed.{name}.{key}": value for key, value in t.state().items()}
+            else:
+                found[f"stored.{name}"] = t
+        return found
 
     def _restore(self, state: dict[str, Tensor]) -> None:
         """Inverse of `_state`."""
         here: Tensor = self._here  # type: ignore[assignment]
-        rows = {k.removeprefix("stored."): v for k, v in state.items() if k.startswith("stored.")}
-        self.stored = {name: t.to(here.device, copy=True) for name, t in rows.items()}
+        self.stored = {}
+        for key, value in state.items():  # whose order is that of `sample`
+            kind, _, name = key.partition(".")
+            if kind == "stored":
+                self.stored[name] = value.to(here.device, copy=True)
+            elif kind == "filed" and (name := name.rpartition(".")[0]) not in self.stored:
+                own = {k.rpartition(".")[2]: v for k, v in state.items() if k.startswith(f"filed.{name}.")}
+                self.stored[name] = Filed.restored(self.file, own, go_on=self.goes_on)
+        if self.file is not None and self.goes_on and not self.filed():
+            self.file.unlink(missing_ok=True)  # of a run that was killed, and had not begun it by then
+        if not self.goes_on:
+            self.file = None  # what is learned from here on does not touch it
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination.update({prefix + name: t for name, t in self._state().items()})
@@ -128,7 +159,7 @@ class Stored(nn.Module):
         error_msgs: list[str],
     ) -> None:
         state = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        needed = [name for name in self._state() if not name.startswith("stored.")]
+        needed = [name for name in self._state() if not name.startswith(("stored.", "filed."))]
         missing = [prefix + name for name in needed if name not in state]
         missing_keys.extend(missing)
         if not missing:

@@ -45,6 +45,8 @@ class LoopSettings:
         checkpoint_sharded: under `fabric.strategy: fsdp` each process writes its own part of weights and moments, in a
             file of its own, and none brings the whole together; the run waits until they are on the disk. What is as it
             was read is written, too.
+        memory_on_disk: inputs that bounded replay memories hold are in a file of the run's folder, which changes no
+            result; checkpoints hold which of its rows are whose.
         representation: measure dormant units, effective rank and norms after each experience.
         diagnostics: also measure after each experience, at a cost: intruder_dimensions (three singular value
             decompositions of each adaptable layer) and tuning_contribution (a pass over up to 256 texts, of a language
@@ -76,6 +78,7 @@ class LoopSettings:
     checkpoint_seconds: float | None = 60.0
     checkpoint_whole: bool = False
     checkpoint_sharded: bool = False
+    memory_on_disk: bool = False
     representation: bool = True
     diagnostics: list[Literal["intruder_dimensions", "tuning_contribution"]] = field(default_factory=list)
     keep_predictions: bool = False

@@ -43,7 +43,8 @@ def stored_bytes(strategy: Strategy) -> int:
     """
     seen = {_identity(t) for t in strategy.model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)}
     own = {k: v for k, v in strategy.state_dict(keep_vars=True).items() if not k.startswith("model.")}
-    total = 0
+    own = {k: v for k, v in own.items() if ".filed." not in k}  # which says where rows are
+    total = sum(getattr(module, "bytes_on_disk", 0) for module in strategy.modules())
     for leaf in _leaves(own):
         if not isinstance(leaf, Tensor):
             total += len(leaf.encode()) if isinstance(leaf, str) else 8

@@ -80,6 +80,9 @@ def traces(folder: Path, config: dict[str, Any], status: str) -> list[dict[str, 
     found += [(path, scored) for path in sorted((folder / "predictions").glob("*.safetensors"))]
     kept = sorted((folder / "checkpoints").glob("[0-9]*"))
     found += [(p, "a checkpoint before the last: the learner, and its memories, as they were then") for p in kept[:-1]]
+    if kept[:-1]:
+        held = "samples of a memory, as checkpoints before the last know them"
+        found += [(path, held) for path in sorted((folder / "memory").glob("*.rows"))]
     named = [{"path": p.relative_to(folder).as_posix(), "holds": holds} for p, holds in found]
     start = config.get("start") or {}
     if start.get("run"):

@@ -31,7 +31,7 @@ from clplat.files import to_json, write_atomic
 from clplat.lightning import Fabric
 from clplat.metrics.record import RunRecord
 from clplat.preprocessing import Preprocessing
-from clplat.run import checkpoint, elastic, model, shadows
+from clplat.run import checkpoint, elastic, filing, model, shadows
 from clplat.run.build import build, new_record, read_reference
 from clplat.run.given import check_travels
 from clplat.run.loop import Runner
@@ -207,12 +207,13 @@ def _go(
     runner.audit, runner.config = config.audit, json.loads(to_json(config.to_dict()))
     before = len(state["processes"]) if state else config.fabric.devices * config.fabric.num_nodes
     try:
+        filing.prepare(config, strategy, run_dir, fabric, before)
         if state is not None:
             restore(runner, state)
             state = None  # which would be held to the end beside the learner
         elif start is not None:
             runner.resumed = carried_optimizer(start, strategy)
-    except UserError:
+    except ClplatError:
         log.close()
         raise
     if (said := elastic.change(before, fabric.world_size, runner.progress.total_steps)) and first:

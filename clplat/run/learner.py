@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from clplat.metrics.record import ExperienceRecord, RunRecord
 from clplat.metrics.text import normalized
 from clplat.preprocessing import Preprocessing
 from clplat.run.build import build_strategy
+from clplat.run.filing import file_memories
 from clplat.strategy import Strategy, evaluating
 from clplat.stream import Actions, Experience, among
 
@@ -189,7 +191,7 @@ def actions(facts: Mapping[str, Any]) -> Actions | None:
     return None if facts.get("actions") is None else Actions(facts["actions"])
 
 
-def rebuilt(config: Config, state: dict[str, Any]) -> Learner:
+def rebuilt(config: Config, state: dict[str, Any], run_dir: Path) -> Learner:
     """The learner of a checkpoint's state: built, grown as it was, its weights loaded; on the CPU."""
     facts = state["stream"]
     made = build_strategy(config, *size(facts), seed=config.seed, answers=actions(facts))
@@ -200,6 +202,8 @@ def rebuilt(config: Config, state: dict[str, Any]) -> Learner:
     ]
     for experience in met:
         made.grow(experience)
+    if config.loop.memory_on_disk:
+        file_memories(made, run_dir, 0, goes_on=False)
     made.load_state_dict(state["strategy"])
     own = type(made)
     made.__class__ = type(own.__name__, (Learner, own), {"__module__": own.__module__, "__doc__": own.__doc__})

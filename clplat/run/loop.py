@@ -23,7 +23,7 @@ from torch import Tensor
 from clplat.erasure.audit import audit
 from clplat.errors import Interrupted, OutOfMemory
 from clplat.metrics.cost import step_flops
-from clplat.run import measuring, saving
+from clplat.run import filing, measuring, saving
 from clplat.run.evaluation import renew_means
 from clplat.run.interaction import PAUSE
 from clplat.run.progress import Progress
@@ -62,6 +62,7 @@ class Runner(RunState):
         try:
             self._run()
             self.writer.wait()
+            filing.let_go(self.strategy)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise

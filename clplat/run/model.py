@@ -167,4 +167,4 @@ def _load_pyfunc(path: str) -> Served:
     state, notes = checkpoint.load_newest(Path(path) / "checkpoints")
     if state is None:
         raise RuntimeError(*notes)
-    return Served(rebuilt(resolve(config=Path(path) / "config.yaml"), state))
+    return Served(rebuilt(resolve(config=Path(path) / "config.yaml"), state, Path(path)))

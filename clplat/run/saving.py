@@ -16,7 +16,7 @@ from clplat.backbones._weights import files_read
 from clplat.components.state import flatten, rng_state, set_rng_state
 from clplat.errors import UserError
 from clplat.metrics.record import ExperienceRecord, RunRecord
-from clplat.run import checkpoint
+from clplat.run import checkpoint, filing
 from clplat.run.elastic import inherited
 from clplat.run.measuring import evaluate
 from clplat.run.predictions import held
@@ -132,7 +132,8 @@ def save(run: RunState) -> None:
     """
     started = time.perf_counter()
     run.writer.wait()  # before anything is copied: two of them are never held at once
-    state = snapshot(run)
+    state = snapshot(run)  # in which processes wait for each other, and so for the checkpoint before
+    filing.checkpointed(run.strategy)
     if run.sharded and run.loop.checkpoint_sharded:
         _save_parts(run, state)
     elif run.rank == 0 and run.log.run_dir is not None:

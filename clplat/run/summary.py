@@ -82,7 +82,7 @@ def config_sha256(config: Config) -> str:
     """Digest of everything that can change a result: the resolved configuration without names and places."""
     aside = ("name", "output", "data_root", "tracking", "audit", "reference")
     plain = {k: v for k, v in config.to_dict().items() if k not in aside}
-    for key in ("checkpoint_whole", "checkpoint_sharded", "diagnostics", "activation_checkpointing"):
+    for key in ("checkpoint_whole", "checkpoint_sharded", "diagnostics", "activation_checkpointing", "memory_on_disk"):
         del plain["loop"][key]
     if plain["merge"]["name"] == "none":  # of runs made before there was this key
         del plain["merge"]
@@ -95,7 +95,8 @@ def changes(before: Any, config: Config) -> str:
         return ""
     old, new = flat(before), flat(json.loads(to_json(config.to_dict())))
     since = {"loop.checkpoint_whole": False, "loop.checkpoint_sharded": False, "loop.diagnostics": [],
-             "loop.activation_checkpointing": False, "audit.shadows": 0, "merge.name": "none"}  # fmt: skip
+             "loop.activation_checkpointing": False, "loop.memory_on_disk": False, "audit.shadows": 0,
+             "merge.name": "none"}  # fmt: skip
     for key, value in since.items():
         old.setdefault(key, value)  # of a run begun before there was this key
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]

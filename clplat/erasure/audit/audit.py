@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clplat.components.filed import content
 from clplat.components.state import rng_state, set_rng_state, sha256
 from clplat.config.settings import AuditSettings
 from clplat.erasure.audit.sandbox import relearn
@@ -122,7 +123,7 @@ def _measure(subject: Subject, requests: Sequence[int]) -> list[tuple[dict[str, 
     whole = [sets_of(experiences, index, part) for index in requests]
     drawn = [{s: draw(sets[s], most, k) for k, s in enumerate(SETS)} for sets in whole]
     table = _Table(subject, [p for sets in drawn for pieces in sets.values() for p in pieces])
-    digest, found = sha256(dict(subject.strategy.state_dict())) if subject.rank == 0 else None, []
+    digest, found = sha256(content(subject.strategy.state_dict())) if subject.rank == 0 else None, []
     for sets, chosen in zip(whole, drawn, strict=True):
         looked_up = {name: table.look_up(pieces) for name, pieces in chosen.items() if pieces}
         features = {name: entry.pop("features") for name, entry in looked_up.items() if "features" in entry}
