@@ -175,7 +175,10 @@ def test_refused_where_processes_write_apart():
 
 
 def test_files_of_another_number_of_processes_are_not_gone_on_with(tmp_path):
-    own, fabric = config(tmp_path), SimpleNamespace(world_size=1, global_rank=0)
-    del own["quiet"]
+    given = config(tmp_path)
+    del given["quiet"]
+    own, fabric = resolve(config=given), SimpleNamespace(world_size=1, global_rank=0)
+    _, strategy = build(own)
+    filing.prepare(own, strategy, tmp_path, fabric, None)  # a run that begins takes the processes that there are
     with pytest.raises(UserError, match=r"2 processes have a file each, and 1 would go on \(valid: as many as before"):
-        filing.prepare(resolve(config=own), None, tmp_path, fabric, 2)
+        filing.prepare(own, strategy, tmp_path, fabric, {"processes": [{}, {}]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from clplat.components.filed import Filed
 from clplat.components.memory import Bounded
@@ -17,17 +18,18 @@ from clplat.strategy import Strategy
 FOLDER = "memory"
 
 
-def prepare(config: Config, strategy: Strategy, run_dir: Path, fabric: Fabric, before: int) -> None:
+def prepare(config: Config, strategy: Strategy, run_dir: Path, fabric: Fabric, state: dict[str, Any] | None) -> None:
     """Have memories in files where that is asked for.
 
     Args:
-        before: processes that wrote what is gone on with.
+        state: of the checkpoint that is gone on from; None: the run begins.
 
     Raises:
-        UserError: there are not as many of them now.
+        UserError: it was written by more or fewer processes than there are.
     """
     if not config.loop.memory_on_disk:
         return
+    before = fabric.world_size if state is None else len(state["processes"])
     if before != fabric.world_size:
         what = f"{before} processes have a file each, and {fabric.world_size} would go on"
         raise UserError(f"loop.memory_on_disk: {what} (valid: as many as before)")

@@ -207,7 +207,7 @@ def _go(
     runner.audit, runner.config = config.audit, json.loads(to_json(config.to_dict()))
     before = len(state["processes"]) if state else config.fabric.devices * config.fabric.num_nodes
     try:
-        filing.prepare(config, strategy, run_dir, fabric, before)
+        filing.prepare(config, strategy, run_dir, fabric, state)
         if state is not None:
             restore(runner, state)
             state = None  # which would be held to the end beside the learner
