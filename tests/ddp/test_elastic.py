@@ -128,3 +128,6 @@ def test_a_job_of_torchrun_finds_the_run_that_it_has_begun(tmp_path: Path, monke
     assert elastic.begun(fabric, resolve(["--strategy", "naive", "--seed", "1", "--output", str(tmp_path)])) is None
     longer = resolve(["--strategy", "naive", "--loop.max_epochs", "2", "--output", str(tmp_path)])
     assert elastic.begun(fabric, longer) is None
+    for job, run in (("a", first), ("c", None)):  # another job has begun another one, or none
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
+        assert elastic.begun(fabric, config) == run
