@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 N ?= 1000
 
-.PHONY: demo test test-slow faults bench gpu lint types docs sync sync-dev
+.PHONY: demo test test-slow faults support bench gpu lint types docs sync sync-dev
 
 demo: sync
 	$(RUN) clplat run demo/digits
@@ -23,6 +23,11 @@ faults: sync-dev
 	$(RUN) python tests/faults/kills.py --cases $(N)
 	$(RUN) python tests/faults/fuzz.py --cases $$(($(N) / 2))
 	$(RUN) pytest -q -n auto --dist worksteal -m "slow or not slow" tests/faults tests/ddp
+
+# What each strategy is seen to do and on what; clplat/commands/support.json holds it, docs/support.md shows it.
+support: sync-dev
+	CLPLAT_SUPPORT=record $(RUN) pytest -q -n auto --dist worksteal -m support
+	$(RUN) python docs/generate.py
 
 bench: sync-dev
 	$(RUN) python -m benchmarks

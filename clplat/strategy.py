@@ -106,6 +106,9 @@ class Strategy(LightningModule):
     # Why it can't learn by weights of which each process holds a part (fabric.strategy fsdp); empty where a test has
     # seen it end where one process does. What a subclass adds has to be seen again: "" is not inherited, a reason is.
     unshardable: ClassVar[str] = "it has not been seen to end where one process does"
+    # What of its loss is of a batch as a whole, so that accumulated batches are another step than one of their size;
+    # empty where it is a mean over samples.
+    whole_batch: ClassVar[str] = ""
     # The optimizer's state goes on from one interact experience to the next, and comes along from a start run.
     carries_optimizer: ClassVar[bool] = False
 

@@ -23,6 +23,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from clplat.commands import support
 from clplat.commands.keys import _shown, _type_name
 from clplat.config import discovery, syntax
 from clplat.config.resolve import expand, experiments, section_options
@@ -144,6 +145,20 @@ def benchmarks_table() -> str:
     return table(head, rows) + "\n" + paragraph(text)
 
 
+def support_part() -> str:
+    """The support matrix as recorded: its columns, a row of each strategy, and the reasons by number."""
+    rows = support.recorded()
+    known = support.reasons(rows)
+    shown = [
+        [f"[`{name}`](methods.md#{name})", *(support.cell(row, c, known).replace("yes", "✓") for c in support.COLUMNS)]
+        for name, row in rows.items()
+    ]
+    what = table(["column", "a ✓ says"], [[f"`{name}`", said] for name, said in support.COLUMNS.items()])
+    reasons = "\n".join(f"{number}. {why}" for number, why in enumerate(known, 1))
+    head = ["strategy", *(name.replace("_", " ") for name in support.COLUMNS)]
+    return f"{what}\n\n{table(head, shown)}\n\n{reasons}"
+
+
 def published_part() -> str:
     """Published figures and what came of them here."""
     known = reproduced.arms()
@@ -261,6 +276,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks_table,
     "published": published_part,
     "measured": measured_part,
+    "support": support_part,
     "methods": methods,
     "streams": streams_part,
     "backbones": backbones_part,

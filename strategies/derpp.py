@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clplat import Kind, Strategy, require
 from clplat.components.memory import Reservoir
+from clplat.components.precision import wide
 from clplat.strategy import tasks_of
 
 
@@ -81,5 +82,5 @@ class DERpp(Strategy):
             loss = self.mean(F.cross_entropy(new, y, reduction="none"))
             loss = loss + self.logit_weight * logit_distance(match, mz)
             loss = loss + self.label_weight * F.cross_entropy(label, ly)
-        self.memory.add(self.raw, y, logits=new)
+        self.memory.add(self.raw, y, logits=wide(new))
         return loss

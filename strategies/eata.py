@@ -25,6 +25,7 @@ from clplat import Experience, Kind, require
 from clplat.components.losses import entropy
 from clplat.components.norms import batch_of, norm_affine, set_statistics
 from clplat.components.per_parameter import PerParameter
+from clplat.components.precision import wide
 from clplat.errors import UserError
 from clplat.strategies._affine import NormStepping
 from clplat.strategies._tta import mended
@@ -87,7 +88,7 @@ class EATA(NormStepping):
 
     def _adapt(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         logits = self.model(x)  # (B, C)
-        uncertainty, predicted = entropy(logits), logits.detach().softmax(1)
+        uncertainty, predicted = entropy(logits), wide(logits.detach()).softmax(1)
         limit, mean = self.margin * math.log(logits.shape[1]), self.kept["mean"]
         chosen = uncertainty.detach() < limit
         if mean is not None:

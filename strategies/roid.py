@@ -94,7 +94,7 @@ class ROID(Augmenting, NormStepping):
 
     def _weights(self, logits: Tensor) -> Tensor:
         """w of the whole batch, which m takes in."""
-        p, before = logits.softmax(1), self.kept["mean"]
+        p, before = wide(logits).softmax(1), self.kept["mean"]
         if before is None:
             before = torch.full_like(p[0], 1 / p.shape[1])
         if p.isfinite().all():

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 from mixed import mixed_config
+from supporting import pytest_runtest_logreport, pytest_sessionfinish, seen
+
+__all__ = ["pytest_runtest_logreport", "pytest_sessionfinish", "seen"]  # hooks and fixtures of all tests
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # small models: more cost more than they bring
 

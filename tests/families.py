@@ -90,6 +90,16 @@ def labelled(forget: int | None = None) -> Told:
     return stream
 
 
+def adapting(family: str, learns: bool) -> Stream:
+    """All test sets of a family's stream to adapt to, after its experiences if it `learns`."""
+    told = ALL[family]()
+    data = Data(told[0].test.inputs, told[0].test.labels)
+    last = Experience(2 * learns, "adapt", Kind.ADAPT, data, classes=tuple(range(CLASSES)))
+    stream = Stream([*(told if learns else ()), last], num_classes=CLASSES, input_shape=told.input_shape)
+    stream.answers = told.answers
+    return stream
+
+
 STREAMS = {"clip": pictures, "llama": texts, "t5": texts}  # of models whose classes are words
 ALL = {**STREAMS, "encoder": labelled}
 

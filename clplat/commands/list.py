@@ -8,6 +8,7 @@ import itertools
 import json
 from typing import Any
 
+from clplat.commands import support
 from clplat.commands.arguments import Parser
 from clplat.config import discovery
 from clplat.config.resolve import experiments
@@ -53,10 +54,13 @@ def listed(group: str | None = None) -> Listing:
 def configure(parser: Parser) -> None:
     parser.add_argument("group", nargs="?", metavar="GROUP", help=f"one of {', '.join(GROUPS)}; all if left out")
     parser.add_argument("--json", action="store_true", help="as JSON: group → list of objects")
+    parser.add_argument("--support", action="store_true", help="what strategies were seen to do, and on what")
 
 
 def main(args: argparse.Namespace) -> int:
     found = listed(args.group)
+    if args.support:
+        return _supported(args, [row["name"] for row in found])
     if not args.json:
         print(found)
         return 0
@@ -64,6 +68,14 @@ def main(args: argparse.Namespace) -> int:
     for row in found:
         groups[row.pop("section")].append(row)
     print(json.dumps(groups, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _supported(args: argparse.Namespace, names: list[str]) -> int:
+    if args.group != "strategies":
+        raise UserError(f"list: --support is of strategies, not of {args.group or 'all'} (clplat list strategies)")
+    rows = {name: cells for name, cells in support.recorded().items() if name in names}
+    print(json.dumps(rows, indent=2, ensure_ascii=False) if args.json else support.shown(names))
     return 0
 
 

@@ -91,6 +91,9 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     assert stream is not None
     assert strategy is not None
     stream.notes = (*stream.notes, *strategy.notes)
+    if config.loop.accumulate > 1 and cls.whole_batch:
+        said = f"loop.accumulate: {config.loop.accumulate} batches are another step than one of their size"
+        stream.notes = (*stream.notes, f"{said}: {cls.whole_batch}")
     return stream, strategy
 
 

@@ -5,9 +5,9 @@
     results = run_checks("digits", group="streams", keys=["--stream.experiences", "2"])
 
 Runs in this process on one core of the CPU, on tiny streams of the kinds that the strategy declares, and writes no
-file; `processes` starts two more processes, which write to a temporary folder. A strategy with options `memory` or
-`replay_batch` is checked with small ones. A stream is checked as it is, with the options it is given. May import what a
-run is made of, and `run`.
+file; `processes` and `fewer_processes` start two more processes, which write to a temporary folder. A strategy with
+options `memory` or `replay_batch` is checked with small ones. A stream is checked as it is, with the options it is
+given. May import what a run is made of, and `run`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from clplat.components.state import rng_state, set_rng_state
 from clplat.errors import UserError
 from clplat.testing import checks_of_actions as actions
 from clplat.testing import checks_of_runs as runs
+from clplat.testing import checks_of_settings as settings
 from clplat.testing import checks_of_state as states
 from clplat.testing import checks_of_streams as streams
-from clplat.testing.checks_of_processes import processes
+from clplat.testing.checks_of_processes import fewer_processes, processes
 from clplat.testing.checks_of_streams import StreamSubject
 from clplat.testing.result import CheckFailed, CheckResult, NotApplicable
 from clplat.testing.subject import Subject
@@ -54,7 +55,10 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         states.memory,
         runs.seed,
         runs.leaks,
+        settings.mixed,
+        settings.accumulation,
         processes,
+        fewer_processes,
     )
 }
 
@@ -81,7 +85,7 @@ def run_checks(
 
     Args:
         name_or_path: a registered name, or `path/to/file.py:Class`.
-        checks: which of them; None takes all. All but `processes` take a few seconds together.
+        checks: which of them; None takes all. All but `processes` and `fewer_processes` take a few seconds together.
         group: what it is the name of.
         keys: of a configuration, as on the command line, with which a stream is built.
 

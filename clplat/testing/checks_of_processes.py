@@ -1,12 +1,15 @@
-"""Two processes with batches of B end where one process with batches of 2 B ends, short last batches included."""
+"""Two processes with batches of B end where one process with batches of 2 B ends, short last batches included; and so
+does one that goes on with what two have begun.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from clplat.components.memory import Bounded
 from clplat.config import discovery
 from clplat.config.settings import FabricSettings
-from clplat.errors import UserError
+from clplat.errors import Interrupted, UserError
 from clplat.lightning import Fabric
 from clplat.run import checkpoint
 from clplat.run.launch import make_fabric
@@ -26,7 +29,7 @@ from clplat.strategy import HOOKS
 from clplat.stream import Kind
 from clplat.testing.result import CheckFailed, NotApplicable, listed
 from clplat.testing.streams import TinyStream
-from clplat.testing.subject import SEED, State, Subject
+from clplat.testing.subject import SEED, State, Subject, Trial
 
 PROCESSES, BATCH, TOLERANCE = 2, 5, 1e-5
 PATIENCE = timedelta(seconds=60)  # a strategy that communicates on one process only must not hang for ever
@@ -40,7 +43,23 @@ def processes(subject: Subject) -> None:
         raise NotApplicable("an environment is not split between processes")
     if subject.cls.one_process:
         raise NotApplicable("it declares one_process")
-    compare(subject, in_processes([subject.name])[subject.name])
+    compare(subject, _of(subject))
+
+
+def fewer_processes(subject: Subject) -> None:
+    """One process goes on with what two have begun (gloo), and ends where one does, to 1e-5 with SGD."""
+    if subject.cls.kinds == {Kind.INTERACT}:
+        raise NotApplicable("an environment is not split between processes")
+    if subject.cls.one_process:
+        raise NotApplicable("it declares one_process")
+    go_on(subject, _of(subject))
+
+
+def _of(subject: Subject) -> Any:
+    """What two processes end with, which both checks look at."""
+    if "in_processes" not in subject.__dict__:
+        subject.__dict__["in_processes"] = in_processes([subject.name])[subject.name]
+    return subject.__dict__["in_processes"]
 
 
 def in_processes(names: list[str]) -> dict[str, Any]:
@@ -138,8 +157,15 @@ def _worker(fabric: Fabric, *given: Any) -> None:
         apart = list[str]()
         try:
             with _noting(apart):
-                tensors = dict(_run(Subject(name), fabric, BATCH, counts).tensors)
-            found = {"tensors": tensors, "apart": apart, "drawing": counts}
+                trial = _trial(Subject(name), fabric, BATCH, counts)
+                trial.run()
+            tensors, steps = dict(State.of(trial.strategy).tensors), trial.progress.total_steps
+            half = _trial(Subject(name), fabric, BATCH, counts, stop_at=max(1, steps // 2))
+            with suppress(Interrupted):
+                half.run()
+            latest = half.latest or State({}, {})
+            midway = {"plain": json.dumps(latest.plain), "tensors": latest.tensors}
+            found = {"tensors": tensors, "apart": apart, "drawing": counts, "midway": midway}
         except UserError as error:
             found = {"refused": "; ".join(error.faults)}
         checkpoint.save(Path(folder) / str(index) / str(fabric.global_rank), 0, found)
@@ -190,27 +216,47 @@ def _of_parameters(outputs: Any, inputs: Any, *args: Any, **options: Any) -> boo
     return any(isinstance(i, nn.Parameter) for i in ([inputs] if isinstance(inputs, torch.Tensor) else inputs))
 
 
-def _run(subject: Subject, fabric: Fabric | None, batch_size: int, drawing: dict[str, int]) -> State:
+def _trial(subject: Subject, fabric: Fabric | None, batch_size: int, drawing: dict[str, int], **how: Any) -> Trial:
     stream = TinyStream(subject.cls.kinds - {Kind.INTERACT})
     world = fabric.world_size if fabric else 1
     own = {name: max(1, n // PROCESSES) * PROCESSES // world for name, n in drawing.items()}
     strategy = subject.build(stream, **(subject.options(world) | own))
     if any(isinstance(m, _BatchNorm) for m in strategy.modules()):
         strategy.lr = 0.0005  # on a handful of values it makes rounding grow a hundredfold with each larger step
-    return subject.finish(subject.trial(strategy, stream, fabric=fabric, batch_size=batch_size, seed=SEED)).state
+    return subject.trial(strategy, stream, fabric=fabric, batch_size=batch_size, seed=SEED, **how)
+
+
+def _alone(subject: Subject, found: Any, **how: Any) -> State:
+    """The state that one process with the batches of all ends with, from the beginning or from a `state`."""
+    return subject.finish(_trial(subject, None, PROCESSES * BATCH, found["states"][0]["drawing"], **how)).state
 
 
 def compare(subject: Subject, found: Any) -> None:
     """Judge what `in_processes` found."""
-    if "refused" in found:
-        raise NotApplicable(found["refused"])
-    if "raised" in found:
-        raise CheckFailed(f"raised on two processes: {found['raised']}")
-    one = _run(subject, None, PROCESSES * BATCH, found["states"][0]["drawing"])
+    _ended(found)
+    one = _alone(subject, found)
     for rank, state in enumerate(found["states"]):
         if wrong := State(one.plain, state["tensors"]).differences(one, TOLERANCE):
             what = f"process {rank} of two ends elsewhere than one process: {listed(wrong)}"
             raise CheckFailed(f"{what}; {_cause(subject, state)}")
+
+
+def go_on(subject: Subject, found: Any) -> None:
+    """Judge where one process ends that goes on with what `in_processes` found midway."""
+    _ended(found)
+    midway = found["states"][0]["midway"]
+    one = _alone(subject, found)
+    state = State(json.loads(midway["plain"]), midway["tensors"])
+    gone_on = _alone(subject, found, state=state)
+    if wrong := State(one.plain, gone_on.tensors).differences(one, TOLERANCE):
+        raise CheckFailed(f"one process that goes on with what two began ends elsewhere than one: {listed(wrong)}")
+
+
+def _ended(found: Any) -> None:
+    if "refused" in found:
+        raise NotApplicable(found["refused"])
+    if "raised" in found:
+        raise CheckFailed(f"raised on two processes: {found['raised']}")
 
 
 def _cause(subject: Subject, state: dict[str, Any]) -> str:

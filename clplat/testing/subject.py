@@ -143,10 +143,11 @@ class Trial(Runner):
             and its kernels may round otherwise, so that runs to be compared must all count or none.
     """
 
-    def __init__(self, *args: Any, stop_at: int | None = None, reseed: bool = False, flops: bool = False) -> None:
+    def __init__(self, *args: Any, stop_at: int | None = None, reseed: bool = False, flops: bool = False,
+                 draws: int | None = None) -> None:  # fmt: skip
         super().__init__(*args)
         self.counts_flops = flops
-        self.stop_at, self.reseed, self.counted = stop_at, reseed, dict[int, int]()
+        self.stop_at, self.reseed, self.draws, self.counted = stop_at, reseed, draws, dict[int, int]()
         self.latest: State | None = None
 
     def _train(self, experience: Experience) -> None:
@@ -158,6 +159,8 @@ class Trial(Runner):
         self.counted[experience.index] = self.progress.steps
         self.stop_requested = self.stop_at is not None and self.progress.total_steps >= self.stop_at
         super()._between_steps(experience)
+        if self.draws is not None:
+            torch.manual_seed(self.draws + self.progress.total_steps)
 
     def save(self) -> None:
         """Keep the checkpoint in memory: writing it safely to disk takes longer than the run."""
@@ -216,7 +219,7 @@ class Subject:
         small |= {"dropout": 0.0, "adapt_optimizer": "sgd", "adapt_lr": 0.05, "margin": 2.0, "augmentations": 4}
         small |= {"batch": 4, "warmup_steps": 8, "random_steps": 6, "penalty_actions": 2, "inverse_temperature": 0.3}
         small |= {"general": 1, "expert": 1, "blocks": 2, "held_out": 0.5, "least_drop": -1.0, "tune_steps": 20}
-        small |= {"width": 128}
+        small |= {"width": 256}
         if "chunk_embedding" not in known:  # samples, so that processes share them; a hypernetwork's are weights
             small["chunk"] = 4
         if "dampening" in known:  # of `ssd`: with less, a network that has learned little has nothing to dampen
@@ -258,10 +261,11 @@ class Subject:
 
     def trial(
         self, strategy: Strategy, stream: TinyStream, *, seed: int = SEED, state: State | None = None,
-        fabric: Fabric | None = None, batch_size: int = BATCH, **how: Any,
+        fabric: Fabric | None = None, batch_size: int = BATCH, accumulate: int = 1, **how: Any,
     ) -> Trial:  # fmt: skip
         """A runner that is ready to run, or to go on from `state`."""
-        loop = LoopSettings(max_epochs=2, batch_size=batch_size, eval_every=3, eval_episodes=2, checkpoint_seconds=None)
+        loop = LoopSettings(max_epochs=2, batch_size=batch_size, accumulate=accumulate, eval_every=3, eval_episodes=2,
+                            checkpoint_seconds=None)  # fmt: skip
         if faults := check_stream(Config(Part("tiny"), Part("tiny"), Part("tiny"), loop=loop), type(strategy), stream):
             raise UserError(*faults)
         log, record = RunLog(None, 0.0), new_record(stream, None)

@@ -8,14 +8,19 @@ import pytest
 from rings import SECOND_RING
 
 import clplat
+from clplat.commands import support
 from clplat.config import discovery
+from clplat.strategy import why_not_sharded
+from clplat.stream import Kind
 from clplat.testing import CHECKS, Subject, judge
-from clplat.testing.checks_of_processes import compare, in_processes
+from clplat.testing.checks_of_processes import compare, go_on, in_processes
 
 KNOWN = 9  # strategies when this was last looked at; there can only be more
 FILES = [f for f in (Path(clplat.__file__).parent / "strategies").glob("*.py") if not f.stem.startswith("_")]
 # What the second ring goes through with every change; the rest in the slow part, since the fast one has ten minutes.
 QUICK = {"hooks"}
+IN_TWO = {"processes": compare, "fewer_processes": go_on}
+SUPPORT = {"resume", "mixed", "accumulation"}  # checks that are columns of the support matrix
 NAMES = sorted(name for name, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat."))
 
 
@@ -38,7 +43,7 @@ def subject(name):
 
 @cache
 def two_processes():
-    return in_processes(NAMES)
+    return in_processes([name for name in NAMES if subject(name).cls.kinds != {Kind.INTERACT}])
 
 
 def test_none_is_left_out():
@@ -53,24 +58,44 @@ def test_the_second_ring_is_known():
 
 def asked():
     for name in NAMES:
-        for check in (c for c in CHECKS if c != "processes"):
+        for check in (c for c in CHECKS if c not in IN_TWO):
             later = name in SECOND_RING and check not in QUICK
-            yield pytest.param(name, check, marks=[pytest.mark.slow] * later)
+            marks = [pytest.mark.slow] * later + [pytest.mark.support] * (check in SUPPORT)
+            yield pytest.param(name, check, marks=marks)
 
 
 @pytest.mark.parametrize(("name", "check"), list(asked()))
-def test_conforms(name, check):
+def test_conforms(name, check, seen):
     result = judge(subject(name), check)
     assert result.status != "failed", result.message
+    if check in SUPPORT:
+        seen(name, check, result.message)
     if result.status == "not applicable":
         pytest.skip(result.message)
 
 
 @pytest.mark.slow
+@pytest.mark.support
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("check", IN_TWO)
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_equal_one(name):
-    result = judge(subject(name), "processes", lambda s: compare(s, two_processes()[s.name]))
+def test_two_processes_and_one_that_goes_on_equal_one(name, check, seen):
+    acts = subject(name).cls.kinds == {Kind.INTERACT}
+    judged = None if acts else lambda s: IN_TWO[check](s, two_processes()[s.name])
+    result = judge(subject(name), check, judged)
     assert result.status != "failed", result.message
+    seen(name, check, result.message)
     if result.status == "not applicable":
         pytest.skip(result.message)
+
+
+@pytest.mark.support
+@pytest.mark.parametrize("name", NAMES)
+def test_sharded_weights_are_allowed_or_the_reason_is_recorded(name, seen):
+    seen(name, "fsdp", why_not_sharded(subject(name).cls))  # tests/ddp/test_fsdp.py has seen all that are allowed
+
+
+def test_every_cell_of_the_support_matrix_is_recorded():
+    rows = support.recorded()
+    assert sorted(rows) == NAMES
+    assert [(name, c) for name in NAMES for c in support.COLUMNS if rows[name].get(c) in (None, "", False)] == []

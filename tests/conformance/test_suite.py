@@ -11,7 +11,7 @@ from clplat.config.settings import Config, FabricSettings, Part
 from clplat.errors import UserError
 from clplat.run.build import build
 from clplat.testing import CHECKS, CheckResult, Subject, check, judge, run_checks
-from clplat.testing.checks_of_processes import compare, drawn_by, in_processes
+from clplat.testing.checks_of_processes import compare, drawn_by, go_on, in_processes
 
 HERE = Path(__file__).parent
 BAD, GOOD = HERE / "bad" / "offenders.py", HERE / "good" / "each_kind.py"
@@ -29,7 +29,7 @@ def classes(file):
 
 
 OFFENDERS, EXAMPLES = classes(BAD) | classes(ACTING), list(classes(GOOD))
-QUICK = [c for c in CHECKS if c != "processes"]
+QUICK = [c for c in CHECKS if c not in ("processes", "fewer_processes")]
 
 
 def test_every_check_has_an_offender():
@@ -51,7 +51,9 @@ def test_an_offender_fails_its_check(name, monkeypatch):
 def test_a_good_example_fails_nothing(name):
     results = run_checks(f"{GOOD}:{name}", QUICK)
     assert [r for r in results if r.status == "failed"] == []
-    assert {r.name for r in results if r.status == "not applicable"} <= {"task_free", "erasure", "unlabelled", "acting"}
+    assert {r.name for r in results if r.status == "not applicable"} <= {
+        *("task_free", "erasure", "unlabelled", "acting", "accumulation")
+    }
 
 
 def test_what_acts_is_checked_for_it():
@@ -124,7 +126,7 @@ def test_what_does_not_apply_is_not_counted_as_failed(capsys, monkeypatch):
 @pytest.mark.timeout(300)
 def test_two_processes(capfd):
     names = [
-        *(f"{BAD}:{n}" for n in ("PlainMean", "OneProcess", "OwnGradient", "FixedDraw")),
+        *(f"{BAD}:{n}" for n in ("PlainMean", "OneProcess", "OwnGradient", "FixedDraw", "FirstWorld")),
         *(f"{GOOD}:{e}" for e in EXAMPLES if e not in ("Actor", "Leaner", "Imitator")),
     ]
     found = in_processes(names)
@@ -136,4 +138,8 @@ def test_two_processes(capfd):
     assert re.search(cause, results["OwnGradient"].message)
     assert "each process draws 6 remembered samples" in results["FixedDraw"].message
     assert results["OneProcess"].message == "fabric.devices: 2 is out of range (one process only)"
-    assert {n: r for n, r in results.items() if n in EXAMPLES and r.status != "passed"} == {}
+    assert {n: r for n, r in results.items() if n in (*EXAMPLES, "FirstWorld") and r.status != "passed"} == {}
+    judged = ((n, judge(Subject(n), "fewer_processes", lambda s: go_on(s, found[s.name]))) for n in names)
+    again = {name.rpartition(":")[2]: result for name, result in judged}
+    assert "that goes on with what two began ends elsewhere" in again["FirstWorld"].message
+    assert {n: r for n, r in again.items() if n in EXAMPLES and r.status != "passed"} == {}

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from rings import ELSEWHERE
 
 from clplat.backbones.heads import Growing
 from clplat.backbones.text_encoder import TextEncoder, text_encoder
@@ -22,8 +23,6 @@ FAST = ("acil", "er", "gs_lora", "lora")
 LEVELS = 12
 # A random direction, to which `rmu` steers a network that has learned next to nothing, may be that of the class.
 NOT_ASKED = {"rmu": {"erasure"}}
-# The same on any network: judged on the suite's own.
-ELSEWHERE = {"processes", "arguments", "leaks", "memory", "seed", "test_data", "unlabelled"}
 midway = partial(resume, once=True)  # every other place to stop is tried on the suite's own networks
 
 
@@ -54,13 +53,15 @@ def test_none_is_left_out():
     assert len(ASKED) >= 22
 
 
+@pytest.mark.support
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ASKED])
-def test_conforms(name):
+def test_conforms(name, seen):
     mine = subject(name)
     asked = [check for check in CHECKS if check not in ELSEWHERE | NOT_ASKED.get(name, set())]
     results = [judge(mine, check, midway if check == "resume" else None) for check in asked]
     assert not [f"{r.name}: {r.message}" for r in results if r.status == "failed"]
     assert sum(r.status == "passed" for r in results) >= 6
+    seen(name, "text_encoder")
 
 
 @pytest.mark.parametrize("name", sorted(set(ENTRIES) - set(ASKED)))

@@ -3,7 +3,8 @@
 from functools import partial
 
 import pytest
-from rings import SECOND_RING
+from rings import ELSEWHERE, SECOND_RING
+from supporting import RECORDING
 
 from clplat.backbones.timm import timm
 from clplat.config import discovery
@@ -30,17 +31,17 @@ REFUSED = {  # by kind of network: strategies, and the cause that they give
 }
 # Begun anew, it has seen too few batches for the running statistics of twelve layers: classes stay near chance.
 NOT_ASKED = {("retrain", "convolutional"): {"erasure"}}
-# The same on any network: judged on the suite's own.
-ELSEWHERE = {"processes", "arguments", "leaks", "memory", "seed", "test_data", "unlabelled"}
 midway = partial(resume, once=True)  # every other place to stop is tried on the suite's own networks
-NAMES = [name for name, e in discovery.entries("strategies").items() if set(e.kinds) != {"interact"}]
+ENTRIES = {n: e for n, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat.")}
+NAMES = [name for name, e in ENTRIES.items() if set(e.kinds) != {"interact"}]
+ACTING = [name for name in ENTRIES if name not in NAMES]
 
 
 def asked():
     """Strategies by kind of network; those of the second ring on one that they take, in turn: the part has its time."""
     for place, name in enumerate(NAMES):
         kinds = [kind for kind, refused in REFUSED.items() if name not in refused]
-        if name in SECOND_RING and kinds:
+        if name in SECOND_RING and kinds and not RECORDING:
             kinds = [kinds[place % len(kinds)]]
         yield from ((name, kind) for kind in kinds)
 
@@ -63,9 +64,10 @@ def subject(name, kind):
     return found
 
 
+@pytest.mark.support
 @pytest.mark.parametrize("kind", BACKBONES)
 @pytest.mark.parametrize("name", NAMES)
-def test_is_built_on_timm_or_says_in_a_line_why_not(name, kind):
+def test_is_built_on_timm_or_says_in_a_line_why_not(name, kind, seen):
     mine, cause = subject(name, kind), REFUSED[kind].get(name)
     if cause is None:
         mine.build(TinyStream(mine.cls.kinds))
@@ -73,13 +75,26 @@ def test_is_built_on_timm_or_says_in_a_line_why_not(name, kind):
     with pytest.raises(UserError, match=cause) as raised:
         mine.build(TinyStream(mine.cls.kinds))
     assert len(raised.value.faults) == 1
+    seen(name, kind, raised.value.faults[0])
+
+
+@pytest.mark.support
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("name", ACTING)
+def test_what_acts_has_networks_of_its_own(name, kind, seen):
+    mine = subject(name, kind)
+    with pytest.raises(UserError) as raised:
+        mine.build(TinyStream(mine.cls.kinds))
+    seen(name, kind, raised.value.faults[0])
 
 
 @pytest.mark.slow
+@pytest.mark.support
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("name", "kind"), list(asked()))
-def test_conforms_on_timm(name, kind):
+def test_conforms_on_timm(name, kind, seen):
     mine = subject(name, kind)
     checks = [check for check in CHECKS if check not in ELSEWHERE | NOT_ASKED.get((name, kind), set())]
     results = [judge(mine, check, midway if check == "resume" else None) for check in checks]
     assert [r for r in results if r.status == "failed"] == []
+    seen(name, kind)

@@ -34,7 +34,9 @@ HEADED = {
 }  # they learn beside a head, which of these models the encoder alone has
 TOWERS = {"vr_lwf"}  # they ask for a text tower beside one of images
 KNOWN = 22  # strategies when this was last looked at; there can only be more
-NAMES = sorted(n for n, e in discovery.entries("strategies").items() if set(e.kinds) <= {"learn", "forget"})
+ENTRIES = {n: e for n, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat.")}
+NAMES = sorted(n for n, e in ENTRIES.items() if set(e.kinds) <= {"learn", "forget"})
+COLUMNS = {"clip": "clip", "llama": "decoder", "t5": "encoder_decoder", "encoder": "text_encoder"}  # of the matrix
 FORGETTING = [n for n in NAMES if "forget" in discovery.entries("strategies")[n].kinds]
 TEXT = {"llama": "llama", "t5": "t5"}
 PAIRS = [
@@ -79,25 +81,50 @@ def test_none_is_left_out():
     assert {"hnet", "dp_hnet", "gs_lora", "gs_lora_pp", "ewc"} <= set(NAMES)
 
 
+@pytest.mark.support
 @pytest.mark.parametrize("family", families.STREAMS)
 @pytest.mark.parametrize("name", sorted(HEADED))
-def test_what_needs_a_head_says_so(name, family):
-    with pytest.raises(UserError, match=r"answers in words, and .* head"):
+def test_what_needs_a_head_says_so(name, family, seen):
+    with pytest.raises(UserError, match=r"answers in words, and .* head") as raised:
         make(name, family, families.ALL[family](None))
+    seen(name, COLUMNS[family], raised.value.faults[0])
 
 
+@pytest.mark.support
 @pytest.mark.parametrize("family", sorted(set(families.ALL) - {"clip"}))
 @pytest.mark.parametrize("name", sorted(TOWERS))
-def test_what_needs_a_text_tower_says_so(name, family):
-    with pytest.raises(UserError, match="backbone: has no text tower"):
+def test_what_needs_a_text_tower_says_so(name, family, seen):
+    with pytest.raises(UserError, match="backbone: has no text tower") as raised:
         make(name, family, families.ALL[family](None))
+    seen(name, COLUMNS[family], raised.value.faults[0])
 
 
+@pytest.mark.support
 @pytest.mark.parametrize(
     ("name", "family"), [pytest.param(n, f, marks=[pytest.mark.slow] * (n in SECOND_RING)) for n, f in PAIRS]
 )
-def test_runs(name, family):
+def test_runs(name, family, seen):
     check(*ran(name, family))
+    if family != "encoder":  # on which the suite itself is run
+        seen(name, COLUMNS[family])
+
+
+@pytest.mark.support
+@pytest.mark.filterwarnings("ignore:.*augmentations cut off:UserWarning")
+@pytest.mark.parametrize("family", families.ALL)
+@pytest.mark.parametrize("name", sorted(set(ENTRIES) - set(NAMES)))
+def test_what_adapts_or_acts_runs_or_says_in_a_line_why_not(name, family, seen):
+    kinds = Subject(name).cls.kinds
+    stream = families.adapting(family, Kind.LEARN in kinds) if Kind.ADAPT in kinds else families.ALL[family]()
+    why = ""
+    try:
+        _, strategy = make(name, family, stream)
+        if faults := strategy.faults([e.seen() for e in stream], False):
+            raise UserError(*faults)
+        check(*ran(name, family, stream=stream))
+    except UserError as error:  # anything else is a traceback
+        (why,) = error.faults
+    seen(name, COLUMNS[family], why)
 
 
 @pytest.mark.slow

@@ -316,6 +316,63 @@ class LeavesVariable(_Learner):
         os.environ["CLPLAT_OFFENDER"] = os.environ.get("CLPLAT_OFFENDER", "") + "x"
 
 
+class KeepsHalf(_Learner):
+    """Keeps a sum in the type of the pass."""
+
+    fails = "mixed"
+
+    def __init__(self, **base: Any) -> None:
+        super().__init__(**base)
+        self.register_buffer("total", torch.zeros(()))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.total = self.model(batch[0]).detach().sum()
+        return super().training_step(batch, batch_idx)
+
+
+class LosesItselfInHalf(_Learner):
+    """Learns nothing where its pass is in bfloat16."""
+
+    fails = "mixed"
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        half = self.model(batch[0]).dtype == torch.bfloat16
+        return super().training_step(batch, batch_idx) * (0.0 if half else 1.0)
+
+
+class CountsBatches(_Learner):
+    """Learns less from each batch, however many make a step."""
+
+    fails = "accumulation"
+
+    def __init__(self, **base: Any) -> None:
+        super().__init__(**base)
+        self.register_buffer("met", torch.zeros(()))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.met += 1
+        return super().training_step(batch, batch_idx) / self.met
+
+
+class FirstWorld(_Learner):
+    """Remembers how many processes began an experience."""
+
+    fails = "fewer_processes"
+    _world = 1
+
+    def begin(self, experience: Experience) -> None:
+        self._world = self.world_size
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * self._world / self.world_size
+
+    def get_extra_state(self) -> Any:
+        return {"world": self._world}
+
+    def set_extra_state(self, state: Any) -> None:
+        self._world = state["world"]
+
+
 class PlainMean(_Learner):
     """Weighs the processes alike where their batches are not."""
 

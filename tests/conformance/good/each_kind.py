@@ -156,7 +156,7 @@ class Prototypes(Strategy):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
         features = self.model.features(x)
-        sums = torch.zeros_like(self.sums).index_add(0, y, features)
+        sums = torch.zeros_like(self.sums).index_add(0, y, features.float())
         counts = torch.bincount(y, minlength=len(self.counts)).float()
         if self.world_size > 1:
             torch.distributed.all_reduce(sums)
@@ -168,7 +168,7 @@ class Prototypes(Strategy):
         if not len(self.counts):
             return inputs.new_zeros(len(inputs), 0)
         means = self.sums / self.counts.clamp(min=1)[:, None]
-        return -torch.cdist(self.model.features(inputs), means)
+        return -torch.cdist(self.model.features(inputs).float(), means)
 
 
 class Projected(Strategy):
