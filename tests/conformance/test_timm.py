@@ -3,7 +3,7 @@
 from functools import partial
 
 import pytest
-from rings import ELSEWHERE, SECOND_RING
+from rings import ELSEWHERE
 from supporting import RECORDING
 
 from clplat.backbones.timm import timm
@@ -34,14 +34,15 @@ NOT_ASKED = {("retrain", "convolutional"): {"erasure"}}
 midway = partial(resume, once=True)  # every other place to stop is tried on the suite's own networks
 ENTRIES = {n: e for n, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat.")}
 NAMES = [name for name, e in ENTRIES.items() if set(e.kinds) != {"interact"}]
+BOTH = {"acu", "cotta", "er", "ewc", "hnet", "tent"}
 ACTING = [name for name in ENTRIES if name not in NAMES]
 
 
 def asked():
-    """Strategies by kind of network; those of the second ring on one that they take, in turn: the part has its time."""
+    """Strategies by kind of network; most on one that they take, in turn, but for the record: the part has its time."""
     for place, name in enumerate(NAMES):
         kinds = [kind for kind, refused in REFUSED.items() if name not in refused]
-        if name in SECOND_RING and kinds and not RECORDING:
+        if name not in BOTH and kinds and not RECORDING:
             kinds = [kinds[place % len(kinds)]]
         yield from ((name, kind) for kind in kinds)
 
