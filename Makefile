@@ -16,7 +16,7 @@ test: sync-dev
 	$(RUN) pytest -q -n auto --dist worksteal --durations=15
 
 test-slow: sync-dev
-	$(RUN) pytest -q -n auto --dist worksteal -m slow --durations=40
+	$(RUN) pytest -q -n auto --dist worksteal -m "slow and not thorough" --durations=40
 
 # Kills at N random moments over all strategies, half as many damaged files through every reader, and the fault tests.
 faults: sync-dev

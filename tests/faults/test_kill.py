@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from mixed import mixed_config
+from thorough import halved
 
 from clplat.run import checkpoint
 
@@ -121,7 +122,7 @@ def moments() -> list[tuple[str, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("event", "count"), moments())
+@pytest.mark.parametrize(("event", "count"), halved(moments()))
 def test_killed_run_resumes_exactly(event: str, count: int, tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
     config = str(write_config(tmp_path))
     killed = command(event, count, signal.SIGKILL, "run", config, "--quiet")
@@ -138,7 +139,7 @@ def test_killed_run_resumes_exactly(event: str, count: int, tmp_path: Path, unin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [3, 6, 8, 22, 25, 34, 41])
+@pytest.mark.parametrize("count", halved([3, 6, 8, 22, 25, 34, 41]))
 def test_killed_while_a_checkpoint_is_written_beside_the_loop_resumes_exactly(
     count: int, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
@@ -267,7 +268,7 @@ REQUESTED = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("event", "count"), REQUESTED)
+@pytest.mark.parametrize(("event", "count"), halved(REQUESTED))
 def test_killed_within_a_request_resumes_exactly(
     event: str, count: int, tmp_path: Path, uninterrupted_requests: Path
 ) -> None:

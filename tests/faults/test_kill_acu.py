@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from thorough import halved
 
 import clplat
 
@@ -107,7 +108,7 @@ MOMENTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", halved(MOMENTS))
 def test_killed_run_ends_with_the_uninterrupted_learner(
     moment: str, tmp_path: Path, uninterrupted: tuple[dict[str, torch.Tensor], Any]
 ) -> None:

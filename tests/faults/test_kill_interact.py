@@ -9,6 +9,7 @@ import pytest
 import yaml
 from killing import killed, whole
 from test_interaction import assert_same, config, outcome
+from thorough import halved
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,8 @@ def written(folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "count"), [("explore", 20), ("explore", 130), ("explore", 215), ("evaluate", 290), ("evaluate", 900)]
+    ("kind", "count"),
+    halved([("explore", 20), ("evaluate", 290), ("explore", 130), ("evaluate", 900), ("explore", 215)]),
 )
 def test_killed_while_acting_it_resumes_exactly(kind: str, count: int, straight: Any, tmp_path: Path) -> None:
     """Before the first update, after it, in the second episode, in episodes of evaluation."""

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from killing import killed, whole
 from test_interaction import assert_same, config, outcome
+from thorough import halved
 
 gymnasium = pytest.importorskip("gymnasium", reason="needs the extra rl")
 WARMUP, STEPS, EVERY = 40, 100, 30
@@ -57,14 +58,16 @@ def test_the_places_where_it_is_killed_are_what_they_are_called(straight: Any) -
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "count"),
-    [
-        ("explore", 25),  # in the warm-up
-        ("explore", WARMUP + 1),  # at its last step's end, before the first update
-        ("explore", 75),  # online
-        ("evaluate", 100),  # in the evaluation before the first step
-        ("evaluate", 200 + 100),  # in one within the warm-up
-        ("evaluate", 600 + 100),  # in one within the online phase
-    ],
+    halved(
+        [
+            ("explore", 25),  # in the warm-up
+            ("explore", WARMUP + 1),  # at its last step's end, before the first update
+            ("explore", 75),  # online
+            ("evaluate", 100),  # in the evaluation before the first step
+            ("evaluate", 200 + 100),  # in one within the warm-up
+            ("evaluate", 600 + 100),  # in one within the online phase
+        ]
+    ),
 )
 def test_killed_it_resumes_exactly(kind: str, count: int, straight: Any, tmp_path: Path) -> None:
     assert_same(outcome(killed(written(tmp_path), tmp_path, kind, count)), straight)
