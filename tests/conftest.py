@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from supporting import pytest_runtest_logreport, pytest_sessionfinish, seen
 
 __all__ = ["pytest_runtest_logreport", "pytest_sessionfinish", "seen"]  # hooks and fixtures of all tests
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script; children would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # small models: more cost more than they bring
 
 # scikit-learn sets the first two where it is imported, JAX (which Avalanche's dependencies import) the next,
