@@ -85,3 +85,13 @@ def test_what_a_strategy_notes_is_told_with_what_the_stream_does() -> None:
     told = {head: build(resolve(head=head, **hnet))[0].notes for head in ("growing", "taskwise")}
     (note,) = set(told["taskwise"]) - set(told["growing"])
     assert note.startswith("head: taskwise: each task's rows are generated")
+
+
+@pytest.mark.parametrize(("accumulate", "told"), [(1, 0), (2, 1)])
+def test_accumulated_batches_that_are_another_step_are_told(accumulate: int, told: int) -> None:
+    loop = {"accumulate": accumulate}
+    stream, _ = build(
+        resolve(config={"strategy": {"name": "loramoe"}, "backbone": {"name": "vit_micro"}, "loop": loop})
+    )
+    said = "loop.accumulate: 2 batches are another step than one of their size: its experts are to share the samples"
+    assert sum(note.startswith(said) for note in stream.notes) == told

@@ -11,6 +11,7 @@ from saying import said
 
 import clplat
 from clplat.cli import main
+from clplat.commands import support
 from clplat.config import resolve as config_module
 from clplat.errors import UserError
 
@@ -24,6 +25,22 @@ def test_list(capsys: pytest.CaptureFixture[str]):
     er = next(e for e in everything["strategies"] if e["name"] == "er")
     assert er["kinds"] == ["learn"]
     assert {"name", "summary", "formula", "source"} <= set(everything["metrics"][0])
+
+
+def test_what_strategies_were_seen_to_do(capsys: pytest.CaptureFixture[str]):
+    """A row each, and the reasons by number; a strategy that nobody recorded says so."""
+    table = said(capsys, "list", "strategies", "--support")[1].splitlines()
+    row, columns = next(line.split() for line in table if line.startswith("er ")), table[0].split()
+    assert dict(zip(["name", *columns], row, strict=True))["processes"] == "yes"
+    number = dict(zip(["name", *columns], row, strict=True))["accumulation"]
+    assert any(line.split()[:4] == [number, "it", "draws", "for"] for line in table)
+    found = json.loads(said(capsys, "list", "strategies", "--support", "--json")[1])
+    assert found["er"]["resume"] is True
+    assert "?" not in "\n".join(table)
+    assert support.shown(["er", "mine"]).splitlines()[2].split()[:2] == ["mine", "?"]
+    fault = said(capsys, "list", "streams", "--support")
+    assert fault[0] == 2
+    assert "--support is of strategies, not of streams" in fault[2][0]
 
 
 def test_list_in_python_gives_what_the_command_prints(capsys: pytest.CaptureFixture[str]):

@@ -307,7 +307,7 @@ def test_yaml_files_of_the_tutorial_are_sound(folder):
 
 
 # What is shown to be run on this machine alone.
-ELSEWHERE = {"--help", "--fabric.devices", "--launcher"}
+ELSEWHERE = {"--help", "--fabric.devices", "--fabric.num_nodes", "--launcher"}
 SHOWN = [w for _, w in CLPLAT if w[:2] == ["run", "--strategy"] and not ELSEWHERE & set(w)]
 
 

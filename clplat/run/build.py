@@ -90,11 +90,16 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     trial.end()
     assert stream is not None
     assert strategy is not None
-    stream.notes = (*stream.notes, *strategy.notes)
-    if config.loop.accumulate > 1 and cls.whole_batch:
-        said = f"loop.accumulate: {config.loop.accumulate} batches are another step than one of their size"
-        stream.notes = (*stream.notes, f"{said}: {cls.whole_batch}")
+    stream.notes = (*stream.notes, *strategy.notes, *_other_step(config, cls))
     return stream, strategy
+
+
+def _other_step(config: Config, cls: type[Strategy]) -> list[str]:
+    """What the user is told where accumulated batches are no larger batch."""
+    if config.loop.accumulate == 1 or not cls.whole_batch:
+        return []
+    said = f"loop.accumulate: {config.loop.accumulate} batches are another step than one of their size"
+    return [f"{said}: {cls.whole_batch}"]
 
 
 def _guess(cls: type[Strategy]) -> tuple[tuple[int, ...], int]:

@@ -33,6 +33,20 @@ def job() -> str | None:
     return None if found == "none" else found
 
 
+def from_outside(machines: int) -> bool:
+    """Whether this process is one of several that torchrun, SLURM or, on several `machines`, the user has started.
+
+    Raises:
+        UserError: nothing says where the other machines are: this one would wait for half an hour.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        return True
+    if machines > 1 and "MASTER_ADDR" not in os.environ:
+        valid = "valid: 1; more under torchrun or SLURM, or with MASTER_ADDR, MASTER_PORT and NODE_RANK set"
+        raise UserError(f"fabric.num_nodes: {machines}, but nothing says where the other machines are ({valid})")
+    return machines > 1
+
+
 def mark(run_dir: Path) -> None:
     """Leave the job's id in the folder of a run that it begins; says what would let an attempt after it fail."""
     if job() is None:

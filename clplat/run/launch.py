@@ -101,7 +101,7 @@ def make_fabric(settings: FabricSettings) -> Fabric:
     from torch.nn.parallel import DistributedDataParallel
 
     strategy: Any = settings.strategy
-    method: Any = "popen" if _started_from_outside() or settings.num_nodes > 1 else "spawn"
+    method: Any = "popen" if elastic.from_outside(settings.num_nodes) else "spawn"
     if strategy == "fsdp":
         strategy = Sharded(start_method=method)
     elif settings.devices * settings.num_nodes > 1 or strategy == "ddp":
@@ -120,11 +120,6 @@ def make_fabric(settings: FabricSettings) -> Fabric:
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"fabric: {' '.join(str(error).split())}") from error
-
-
-def _started_from_outside() -> bool:
-    """Whether torchrun or SLURM has started this process as one of several."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
 def faults(config: Config, stream: Stream) -> list[str]:

@@ -14,9 +14,11 @@ import yaml
 
 import clplat
 from clplat.config.resolve import resolve
+from clplat.config.settings import FabricSettings
 from clplat.errors import UserError
 from clplat.lightning import Fabric
 from clplat.run import elastic
+from clplat.run.launch import make_fabric
 from clplat.run.rundir import make_run_dir
 
 # torchrun's own store keeps addresses of the attempt before, and the next sometimes takes them (pytorch issue 135712).
@@ -78,6 +80,16 @@ def test_a_killed_process_restarts_the_group(tmp_path: Path, monkeypatch: pytest
     weights = clplat.load(left).state_dict()
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-5)
+
+
+def test_machines_that_nothing_names_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert not elastic.from_outside(1)
+    with pytest.raises(UserError, match=r"fabric\.num_nodes: 2, but nothing says where the other machines are"):
+        make_fabric(FabricSettings(accelerator="cpu", num_nodes=2))
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    assert elastic.from_outside(2)
 
 
 def test_fewer_processes_share_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
