@@ -19,9 +19,11 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_answer": (lambda v: v >= 2, "≥ 2"),
     **dict.fromkeys(("buckets", "choices"), (lambda v: v >= 1, "≥ 1")),
     **dict.fromkeys(
-        ("classes_per_task", "train_per_class", "test_per_class"), (lambda v: v is None or v >= 1, "≥ 1, or null")
+        ("classes_per_task", "train_per_class", "test_per_class", "experiences"),
+        (lambda v: v is None or v >= 1, "≥ 1, or null"),
     ),
-    "validation": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    **dict.fromkeys(("blurry", "validation"), (lambda v: 0 <= v < 1, "in [0, 1)")),
+    **dict.fromkeys(("disjoint", "repetition"), (lambda v: 0 <= v <= 1, "in [0, 1]")),
 }
 
 
@@ -66,4 +68,22 @@ def check_answer(words: bool, **options: Any) -> None:
         for key, plain in unread.items()
         if options[key] != plain
     ]:
+        raise UserError(*faults)
+
+
+def check_shared(tasks: int, *, blurry: float, disjoint: float, repetition: float, experiences: int | None) -> None:
+    """Refuse options of what is met where that so many tasks, or the other options, leave without a meaning."""
+    unused = [
+        ("blurry", blurry, 0.0, repetition == 0 and tasks > 1, "repetition 0 and at least two tasks"),
+        ("disjoint", disjoint, 0.0, blurry > 0, "blurry above 0"),
+        ("experiences", experiences, None, repetition > 0, "repetition above 0"),
+    ]
+    faults = [
+        f"stream.{key}: {value!r} has no meaning here (valid: {plain!r}; used with {where})".replace("None", "null")
+        for key, value, plain, used, where in unused
+        if not used and value != plain
+    ]
+    if repetition > 0 and experiences is not None and experiences < tasks:
+        faults.append(f"stream.experiences: {experiences} is below the {tasks} tasks (valid: ≥ {tasks}, or null)")
+    if faults:
         raise UserError(*faults)

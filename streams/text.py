@@ -28,16 +28,15 @@ from torch import Tensor
 
 from clplat.data.batches import by_length
 from clplat.data.datasets import find_root
-from clplat.data.splits import hold_out
 from clplat.data.tokens import load_tokenizer, padded
 from clplat.data.unlearning_sets import TOFU, find_sets
-from clplat.data.worlds import generator
 from clplat.errors import MissingError, UserError
 from clplat.metrics.text import TEXT_METRICS
 from clplat.stream import Answers, Data, Experience, Kind, Stream
 from clplat.streams import _text_tasks
 from clplat.streams._spoken import Spoken
-from clplat.streams._text_options import check, check_answer, check_uses
+from clplat.streams._text_options import check, check_answer, check_shared, check_uses
+from clplat.streams._text_pieces import Piece, Sharing, drawn, pieces
 from clplat.streams._text_tasks import OLORA, ORDERS, Row, Task
 
 
@@ -84,6 +83,13 @@ class Text(Stream):
         tell_task: tell the task at test time: a prediction is one among its classes.
         classes_per_task: cut a task with more classes to choose from into several, of so many each in the order of its
             labels, ≥ 1; its prompts stay as they are. Null cuts none.
+        blurry: share, in [0, 1), of the training samples of each class of a task (of each task of free text) that
+            appear in other experiences, evenly; test samples stay.
+        disjoint: share, in [0, 1], of these classes that stay in one experience although blurry is above 0.
+        repetition: probability, in [0, 1], that a class of a task met before (a task of free text) is met again in an
+            experience. Its samples are shared out evenly over the experiences it appears in.
+        experiences: how many where repetition is above 0, at least one a task: a new one in each until all are met;
+            null: one a task.
         train_per_class: keep so many training samples of each class of a task, drawn, ≥ 1; null keeps all.
         test_per_class: the same for test samples, drawn alike for every seed.
         validation: share, in [0, 1), of each class's training samples held out.
@@ -118,13 +124,18 @@ class Text(Stream):
         choices: int = 20,
         tell_task: bool = False,
         classes_per_task: int | None = None,
+        blurry: float = 0.0,
+        disjoint: float = 0.0,
+        repetition: float = 0.0,
+        experiences: int | None = None,
         train_per_class: int | None = None,
         test_per_class: int | None = None,
         validation: float = 0.0,
     ) -> None:
         check(answer=answer, order=order, max_length=max_length, max_answer=max_answer, buckets=buckets,
               choices=choices, classes_per_task=classes_per_task, train_per_class=train_per_class,
-              test_per_class=test_per_class, validation=validation)  # fmt: skip
+              test_per_class=test_per_class, validation=validation, blurry=blurry, disjoint=disjoint,
+              repetition=repetition, experiences=experiences)  # fmt: skip
         words, notes = answer != "class", list[str]()
         check_uses(benchmark, order=order, tasks=tasks, instructions=instructions, preamble=preamble, choices=choices)
         check_answer(words, chat=chat, max_answer=max_answer, evaluate=evaluate, candidates=candidates,
@@ -133,20 +144,24 @@ class Text(Stream):
         said = words, words if preamble is None else preamble, chat
         found = _read(benchmark, names, absent, path, instructions, said, choices, find_root(data_root), notes)
         found = [part for task in found for part in _text_tasks.cut(task, classes_per_task)]
+        check_shared(len(found), blurry=blurry, disjoint=disjoint, repetition=repetition, experiences=experiences)
         self.buckets, self.free, self.tokenizer = buckets, _any_free(found, evaluate, words), load_tokenizer(tokenizer)
         names = list(dict.fromkeys(label for t in found for label in t.labels))
         self.spoken = Spoken(self.tokenizer, chat, max_length, max_answer, notes, cue=words)
         notes += dict.fromkeys(note for task in found for note in task.notes)
         classes = self.spoken.classes(names if words and not self.free else [], evaluate == "generate")
         self._references: list[list[tuple[str, str]]] = []  # (metric, text) of the right answers to each free sample
-        drawn = [_draw(t, seed or 0, i, train_per_class, test_per_class, validation) for i, t in enumerate(found)]
-        experiences = self._experiences(found, drawn, names, candidates == "prompt")
+        chosen = drawn(found, seed or 0, train_per_class, test_per_class)
+        sharing = Sharing(experiences or len(found), blurry, disjoint, repetition, validation)
+        made = self._experiences(
+            found, chosen, pieces(found, chosen, sharing, seed or 0), names, candidates == "prompt"
+        )
         self.notes = tuple(notes)
-        assert experiences[0].train is not None
+        assert made[0].train is not None
         super().__init__(
-            experiences,
+            made,
             num_classes=0 if self.free else len(names),
-            input_shape=tuple(experiences[0].train.inputs.shape[1:]),
+            input_shape=tuple(made[0].train.inputs.shape[1:]),
             task_known=tell_task,
             class_names=() if self.free else names,
         )
@@ -177,42 +192,37 @@ class Text(Stream):
         return [("exact_match", self.class_names[label])]
 
     def _experiences(
-        self, tasks: Sequence[Task], drawn: Sequence[_Drawn], names: list[str], named: bool
-    ) -> list[Experience]:
+        self, tasks: Sequence[Task], chosen: Sequence[dict[str, np.ndarray]], pieces: Sequence[Piece],
+        names: list[str], named: bool,
+    ) -> list[Experience]:  # fmt: skip
         number = {name: i for i, name in enumerate(names)}
-        parts: dict[str, list[np.ndarray]] = {"train": [], "test": []}
+        ids: dict[str, list[np.ndarray]] = {"train": [], "test": []}
         rows: dict[str, list[Row]] = {"train": [], "test": []}
         owners: dict[str, list[Task]] = {"train": [], "test": []}
-        spans = []
-        for task, chosen in zip(tasks, drawn, strict=True):
-            starts = {part: len(rows[part]) for part in rows}
-            for part, own, which in (("train", task.train, chosen.train), ("test", task.test, chosen.test)):
-                parts[part] += self.spoken.prompts([row.prompt for row in own], which, f"{part} prompts of {task.name}")
-                rows[part] += [own[i] for i in which.tolist()]
-                owners[part] += [task] * len(which)
-            spans.append((starts, {part: len(rows[part]) for part in rows}))
-        length = max(len(ids) for part in parts.values() for ids in part)
+        for task, which in zip(tasks, chosen, strict=True):
+            for part, own in (("train", task.train), ("test", task.test)):
+                texts = [row.prompt for row in own]
+                ids[part] += self.spoken.prompts(texts, which[part], f"{part} prompts of {task.name}")
+                rows[part] += [own[i] for i in which[part].tolist()]
+                owners[part] += [task] * len(which[part])
+        length = max(len(row) for part in ids.values() for row in part)
         length = max(length, *(len(t.labels) for t in tasks)) if named else length
-        tables = {part: self._table(parts[part], owners[part], number, length, named) for part in parts}
+        tables = {part: self._table(ids[part], owners[part], number, length, named) for part in ids}
         labels = {part: self._labels(rows[part], owners[part], number) for part in rows}
-        made = []
-        for i, (task, chosen, (start, end)) in enumerate(zip(tasks, drawn, spans, strict=True)):
-            where = {part: torch.arange(start[part], end[part]) for part in rows}
-            kept, held = where["train"][chosen.kept], where["train"][chosen.held]
-            train = Data(tables["train"], labels["train"], kept)
-            made.append(
-                Experience(
-                    index=i,
-                    name=task.name,
-                    kind=Kind.LEARN,
-                    train=train,
-                    test=Data(tables["test"], labels["test"], where["test"]) if len(where["test"]) else None,
-                    valid=Data(tables["train"], labels["train"], held) if len(held) else None,
-                    classes=() if self.free else tuple(sorted(number[name] for name in task.labels)),
-                    task=i,
-                )
+        return [
+            Experience(
+                index=i,
+                name=piece.name,
+                kind=Kind.LEARN,
+                train=Data(tables["train"], labels["train"], piece.kept),
+                test=Data(tables["test"], labels["test"], piece.test) if len(piece.test) else None,
+                valid=Data(tables["train"], labels["train"], piece.held) if len(piece.held) else None,
+                classes=() if self.free else tuple(sorted(number[name] for name in piece.labels)),
+                task=i,
+                title=piece.title,
             )
-        return made
+            for i, piece in enumerate(pieces)
+        ]
 
     def _table(
         self, ids: Sequence[np.ndarray], owners: Sequence[Task], number: dict[str, int], length: int, named: bool
@@ -235,42 +245,6 @@ class Text(Stream):
             [(task.metric, text) for text in row.answers] for row, task in zip(rows, owners, strict=True)
         ]
         return torch.cat([table, -2 - torch.arange(first, first + len(rows)).unsqueeze(1)], 1)
-
-
-class _Drawn:
-    """Rows of one task: of its train and test lists, and of the chosen training rows those kept and those held out."""
-
-    def __init__(self, train: np.ndarray, test: np.ndarray, kept: np.ndarray, held: np.ndarray) -> None:
-        self.train, self.test = train, test
-        self.kept, self.held = torch.from_numpy(kept), torch.from_numpy(held)
-
-
-def _draw(
-    task: Task, seed: int, index: int, train_count: int | None, test_count: int | None, validation: float
-) -> _Drawn:
-    classes = [_class_ids(task, rows) for rows in (task.train, task.test)]
-    train = _some(classes[0], train_count, generator(seed, "train_per_class", index))
-    test = _some(classes[1], test_count, generator(0, "test_per_class", index))
-    kept, held = np.arange(len(train)), np.arange(0)
-    if validation:
-        kept, held = hold_out(kept, classes[0][train], validation, generator(seed, "validation", index))
-    if not len(kept):
-        raise MissingError(f"stream.tasks: {task.name} has no training samples: replace its files by whole ones")
-    return _Drawn(train, test, kept, held)
-
-
-def _class_ids(task: Task, rows: Sequence[Row]) -> np.ndarray:
-    """(n,) which of the task's labels each row has; all 0 for free text."""
-    place = {label: i for i, label in enumerate(task.labels)}
-    return np.array([place.get(row.answers[0], 0) for row in rows], dtype=np.int64)
-
-
-def _some(classes: np.ndarray, count: int | None, rng: np.random.Generator) -> np.ndarray:
-    """`count` rows of each class, drawn; sorted."""
-    if count is None:
-        return np.arange(len(classes))
-    drawn = [rng.permutation(np.flatnonzero(classes == c))[:count] for c in np.unique(classes)]
-    return np.sort(np.concatenate(drawn)) if drawn else np.arange(0)
 
 
 def _read(
