@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clplat.errors import UserError
+from clplat.streams._text_pieces import Sharing
 from clplat.streams._text_tasks import ORDERS
 
 # Of each option, whether a value holds, and what is valid.
@@ -71,19 +72,20 @@ def check_answer(words: bool, **options: Any) -> None:
         raise UserError(*faults)
 
 
-def check_shared(tasks: int, *, blurry: float, disjoint: float, repetition: float, experiences: int | None) -> None:
+def check_shared(sharing: Sharing, tasks: int) -> None:
     """Refuse options of what is met where that so many tasks, or the other options, leave without a meaning."""
+    repeats, count = sharing.repetition > 0, sharing.experiences
     unused = [
-        ("blurry", blurry, 0.0, repetition == 0 and tasks > 1, "repetition 0 and at least two tasks"),
-        ("disjoint", disjoint, 0.0, blurry > 0, "blurry above 0"),
-        ("experiences", experiences, None, repetition > 0, "repetition above 0"),
+        ("blurry", 0.0, not repeats and tasks > 1, "repetition 0 and at least two tasks"),
+        ("disjoint", 0.0, sharing.blurry > 0, "blurry above 0"),
+        ("experiences", None, repeats, "repetition above 0"),
     ]
     faults = [
-        f"stream.{key}: {value!r} has no meaning here (valid: {plain!r}; used with {where})".replace("None", "null")
-        for key, value, plain, used, where in unused
-        if not used and value != plain
+        f"stream.{key}: {value!r} has no meaning here (valid: {'null' if plain is None else plain}; used with {where})"
+        for key, plain, used, where in unused
+        if not used and (value := getattr(sharing, key)) != plain
     ]
-    if repetition > 0 and experiences is not None and experiences < tasks:
-        faults.append(f"stream.experiences: {experiences} is below the {tasks} tasks (valid: ≥ {tasks}, or null)")
+    if repeats and count is not None and count < tasks:
+        faults.append(f"stream.experiences: {count} is below the {tasks} tasks (valid: ≥ {tasks}, or null)")
     if faults:
         raise UserError(*faults)

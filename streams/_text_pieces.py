@@ -22,10 +22,10 @@ from clplat.streams._text_tasks import Row, Task
 class Sharing:
     """The options of `Text` that say what is met where, which it explains."""
 
-    experiences: int
     blurry: float
     disjoint: float
     repetition: float
+    experiences: int | None
     validation: float
 
 
@@ -102,7 +102,7 @@ def _shared(train: np.ndarray, starts: np.ndarray, options: Sharing, seed: int) 
     groups = [np.arange(low, high) for low, high in pairwise(starts)]
     if options.repetition > 0:
         draws = generator(seed, "repetition")
-        shares = repeated(pools, groups, options.experiences, options.repetition, draws)
+        shares = repeated(pools, groups, options.experiences or len(groups), options.repetition, draws)
         return shares, [np.unique(train[share]) for share in shares]
     if options.blurry > 0:
         return blurred(pools, groups, options.blurry, options.disjoint, generator(seed, "blurry")), groups

@@ -132,10 +132,10 @@ class Text(Stream):
         test_per_class: int | None = None,
         validation: float = 0.0,
     ) -> None:
+        sharing = Sharing(blurry, disjoint, repetition, experiences, validation)
         check(answer=answer, order=order, max_length=max_length, max_answer=max_answer, buckets=buckets,
               choices=choices, classes_per_task=classes_per_task, train_per_class=train_per_class,
-              test_per_class=test_per_class, validation=validation, blurry=blurry, disjoint=disjoint,
-              repetition=repetition, experiences=experiences)  # fmt: skip
+              test_per_class=test_per_class, **vars(sharing))  # fmt: skip
         words, notes = answer != "class", list[str]()
         check_uses(benchmark, order=order, tasks=tasks, instructions=instructions, preamble=preamble, choices=choices)
         check_answer(words, chat=chat, max_answer=max_answer, evaluate=evaluate, candidates=candidates,
@@ -144,7 +144,7 @@ class Text(Stream):
         said = words, words if preamble is None else preamble, chat
         found = _read(benchmark, names, absent, path, instructions, said, choices, find_root(data_root), notes)
         found = [part for task in found for part in _text_tasks.cut(task, classes_per_task)]
-        check_shared(len(found), blurry=blurry, disjoint=disjoint, repetition=repetition, experiences=experiences)
+        check_shared(sharing, len(found))
         self.buckets, self.free, self.tokenizer = buckets, _any_free(found, evaluate, words), load_tokenizer(tokenizer)
         names = list(dict.fromkeys(label for t in found for label in t.labels))
         self.spoken = Spoken(self.tokenizer, chat, max_length, max_answer, notes, cue=words)
@@ -152,19 +152,12 @@ class Text(Stream):
         classes = self.spoken.classes(names if words and not self.free else [], evaluate == "generate")
         self._references: list[list[tuple[str, str]]] = []  # (metric, text) of the right answers to each free sample
         chosen = drawn(found, seed or 0, train_per_class, test_per_class)
-        sharing = Sharing(experiences or len(found), blurry, disjoint, repetition, validation)
-        made = self._experiences(
-            found, chosen, pieces(found, chosen, sharing, seed or 0), names, candidates == "prompt"
-        )
+        cut = pieces(found, chosen, sharing, seed or 0)
+        made = self._experiences(found, chosen, cut, names, candidates == "prompt")
         self.notes = tuple(notes)
         assert made[0].train is not None
-        super().__init__(
-            made,
-            num_classes=0 if self.free else len(names),
-            input_shape=tuple(made[0].train.inputs.shape[1:]),
-            task_known=tell_task,
-            class_names=() if self.free else names,
-        )
+        shape, known = tuple(made[0].train.inputs.shape[1:]), [] if self.free else names
+        super().__init__(made, num_classes=len(known), input_shape=shape, task_known=tell_task, class_names=known)
         named = tuple(tuple(map(names.index, t.labels)) for t in found) if candidates == "prompt" else ()
         self.origin = {"text": self.spoken.facts(tokenizer), "choices": named}
         self.answers = Answers(classes, self.tokenizer.end, self.tokenizer.size, max_answer * (evaluate == "generate"))
