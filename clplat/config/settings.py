@@ -18,6 +18,11 @@ class LoopSettings:
         forget_epochs: passes over the data of a forget request, ≥ 1; null takes max_epochs.
         max_steps: optimizer steps per experience at most; null for no bound beside max_epochs. Of an interact
             experience it bounds those on recorded transitions alone.
+        max_flops: floating-point operations of training per learn experience or request at most, over all processes,
+            as `train_flops` counts them and weighted by memory_ratio, > 0: as many steps are taken as that buys, within
+            max_epochs and max_steps; null for no bound.
+        memory_ratio: with max_flops, peak memory of this method over that of full fine-tuning, > 0 (memory-adjusted
+            FLOPs, MAFs): of `peak_device_bytes` of two runs, say.
         max_env_steps: steps in the environment of an interact experience at most; null for as many as the stream says.
         batch_size: samples per batch and process, ≥ 1.
         eval_batch_size: samples per evaluation batch, ≥ 1; no figure depends on it but in its last digits. Where
@@ -64,6 +69,8 @@ class LoopSettings:
     max_epochs: int = 1
     forget_epochs: int | None = None
     max_steps: int | None = None
+    max_flops: float | None = None
+    memory_ratio: float = 1.0
     max_env_steps: int | None = None
     batch_size: int = 32
     eval_batch_size: int = 512
@@ -93,7 +100,10 @@ class LoopSettings:
                   "eval_every", "log_every", "eval_samples", "checkpoint_every", "eval_episodes",
                   "stop_after")  # fmt: skip
         found = _below(self, "loop", ("max_epochs", "eval_frames"), 0) + _below(self, "loop", counts, 1)
-        return found + _below(self, "loop", ("clip_norm", "checkpoint_seconds"), 0, strict=True)
+        if self.max_flops is None and self.memory_ratio != 1:
+            found.append(f"loop.memory_ratio: {self.memory_ratio} has no meaning here (valid: 1; used with max_flops)")
+        positive = ("clip_norm", "checkpoint_seconds", "max_flops", "memory_ratio")
+        return found + _below(self, "loop", positive, 0, strict=True)
 
     def epochs(self, kind: str) -> int:
         """Passes over the data of an experience of this kind."""

@@ -24,7 +24,7 @@ from clplat.errors import MissingError, UserError
 from clplat.inputs import Inputs
 from clplat.metrics.erasure import erased_samples
 from clplat.metrics.record import ExperienceRecord, RunRecord
-from clplat.run import filing, filming, recomputing, sharding
+from clplat.run import budget, filing, filming, recomputing, sharding
 from clplat.run.given import maker, real
 from clplat.run.merging import build_merge, merge_faults
 from clplat.run.preprocessing import agree
@@ -75,7 +75,7 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     whole = isinstance(model, Classifier) and not trial.faults
     strategy = trial.part("strategy", lambda options: cls(model=model, **options), whole=whole)
     if strategy is not None:
-        trial.faults += _coarse(strategy) + filing.faults(config, strategy)
+        trial.faults += _coarse(strategy) + filing.faults(config, strategy) + budget.faults(config, strategy)
         if untrained is not None:
             strategy.before_start(untrained)
     merge = trial.part("merge", lambda options: build_merge(config, options))

@@ -23,7 +23,7 @@ from torch import Tensor
 from clplat.erasure.audit import audit
 from clplat.errors import Interrupted, OutOfMemory
 from clplat.metrics.cost import step_flops
-from clplat.run import filing, measuring, saving
+from clplat.run import budget, filing, measuring, saving
 from clplat.run.evaluation import renew_means
 from clplat.run.interaction import PAUSE
 from clplat.run.progress import Progress
@@ -135,6 +135,10 @@ class Runner(RunState):
             self.flops_per_step = -1.0  # so that the call below takes the other branch
             more: list[bool] = []
             self.flops_per_step = float(step_flops(lambda: more.append(self._turn(losses))))
+            if self.budgeted:  # processes, whose batches may be of other lengths, must stop together
+                total = self.all_processes({"flops": self.flops_per_step})["flops"]
+                self.flops_per_step = total / self.world_size
+                budget.check(self.loop, total, self.stream[self.progress.experience].name)
             return more[0]
         loss = next(losses, _END)
         if loss is _END:

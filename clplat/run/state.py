@@ -17,6 +17,7 @@ from clplat.data.batches import local_slice
 from clplat.erasure.ledger import Ledger
 from clplat.lightning import Fabric
 from clplat.metrics.record import RunRecord
+from clplat.run.budget import steps_bought
 from clplat.run.diagnosing import Diagnostics
 from clplat.run.evaluation import Evaluator
 from clplat.run.progress import Progress
@@ -135,7 +136,16 @@ class RunState:
 
     def enough(self) -> bool:
         """Whether the current experience has taken all the steps it may."""
-        return self.loop.max_steps is not None and self.progress.steps >= self.loop.max_steps
+        bounds = [self.loop.max_steps]
+        if self.flops_per_step > 0 and self.budgeted:
+            bounds.append(steps_bought(self.loop, self.flops_per_step * self.world_size))
+        return any(most is not None and self.progress.steps >= most for most in bounds)
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether the current experience has a budget of FLOPs."""
+        kind = self.stream[self.progress.experience].kind
+        return self.loop.max_flops is not None and kind in (Kind.LEARN, Kind.FORGET)
 
     def env_steps(self, experience: Experience) -> int:
         """Steps to take in its environment."""

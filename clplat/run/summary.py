@@ -84,8 +84,11 @@ def config_sha256(config: Config) -> str:
     plain = {k: v for k, v in config.to_dict().items() if k not in aside}
     for key in ("checkpoint_whole", "checkpoint_sharded", "diagnostics", "activation_checkpointing", "memory_on_disk"):
         del plain["loop"][key]
-    if plain["merge"]["name"] == "none":  # of runs made before there was this key
+    # Of runs made before there were these keys.
+    if plain["merge"]["name"] == "none":
         del plain["merge"]
+    for key in ("max_flops", "memory_ratio") if plain["loop"]["max_flops"] is None else ():
+        del plain["loop"][key]
     return hashlib.sha256(to_json(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -96,7 +99,7 @@ def changes(before: Any, config: Config) -> str:
     old, new = flat(before), flat(json.loads(to_json(config.to_dict())))
     since = {"loop.checkpoint_whole": False, "loop.checkpoint_sharded": False, "loop.diagnostics": [],
              "loop.activation_checkpointing": False, "loop.memory_on_disk": False, "audit.shadows": 0,
-             "merge.name": "none"}  # fmt: skip
+             "loop.max_flops": None, "loop.memory_ratio": 1.0, "merge.name": "none"}  # fmt: skip
     for key, value in since.items():
         old.setdefault(key, value)  # of a run begun before there was this key
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
