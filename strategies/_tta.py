@@ -64,7 +64,9 @@ class TTA(Strategy):
         reads_tokens = getattr(getattr(self.model, "backbone", None), "reads_tokens", False)
         if not (self.changes_images and reads_tokens and any(e.kind is Kind.ADAPT for e in experiences)):
             return []
-        return [f"strategy: {type(self).__name__} adapts by changed images, which texts have not (valid: tent, sar)"]
+        return [
+            f"strategy: {type(self).__name__} adapts by changed images, which texts have not (valid: tent, eata, sar)"
+        ]
 
     # --- hooks --------------------------------------------------------------------------------------------------------
 

@@ -5,12 +5,12 @@ Each function raises UserError with a line for each fault.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clplat.errors import UserError
 from clplat.streams._text_pieces import Sharing
-from clplat.streams._text_tasks import ORDERS
+from clplat.streams._text_tasks import ORDERS, Task
 
 # Of each option, whether a value holds, and what is valid.
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -24,6 +24,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda v: v is None or v >= 1, "≥ 1, or null"),
     ),
     **dict.fromkeys(("blurry", "validation"), (lambda v: 0 <= v < 1, "in [0, 1)")),
+    "adapt": (lambda v: v != [], "names of tasks, or null"),
     **dict.fromkeys(("disjoint", "repetition"), (lambda v: 0 <= v <= 1, "in [0, 1]")),
 }
 
@@ -72,10 +73,11 @@ def check_answer(words: bool, **options: Any) -> None:
         raise UserError(*faults)
 
 
-def check_shared(sharing: Sharing, tasks: int) -> None:
-    """Refuse options of what is met where that so many tasks, or the other options, leave without a meaning."""
-    repeats, count = sharing.repetition > 0, sharing.experiences
+def check_shared(sharing: Sharing, found: Sequence[Task], **options: Any) -> None:
+    """Refuse options of what is met where that the tasks, or the other options, leave without a meaning."""
+    repeats, count, tasks = sharing.repetition > 0, sharing.experiences, len(found)
     unused = [
+        ("adapt", None, not repeats and not sharing.blurry, "repetition 0 and blurry 0"),
         ("blurry", 0.0, not repeats and tasks > 1, "repetition 0 and at least two tasks"),
         ("disjoint", 0.0, sharing.blurry > 0, "blurry above 0"),
         ("experiences", None, repeats, "repetition above 0"),
@@ -87,5 +89,26 @@ def check_shared(sharing: Sharing, tasks: int) -> None:
     ]
     if repeats and count is not None and count < tasks:
         faults.append(f"stream.experiences: {count} is below the {tasks} tasks (valid: ≥ {tasks}, or null)")
-    if faults:
+    if faults or (faults := _adapting(sharing.unlabelled, found, **options)):
         raise UserError(*faults)
+
+
+def _adapting(adapted: Sequence[str], found: Sequence[Task], **options: Any) -> list[str]:
+    """Why tasks can't be adapted to; one line each."""
+    names = [task.name for task in found]
+    faults = [f"stream.adapt: {n!r} is no task here (valid: {', '.join(names)})" for n in adapted if n not in names]
+    learned: set[str] = set()
+    for task in found:
+        if task.name not in adapted:
+            learned |= set(task.labels)
+        elif strange := [label for label in task.labels if label not in learned] or ["any text"] * (not task.labels):
+            what = f"{strange[0]!r} as an answer of {task.name} is learned by no task before it"
+            faults.append(f"stream.adapt: {what} (valid: tasks that choose among answers learned by then)")
+    if adapted:  # to class scores, and all of them
+        unread = {"evaluate": "score", "candidates": "all", "tell_task": False}
+        faults += [
+            f"stream.{key}: {options[key]!r} does not go with stream.adapt (valid: {plain!r})"
+            for key, plain in unread.items()
+            if options[key] != plain
+        ]
+    return faults

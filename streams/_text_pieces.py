@@ -20,13 +20,21 @@ from clplat.streams._text_tasks import Row, Task
 
 @dataclass(frozen=True)
 class Sharing:
-    """The options of `Text` that say what is met where, which it explains."""
+    """The options of `Text` that say what of its tasks is met where, which it explains."""
 
+    adapt: list[str] | None
     blurry: float
     disjoint: float
     repetition: float
     experiences: int | None
+    train_per_class: int | None
+    test_per_class: int | None
     validation: float
+
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """Names of the tasks that are adapted to."""
+        return tuple(self.adapt or ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +48,10 @@ class Piece:
     held: torch.Tensor
     test: torch.Tensor
     title: str = ""
+    adapted: torch.Tensor | None = None  # rows of the test table, in the order in which they are adapted to
 
 
-def drawn(
-    tasks: Sequence[Task], seed: int, train_count: int | None, test_count: int | None
-) -> list[dict[str, np.ndarray]]:
+def drawn(tasks: Sequence[Task], options: Sharing, seed: int) -> list[dict[str, np.ndarray]]:
     """Of each task, the places in its lists `train` and `test` that the stream takes, sorted.
 
     Raises:
@@ -52,10 +59,12 @@ def drawn(
     """
     found = []
     for i, task in enumerate(tasks):
-        train = _some(_class_ids(task, task.train), train_count, generator(seed, "train_per_class", i))
-        test = _some(_class_ids(task, task.test), test_count, generator(0, "test_per_class", i))
-        if not len(train):
-            raise MissingError(f"stream.tasks: {task.name} has no training samples: replace its files by whole ones")
+        train = _some(_class_ids(task, task.train), options.train_per_class, generator(seed, "train_per_class", i))
+        test = _some(_class_ids(task, task.test), options.test_per_class, generator(0, "test_per_class", i))
+        adapted = task.name in options.unlabelled
+        train, needed, part = (train[:0], test, "test") if adapted else (train, train, "training")
+        if not len(needed):
+            raise MissingError(f"stream.tasks: {task.name} has no {part} samples: replace its files by whole ones")
         found.append({"train": train, "test": test})
     return found
 
@@ -77,6 +86,11 @@ def pieces(tasks: Sequence[Task], chosen: Sequence[dict[str, np.ndarray]], optio
     words = [label for task in tasks for label in task.labels or ("",)]
     found = []
     for i, (share, own) in enumerate(zip(shares, taught, strict=True)):
+        tested = np.flatnonzero(np.isin(test, own))
+        if not options.repetition and tasks[i].name in options.unlabelled:
+            order, none = torch.from_numpy(generator(seed, "adapt", i).permutation(tested)), torch.arange(0)
+            found.append(Piece(tasks[i].name, tasks[i].labels, none, none, none, adapted=order))
+            continue
         if not len(share):
             what = f"is too many for {len(train)} samples"
             raise UserError(f"stream.experiences: {len(shares)} {what}: experience {i} gets none (valid: fewer)")
@@ -84,7 +98,7 @@ def pieces(tasks: Sequence[Task], chosen: Sequence[dict[str, np.ndarray]], optio
         if options.validation:
             kept, held = hold_out(kept, train, options.validation, generator(seed, "validation", i))
         labels = tuple(dict.fromkeys(words[p] for p in np.union1d(own, train[share])))
-        rows = [torch.from_numpy(r) for r in (kept, held, np.flatnonzero(np.isin(test, own)))]
+        rows = [torch.from_numpy(r) for r in (kept, held, tested)]
         whose = dict.fromkeys(tasks[t].name for t in np.searchsorted(starts, own, side="right") - 1)
         met = (f"repeat_{i}", ", ".join(whose)) if options.repetition else (tasks[i].name, "")
         found.append(Piece(met[0], labels, *rows, title=met[1]))

@@ -36,7 +36,7 @@ from clplat.stream import Answers, Data, Experience, Kind, Stream
 from clplat.streams import _text_tasks
 from clplat.streams._spoken import Spoken
 from clplat.streams._text_options import check, check_answer, check_shared, check_uses
-from clplat.streams._text_pieces import Piece, Sharing, drawn, pieces
+from clplat.streams._text_pieces import Sharing, drawn, pieces
 from clplat.streams._text_tasks import OLORA, ORDERS, Row, Task
 
 
@@ -83,6 +83,9 @@ class Text(Stream):
         tell_task: tell the task at test time: a prediction is one among its classes.
         classes_per_task: cut a task with more classes to choose from into several, of so many each in the order of its
             labels, ≥ 1; its prompts stay as they are. Null cuts none.
+        adapt: names of tasks that are not learned but adapted to, where they stand among the others: their test samples
+            come unlabelled, in an order drawn by seed, to be predicted first (kind adapt). Their answers to choose from
+            are those of tasks learned before.
         blurry: share, in [0, 1), of the training samples of each class of a task (of each task of free text) that
             appear in other experiences, evenly; test samples stay.
         disjoint: share, in [0, 1], of these classes that stay in one experience although blurry is above 0.
@@ -99,7 +102,7 @@ class Text(Stream):
         MissingError: a task is not there; says what to put where.
     """
 
-    kinds = frozenset({Kind.LEARN})
+    kinds = frozenset({Kind.LEARN, Kind.ADAPT})
 
     def __init__(
         self,
@@ -124,6 +127,7 @@ class Text(Stream):
         choices: int = 20,
         tell_task: bool = False,
         classes_per_task: int | None = None,
+        adapt: list[str] | None = None,
         blurry: float = 0.0,
         disjoint: float = 0.0,
         repetition: float = 0.0,
@@ -132,10 +136,11 @@ class Text(Stream):
         test_per_class: int | None = None,
         validation: float = 0.0,
     ) -> None:
-        sharing = Sharing(blurry, disjoint, repetition, experiences, validation)
+        sharing = Sharing(
+            adapt, blurry, disjoint, repetition, experiences, train_per_class, test_per_class, validation
+        )  # fmt: skip
         check(answer=answer, order=order, max_length=max_length, max_answer=max_answer, buckets=buckets,
-              choices=choices, classes_per_task=classes_per_task, train_per_class=train_per_class,
-              test_per_class=test_per_class, **vars(sharing))  # fmt: skip
+              choices=choices, classes_per_task=classes_per_task, **vars(sharing))  # fmt: skip
         words, notes = answer != "class", list[str]()
         check_uses(benchmark, order=order, tasks=tasks, instructions=instructions, preamble=preamble, choices=choices)
         check_answer(words, chat=chat, max_answer=max_answer, evaluate=evaluate, candidates=candidates,
@@ -144,16 +149,14 @@ class Text(Stream):
         said = words, words if preamble is None else preamble, chat
         found = _read(benchmark, names, absent, path, instructions, said, choices, find_root(data_root), notes)
         found = [part for task in found for part in _text_tasks.cut(task, classes_per_task)]
-        check_shared(sharing, len(found))
+        check_shared(sharing, found, evaluate=evaluate, candidates=candidates, tell_task=tell_task)
         self.buckets, self.free, self.tokenizer = buckets, _any_free(found, evaluate, words), load_tokenizer(tokenizer)
         names = list(dict.fromkeys(label for t in found for label in t.labels))
         self.spoken = Spoken(self.tokenizer, chat, max_length, max_answer, notes, cue=words)
         notes += dict.fromkeys(note for task in found for note in task.notes)
         classes = self.spoken.classes(names if words and not self.free else [], evaluate == "generate")
         self._references: list[list[tuple[str, str]]] = []  # (metric, text) of the right answers to each free sample
-        chosen = drawn(found, seed or 0, train_per_class, test_per_class)
-        cut = pieces(found, chosen, sharing, seed or 0)
-        made = self._experiences(found, chosen, cut, names, candidates == "prompt")
+        made = self._experiences(found, sharing, seed or 0, names, candidates == "prompt")
         self.notes = tuple(notes)
         assert made[0].train is not None
         shape, known = tuple(made[0].train.inputs.shape[1:]), [] if self.free else names
@@ -185,15 +188,16 @@ class Text(Stream):
         return [("exact_match", self.class_names[label])]
 
     def _experiences(
-        self, tasks: Sequence[Task], chosen: Sequence[dict[str, np.ndarray]], pieces: Sequence[Piece],
-        names: list[str], named: bool,
-    ) -> list[Experience]:  # fmt: skip
-        number = {name: i for i, name in enumerate(names)}
+        self, tasks: Sequence[Task], sharing: Sharing, seed: int, names: list[str], named: bool
+    ) -> list[Experience]:
+        chosen, number = drawn(tasks, sharing, seed), {name: i for i, name in enumerate(names)}
         ids: dict[str, list[np.ndarray]] = {"train": [], "test": []}
         rows: dict[str, list[Row]] = {"train": [], "test": []}
         owners: dict[str, list[Task]] = {"train": [], "test": []}
         for task, which in zip(tasks, chosen, strict=True):
             for part, own in (("train", task.train), ("test", task.test)):
+                if not len(which[part]):
+                    continue
                 texts = [row.prompt for row in own]
                 ids[part] += self.spoken.prompts(texts, which[part], f"{part} prompts of {task.name}")
                 rows[part] += [own[i] for i in which[part].tolist()]
@@ -202,19 +206,20 @@ class Text(Stream):
         length = max(length, *(len(t.labels) for t in tasks)) if named else length
         tables = {part: self._table(ids[part], owners[part], number, length, named) for part in ids}
         labels = {part: self._labels(rows[part], owners[part], number) for part in rows}
+        train, test = (Data(tables[part], labels[part]) for part in ("train", "test"))
         return [
             Experience(
                 index=i,
                 name=piece.name,
-                kind=Kind.LEARN,
-                train=Data(tables["train"], labels["train"], piece.kept),
-                test=Data(tables["test"], labels["test"], piece.test) if len(piece.test) else None,
-                valid=Data(tables["train"], labels["train"], piece.held) if len(piece.held) else None,
+                kind=Kind.LEARN if piece.adapted is None else Kind.ADAPT,
+                train=train.subset(piece.kept) if piece.adapted is None else test.subset(piece.adapted),
+                test=test.subset(piece.test) if len(piece.test) else None,
+                valid=train.subset(piece.held) if len(piece.held) else None,
                 classes=() if self.free else tuple(sorted(number[name] for name in piece.labels)),
                 task=i,
                 title=piece.title,
             )
-            for i, piece in enumerate(pieces)
+            for i, piece in enumerate(pieces(tasks, chosen, sharing, seed))
         ]
 
     def _table(

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 import clplat
-from clplat.components.norms import BatchNorm, prepare_training
+from clplat.backbones.language_model import language_model
+from clplat.backbones.text_encoder import text_encoder
+from clplat.components.norms import BatchNorm, norm_affine, prepare_training
 from clplat.errors import UserError
 
 
@@ -39,3 +41,31 @@ def test_layers_that_processes_cant_share_are_refused():
         prepare_training(nn.Sequential(layer), 1)
         with pytest.raises(UserError, match=r"fabric\.devices: 2, but 0 \((Own|BatchNorm1d)\)"):
             prepare_training(nn.Sequential(layer), 2)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "bert"])
+def test_gains_and_offsets_of_layers_of_the_libraries_own(family):
+    """Which the names of parameters tell in these families: norm in llama, layer_norm in t5, LayerNorm in bert."""
+    small = {"dim": 8, "depth": 2, "heads": 2}
+    made = text_encoder((2, 8), **small) if family == "bert" else language_model((2, 8), family=family, **small)
+    called = [n for n, _ in made.named_parameters() if "norm" in n.lower()]
+    assert {id(p) for p in norm_affine(made)} == {id(made.get_parameter(n)) for n in called}
+    assert len(called) >= 5
+
+
+def test_what_only_holds_or_is_called_after_normalisation_layers_is_none():
+    class Scaled(nn.Module):
+        def __init__(self, *children):
+            super().__init__()
+            self.weight, self.inside = nn.Parameter(torch.ones(2)), nn.ModuleList(children) if children else None
+
+    class MyRMSNorm(Scaled):
+        pass
+
+    class LayerNormGate(Scaled):
+        def __init__(self):
+            super().__init__()
+            self.gate = nn.Parameter(torch.ones(2))
+
+    assert len(norm_affine(MyRMSNorm())) == 1
+    assert norm_affine(nn.Sequential(Scaled(), MyRMSNorm(nn.Linear(2, 2)), LayerNormGate())) == []

@@ -22,6 +22,8 @@ from clplat.errors import UserError
 Statistics = Literal["source", "batch", "blend", "follow"]
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _ACTING = ("timm.layers.norm_act", "BatchNormAct2d")  # module and name of timm's, which drops out and activates behind
+# Parts of the names of those that libraries have of their own, transformers one for each family (LlamaRMSNorm).
+_OWN = ("rmsnorm", "layernorm")
 _AFFINE = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
@@ -236,4 +238,13 @@ def set_statistics(model: nn.Module, statistics: Statistics | None, share: float
 
 def norm_affine(model: nn.Module) -> list[nn.Parameter]:
     """Gains and offsets of all normalisation layers, told by the type of the layer, in the order of the modules."""
-    return [p for m in model.modules() if isinstance(m, _AFFINE) for p in m.parameters(recurse=False)]
+    return [p for m in model.modules() if _normalises(m) for p in m.parameters(recurse=False)]
+
+
+def _normalises(module: nn.Module) -> bool:
+    """Whether it is a normalisation layer: torch's, or a library's own of a gain and an offset at most."""
+    if isinstance(module, _AFFINE):
+        return True
+    named = any(part in type(module).__name__.lower() for part in _OWN)
+    own = {name for name, _ in module.named_parameters(recurse=False)}
+    return named and own <= {"weight", "bias"} and not any(True for _ in module.children())

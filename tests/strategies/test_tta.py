@@ -306,7 +306,7 @@ def test_what_changes_images_refuses_texts_before_it_runs(gate, monkeypatch):
     strategy, asked = CoTTA(model=cnn(), gate=gate, **SGD), [experience()]
     assert strategy.faults(asked, False) == []
     monkeypatch.setattr(strategy.model.backbone, "reads_tokens", True, raising=False)
-    said = ["strategy: CoTTA adapts by changed images, which texts have not (valid: tent, sar)"]
+    said = ["strategy: CoTTA adapts by changed images, which texts have not (valid: tent, eata, sar)"]
     assert strategy.faults(asked, False) == (said if gate else [])
     assert strategy.faults([experience(kind=Kind.LEARN)], False) == []
     assert MAKE["tent"](strategy.model).faults(asked, False) == []

@@ -112,6 +112,7 @@ def test_refuses(three, options, message):
         Text(**{**three, **options})
 
 
+@pytest.mark.slow
 def test_a_run_meets_classes_before_their_task(three, tmp_path):
     config = {
         "strategy": {"name": "er", "memory": 8, "replay_batch": 4},
