@@ -98,7 +98,7 @@ def pieces(tasks: Sequence[Task], chosen: Sequence[dict[str, np.ndarray]], optio
         if options.validation:
             kept, held = hold_out(kept, train, options.validation, generator(seed, "validation", i))
         labels = tuple(dict.fromkeys(words[p] for p in np.union1d(own, train[share])))
-        rows = [torch.from_numpy(r) for r in (kept, held, tested)]
+        rows = torch.from_numpy(kept), torch.from_numpy(held), torch.from_numpy(tested)
         whose = dict.fromkeys(tasks[t].name for t in np.searchsorted(starts, own, side="right") - 1)
         met = (f"repeat_{i}", ", ".join(whose)) if options.repetition else (tasks[i].name, "")
         found.append(Piece(met[0], labels, *rows, title=met[1]))
