@@ -18,8 +18,8 @@ from clplat.strategy import Strategy
 LEAST = 2  # steps that are taken before it is known what one costs
 
 
-def steps_bought(loop: LoopSettings, flops: float) -> int | None:
-    """Steps that an experience may take by its budget; None where it has none.
+def steps_bought(loop: LoopSettings, flops: float) -> int:
+    """Steps that an experience may take by its budget, which there is.
 
     Args:
         flops: of one batch, over all processes, > 0.
@@ -27,8 +27,7 @@ def steps_bought(loop: LoopSettings, flops: float) -> int | None:
     >>> steps_bought(LoopSettings(max_flops=63394.7585 * 1420, memory_ratio=37.58 / 46.59), 57254.6)
     1949
     """
-    if loop.max_flops is None:
-        return None
+    assert loop.max_flops is not None
     return int(loop.max_flops / (flops * loop.accumulate * loop.memory_ratio) + 1e-9)  # n steps of F are n, not n − 1
 
 
@@ -54,7 +53,7 @@ def check(loop: LoopSettings, flops: float, name: str) -> None:
             f"loop.max_flops: {loop.max_flops:g}, but no FLOPs are counted in a step of {name} (valid: null)"
         )
     bought = steps_bought(loop, flops)
-    if bought is not None and bought < LEAST:
+    if bought < LEAST:
         least = LEAST * flops * loop.accumulate * loop.memory_ratio
         raise UserError(
             f"loop.max_flops: {loop.max_flops:g} buys {bought} steps of {name} (valid: ≥ {least:g}, which is what "

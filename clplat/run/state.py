@@ -136,10 +136,11 @@ class RunState:
 
     def enough(self) -> bool:
         """Whether the current experience has taken all the steps it may."""
-        bounds = [self.loop.max_steps]
-        if self.flops_per_step > 0 and self.budgeted:
-            bounds.append(steps_bought(self.loop, self.flops_per_step * self.world_size))
-        return any(most is not None and self.progress.steps >= most for most in bounds)
+        steps, most = self.progress.steps, self.loop.max_steps
+        if most is not None and steps >= most:
+            return True
+        known = self.loop.max_flops is not None and self.flops_per_step > 0  # asked first: this is called at every step
+        return known and self.budgeted and steps >= steps_bought(self.loop, self.flops_per_step * self.world_size)
 
     @property
     def budgeted(self) -> bool:

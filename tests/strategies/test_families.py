@@ -118,10 +118,10 @@ def test_what_adapts_or_acts_runs_or_says_in_a_line_why_not(name, family, seen):
     stream = families.adapting(family, Kind.LEARN in kinds) if Kind.ADAPT in kinds else families.ALL[family]()
     why = ""
     try:
-        _, strategy = make(name, family, stream)
+        _, strategy = make(name, family, stream, depth=2)
         if faults := strategy.faults([e.seen() for e in stream], False):
             raise UserError(*faults)
-        check(*ran(name, family, stream=stream))
+        check(*ran(name, family, stream=stream, depth=2))
     except UserError as error:  # anything else is a traceback
         (why,) = error.faults
     seen(name, COLUMNS[family], why)
