@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,6 @@ def _accumulated(subject: Subject, parts: int, draws: int = SEED) -> State:
     """The state after a run whose steps take BATCH samples in so many parts; what it draws comes from `draws`."""
     stream = TinyStream(subject.cls.kinds & {Kind.LEARN, Kind.FORGET})
     strategy = subject.build(stream, **subject.options(parts))
-    how = {"batch_size": BATCH // parts, "accumulate": parts, "reseed": True, "draws": 1000 * draws}
-    trial = subject.trial(strategy, stream, **how)
+    how: dict[str, Any] = {"reseed": True, "draws": 1000 * draws}
+    trial = subject.trial(strategy, stream, batch_size=BATCH // parts, accumulate=parts, **how)
     return subject.finish(trial).state
