@@ -21,7 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # small models: more cost more than they bring
 
 # scikit-learn sets the first two where it is imported, JAX (which Avalanche's dependencies import) the next,
-# MLflow's client the last.
+# MLflow's client the last but one, torch the last where it compiles.
 SET_BY_LIBRARIES = (
     "KMP_INIT_AT_FORK",
     "KMP_DUPLICATE_LIB_OK",
@@ -30,6 +30,7 @@ SET_BY_LIBRARIES = (
     "PYGAME_HIDE_SUPPORT_PROMPT",
     "SDL_AUDIODRIVER",
     "_MLFLOW_TELEMETRY_SESSION_ID",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from clplat.config.resolve import resolve
 from clplat.config.settings import FabricSettings
 from clplat.errors import Interrupted
 from clplat.lightning import Fabric
-from clplat.run import checkpoint
+from clplat.run import checkpoint, compiling
 from clplat.run.launch import _work, make_fabric
 from clplat.strategies.er import ER
 from clplat.strategies.naive import Naive
@@ -91,11 +92,14 @@ def config(folder: Path, given: dict[str, Any], **more: Any) -> dict[str, Any]:
     return found | {"loop": LOOP | given.get("loop", {}) | more.pop("loop", {})} | more
 
 
-def on_processes(jobs: list[dict[str, Any]], settings: FabricSettings | None = None) -> None:
+def on_processes(
+    jobs: list[dict[str, Any]], settings: FabricSettings | None = None, do: Callable[..., None] | None = None
+) -> None:
     """Do runs one after the other, in processes that are started once; in this one where nothing is said.
 
     Args:
         jobs: "config" of a run; "resume": it is stopped on its way, and gone on with.
+        do: what does them in each process; None: `_do`.
     """
     if settings is None:
         fabric = make_fabric(FabricSettings(accelerator="cpu"))
@@ -104,7 +108,7 @@ def on_processes(jobs: list[dict[str, Any]], settings: FabricSettings | None = N
         return
     before = dict(os.environ)
     try:
-        make_fabric(settings).launch(_do, jobs)
+        make_fabric(settings).launch(do or _do, jobs)
     finally:
         for key in os.environ.keys() - before.keys():  # the launcher leaves its port
             del os.environ[key]
@@ -118,6 +122,12 @@ def _do(fabric: Fabric, jobs: list[dict[str, Any]]) -> None:
         if job.get("resume"):
             (stopped,) = Path(given.output).rglob("config.yaml")
             _work(fabric, given, stopped.parent, None, True, True, None)
+
+
+def stubbed_too(fabric: Fabric, jobs: list[dict[str, Any]]) -> None:
+    """As `_do`; what is compiled is traced, and run as it is."""
+    compiling.OPTIONS = {"dynamic": True, "backend": "eager"}
+    _do(fabric, jobs)
 
 
 def ended(folder: Path) -> dict[str, Any]:

@@ -131,6 +131,8 @@ class FabricSettings:
         num_nodes: machines, ≥ 1.
         threads: CPU threads per process; null leaves torch's choice. Sums are taken in another order with another
             number: figures of longer runs agree within their spread over seeds, not in every digit.
+        compile: have torch compile the blocks of a backbone (or all of one that convolves), in seconds to minutes at
+            the start: sums are rounded elsewhere, random numbers are the same. Needs a C++ compiler, on a GPU Triton.
     """
 
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
@@ -139,6 +141,7 @@ class FabricSettings:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     num_nodes: int = 1
     threads: int | None = None
+    compile: bool = False
 
     def faults(self) -> list[str]:
         """One line for each value out of range."""

@@ -24,7 +24,7 @@ from clplat.errors import MissingError, UserError
 from clplat.inputs import Inputs
 from clplat.metrics.erasure import erased_samples
 from clplat.metrics.record import ExperienceRecord, RunRecord
-from clplat.run import budget, filing, filming, recomputing, sharding
+from clplat.run import budget, compiling, filing, filming, recomputing, sharding
 from clplat.run.given import maker, real
 from clplat.run.merging import build_merge, merge_faults
 from clplat.run.preprocessing import agree
@@ -83,6 +83,7 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
         trial.faults += check_stream(config, cls, stream)
         if strategy is not None:
             trial.faults += sharding.faults(config, cls, strategy, stream) + recomputing.faults(config, cls, strategy)
+            trial.faults += compiling.faults(config, strategy, stream)
         if strategy is not None and merge is not None and config.merge.name != DEFAULTS["merge"]:
             trial.faults += merge_faults(config.merge.name, merge, strategy, stream)
     if stream is not None and strategy is not None and not trial.faults:

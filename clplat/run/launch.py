@@ -31,7 +31,7 @@ from clplat.files import to_json, write_atomic
 from clplat.lightning import Fabric
 from clplat.metrics.record import RunRecord
 from clplat.preprocessing import Preprocessing
-from clplat.run import checkpoint, elastic, filing, model, shadows
+from clplat.run import checkpoint, compiling, elastic, filing, model, shadows
 from clplat.run.build import build, new_record, read_reference
 from clplat.run.given import check_travels
 from clplat.run.loop import Runner
@@ -158,7 +158,7 @@ def _work(
     if config.fabric.threads is not None:
         torch.set_num_threads(config.fabric.threads)
     stream, strategy = build(config, start)
-    if refused := faults(config, stream):
+    if refused := faults(config, stream) or (compiling.check(fabric.device) if config.fabric.compile else []):
         raise UserError(*refused)
     if first:
         for line in stream.notes:
@@ -198,7 +198,7 @@ def _go(
     sources = known_sources(strategy) if first and not config.loop.checkpoint_whole else None
     runner = Runner(strategy, stream, elastic.shared(config).loop, fabric, config.seed, log, record)
     runner.sources = sources
-    runner.watch, runner.merge = watch, build_merge(config)
+    runner.watch, runner.merge, runner.compiled = watch, build_merge(config), config.fabric.compile
     runner.audit, runner.config = config.audit, json.loads(to_json(config.to_dict()))
     before = len(state["processes"]) if state else config.fabric.devices * config.fabric.num_nodes
     try:

@@ -24,6 +24,7 @@ from clplat.erasure.audit import audit
 from clplat.errors import Interrupted, OutOfMemory
 from clplat.metrics.cost import step_flops
 from clplat.run import budget, filing, measuring, saving
+from clplat.run.compiling import compile_passes
 from clplat.run.evaluation import renew_means
 from clplat.run.interaction import PAUSE
 from clplat.run.progress import Progress
@@ -107,6 +108,8 @@ class Runner(RunState):
                 self.merging.begin(self.strategy)
             self.strategy.begin(seen)
             p.begun = True
+        if self.compiled:
+            compile_passes(self.strategy.model.backbone)  # type: ignore[arg-type]
         self.log.describe(experience)
         setup_optimizer(self)
         losses = turns(self, experience, seen)

@@ -190,6 +190,7 @@ def _shadow(
     strategy = build_strategy(config, stream.input_shape, stream.num_classes, seed=seed, answers=stream.answers)
     loop = replace(config.loop, eval_every=None, checkpoint_every=None, checkpoint_seconds=None, representation=False)
     runner = Runner(strategy, stream, loop, fabric, seed, RunLog(None, time.perf_counter()), new_record(stream))
+    runner.compiled = config.fabric.compile
     subject = audit.Subject(strategy, runner.stream, config.audit, "test", loop.eval_batch_size, fabric.device,
                             fabric.autocast, 0, 1, None)  # fmt: skip
     base = stream[index].train

@@ -78,6 +78,7 @@ class RunState:
         self.progress, self.audit = Progress(), AuditSettings(enabled=False)
         self.merge: Merge = Unmerged()
         self.diagnostics = Diagnostics(loop.diagnostics, self.strategy)
+        self.compiled = False  # whether passes are compiled
         self.stop_requested = False
         self.watch: Watch | None = None
         self.config: dict[str, Any] = {}  # as config.yaml has it; what a resumed run is compared with

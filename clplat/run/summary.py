@@ -89,6 +89,8 @@ def config_sha256(config: Config) -> str:
         del plain["merge"]
     for key in ("max_flops", "memory_ratio") if plain["loop"]["max_flops"] is None else ():
         del plain["loop"][key]
+    if not plain["fabric"]["compile"]:
+        del plain["fabric"]["compile"]
     return hashlib.sha256(to_json(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -99,7 +101,7 @@ def changes(before: Any, config: Config) -> str:
     old, new = flat(before), flat(json.loads(to_json(config.to_dict())))
     since = {"loop.checkpoint_whole": False, "loop.checkpoint_sharded": False, "loop.diagnostics": [],
              "loop.activation_checkpointing": False, "loop.memory_on_disk": False, "audit.shadows": 0,
-             "loop.max_flops": None, "loop.memory_ratio": 1.0, "merge.name": "none"}  # fmt: skip
+             "loop.max_flops": None, "loop.memory_ratio": 1.0, "fabric.compile": False, "merge.name": "none"}  # fmt: skip
     for key, value in since.items():
         old.setdefault(key, value)  # of a run begun before there was this key
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
