@@ -27,6 +27,7 @@ LOOP = {"max_steps": 2, "batch_size": 6, "clip_norm": 0.5, "accumulate": 2, "sto
         "evaluate": "last", "representation": False}  # fmt: skip
 IMAGES = {"stream": "digits", "backbone": {"name": "vit_micro", "dim": 16, "depth": 2, "heads": 2}}
 SHARDED = Path(__file__)
+REPLAY = {"memory": 30, "replay_batch": 4}
 ADAPTERS = {"optimizer": "sgd", "lr": 0.1, "dropout": 0.0, "rank": 2}
 
 
@@ -87,8 +88,8 @@ def pictures(folder: Path) -> dict[str, Any]:
 
 def config(folder: Path, given: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A run in `folder`."""
-    fabric = {"accelerator": "cpu", "threads": 1, **more.pop("fabric", {})}
-    found = {"tracking": {"enabled": False}, "seed": 3, "output": str(folder), "fabric": fabric, **given}
+    fabric = {"accelerator": "cpu", "threads": 1, **given.get("fabric", {}), **more.pop("fabric", {})}
+    found = {"tracking": {"enabled": False}, "seed": 3, "output": str(folder), **given, "fabric": fabric}
     return found | {"loop": LOOP | given.get("loop", {}) | more.pop("loop", {})} | more
 
 

@@ -68,6 +68,8 @@ class Backbone(nn.Module, ABC):
     needs_head: ClassVar[bool] = True  # whether logits come from a head of clplat.backbones.heads
     reads_tokens: ClassVar[bool] = False  # whether inputs are texts in token ids
     shardable: ClassVar[bool] = False  # whether its weights may be split over processes (fabric.strategy fsdp)
+    narrowable: ClassVar[bool] = False  # whether its weights may be in half precision (fabric.precision bf16-true)
+    half: torch.dtype | None = None  # that of its weights, where features are to be in single precision all the same
     residual: bool = False  # whether its blocks each add to one stream of states, read at a text's last token
     input_mean: Tensor | None
     input_std: Tensor | None
@@ -97,6 +99,13 @@ class Backbone(nn.Module, ABC):
             mean, std = (torch.tensor(values).view(-1, 1, 1) for values in chosen)
             self.register_buffer("input_mean", mean, persistent=False)
             self.register_buffer("input_std", std, persistent=False)
+        return self
+
+    def narrowed(self, dtype: torch.dtype) -> Self:
+        """Itself, with its parameters in `dtype`, a half precision; buffers (positions, say) stay as they are."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+        self.half = dtype
         return self
 
     @abstractmethod
@@ -190,7 +199,9 @@ class Backbone(nn.Module, ABC):
     def forward(self, inputs: Tensor) -> Tensor:
         if self.input_mean is not None and self.input_std is not None:
             inputs = (inputs - self.input_mean) / self.input_std
-        return self.features(inputs)
+        if self.half is None:
+            return self.features(inputs)
+        return self.features(inputs.to(self.half) if inputs.is_floating_point() else inputs).float()
 
 
 class Head(nn.Module, ABC):

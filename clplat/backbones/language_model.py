@@ -49,6 +49,7 @@ class LanguageModel(Backbone):
     needs_head = False
     reads_tokens = True
     shardable = True
+    narrowable = True
 
     def __init__(self, net: Any, length: int) -> None:
         super().__init__()

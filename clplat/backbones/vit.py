@@ -31,6 +31,7 @@ class ViT(Backbone):
     """
 
     shardable = True
+    narrowable = True
 
     def __init__(self, net: VisionTransformer, resize: tuple[int, int] | None = None) -> None:
         super().__init__()

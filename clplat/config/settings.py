@@ -127,7 +127,8 @@ class FabricSettings:
         devices: processes on this node, ≥ 1; each takes one device.
         strategy: ddp, or auto, which is ddp where there are several processes; or fsdp, by which each process holds a
             part of the backbone, its gradients and moments.
-        precision: 32-true, or bf16-mixed (parameters and memories stay in 32 bits).
+        precision: 32-true; bf16-mixed (parameters and memories stay in 32 bits); or bf16-true and 16-true: parameters
+            of the backbone in that type, for half the memory, in the runs that have been seen to learn by them.
         num_nodes: machines, ≥ 1.
         threads: CPU threads per process; null leaves torch's choice. Sums are taken in another order with another
             number: figures of longer runs agree within their spread over seeds, not in every digit.
@@ -138,7 +139,7 @@ class FabricSettings:
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
     devices: int = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-true"] = "32-true"
     num_nodes: int = 1
     threads: int | None = None
     compile: bool = False

@@ -24,7 +24,7 @@ from clplat.errors import MissingError, UserError
 from clplat.inputs import Inputs
 from clplat.metrics.erasure import erased_samples
 from clplat.metrics.record import ExperienceRecord, RunRecord
-from clplat.run import budget, compiling, filing, filming, recomputing, sharding
+from clplat.run import budget, compiling, filing, filming, precisions, recomputing, sharding
 from clplat.run.given import maker, real
 from clplat.run.merging import build_merge, merge_faults
 from clplat.run.preprocessing import agree
@@ -51,6 +51,7 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     seed_everything(config.seed)
     make_backbone = maker(config, "backbone")
     backbone = trial.part("backbone", lambda options: make_backbone(shape, **options), whole=stream is not None)
+    backbone = None if backbone is None else precisions.narrow(config, backbone)
     if stream is not None and backbone is not None:
         trial.faults += agree(stream, backbone)
     width = 1 if backbone is None else backbone.embed_dim
@@ -75,15 +76,14 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     whole = isinstance(model, Classifier) and not trial.faults
     strategy = trial.part("strategy", lambda options: cls(model=model, **options), whole=whole)
     if strategy is not None:
-        trial.faults += _coarse(strategy) + filing.faults(config, strategy) + budget.faults(config, strategy)
+        trial.faults += [f for room in (precisions, filing, budget) for f in room.faults(config, strategy)]
         if untrained is not None:
             strategy.before_start(untrained)
     merge = trial.part("merge", lambda options: build_merge(config, options))
     if stream is not None:
         trial.faults += check_stream(config, cls, stream)
         if strategy is not None:
-            trial.faults += sharding.faults(config, cls, strategy, stream) + recomputing.faults(config, cls, strategy)
-            trial.faults += compiling.faults(config, strategy, stream)
+            trial.faults += _passes(config, cls, strategy, stream)
         if strategy is not None and merge is not None and config.merge.name != DEFAULTS["merge"]:
             trial.faults += merge_faults(config.merge.name, merge, strategy, stream)
     if stream is not None and strategy is not None and not trial.faults:
@@ -91,7 +91,7 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     trial.end()
     assert stream is not None
     assert strategy is not None
-    stream.notes = (*stream.notes, *strategy.notes, *_other_step(config, cls))
+    stream.notes = (*stream.notes, *strategy.notes, *precisions.notes(config, strategy), *_other_step(config, cls))
     return stream, strategy
 
 
@@ -245,7 +245,9 @@ def build_model(
     config: Config, input_shape: tuple[int, ...], num_classes: int, answers: Answers | Actions | None = None
 ) -> Classifier:
     """Backbone and head without a stream."""
-    backbone = maker(config, "backbone")(input_shape, **real(config, config.backbone.options))
+    backbone = precisions.narrow(
+        config, maker(config, "backbone")(input_shape, **real(config, config.backbone.options))
+    )
     head = None
     if backbone.needs_head:
         make_head = maker(config, "head")
@@ -271,16 +273,10 @@ def _several(config: Config, cls: type[Strategy]) -> list[str]:
     return [f"fabric.{key}: {value} is out of range (valid: 1, since {cls.__name__} runs in one process)"]
 
 
-def _coarse(strategy: Strategy) -> list[str]:
-    """The fault of training weights whose precision loses most steps: below 2⁻⁹ of a weight in bfloat16."""
-    half = {p.dtype for p in strategy.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)}
-    if not half or strategy.frozen_features:
-        return []
-    name, dtype = type(strategy).__name__, str(half.pop()).removeprefix("torch.")
-    return [
-        f"backbone.dtype: {dtype} loses most steps of the weights, which {name} trains (valid: float32, with "
-        "fabric.precision bf16-mixed for speed; or a strategy with adapters, whose weights are frozen)"
-    ]
+def _passes(config: Config, cls: type[Strategy], strategy: Strategy, stream: Stream) -> list[str]:
+    """Faults of how passes are to be made: in parts, again, compiled."""
+    found = sharding.faults(config, cls, strategy, stream) + recomputing.faults(config, cls, strategy)
+    return found + compiling.faults(config, strategy, stream)
 
 
 def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[str]:

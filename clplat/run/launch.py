@@ -36,6 +36,7 @@ from clplat.run.build import build, new_record, read_reference
 from clplat.run.given import check_travels
 from clplat.run.loop import Runner
 from clplat.run.merging import build_merge
+from clplat.run.precisions import DTYPES
 from clplat.run.result import Result
 from clplat.run.rundir import make_run_dir
 from clplat.run.runlog import RunLog
@@ -116,7 +117,7 @@ def make_fabric(settings: FabricSettings) -> Fabric:
             devices=settings.devices,
             num_nodes=settings.num_nodes,
             strategy=strategy,
-            precision=settings.precision,
+            precision="32-true" if settings.precision in DTYPES else settings.precision,  # which casts nothing
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"fabric: {' '.join(str(error).split())}") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from sharded import ADAPTERS, IMAGES, SHARDED, config, ended, on_processes, pictures, texts
+from sharded import ADAPTERS, IMAGES, REPLAY, SHARDED, config, ended, on_processes, pictures, texts
 
 from clplat.config import discovery
 from clplat.config.settings import FabricSettings
@@ -18,7 +18,6 @@ from clplat.strategy import why_not_sharded
 pytestmark = pytest.mark.slow
 SGD = {"lr": 0.1}
 FSDP = {"devices": 2, "strategy": "fsdp"}
-REPLAY = {"memory": 30, "replay_batch": 4}
 PLAIN, REPLAYED, ADAPTED = ["naive", "joint", "cumulative"], ["er", "er_ace", "derpp"], ["lora", "olora"]
 FAMILIES = ["language_model", "text_encoder", "clip"]
 AGAIN = ["er", "derpp", "lora", "clip"]  # the other strategies take the steps of one of these
