@@ -69,7 +69,7 @@ class Backbone(nn.Module, ABC):
     reads_tokens: ClassVar[bool] = False  # whether inputs are texts in token ids
     shardable: ClassVar[bool] = False  # whether its weights may be split over processes (fabric.strategy fsdp)
     narrowable: ClassVar[bool] = False  # whether its weights may be in half precision (fabric.precision bf16-true)
-    half: torch.dtype | None = None  # that of its weights, where features are to be in single precision all the same
+    computes_in: torch.dtype | None = None  # type of its weights, where features are in single precision all the same
     residual: bool = False  # whether its blocks each add to one stream of states, read at a text's last token
     input_mean: Tensor | None
     input_std: Tensor | None
@@ -105,7 +105,7 @@ class Backbone(nn.Module, ABC):
         """Itself, with its parameters in `dtype`, a half precision; buffers (positions, say) stay as they are."""
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
-        self.half = dtype
+        self.computes_in = dtype
         return self
 
     @abstractmethod
@@ -199,9 +199,9 @@ class Backbone(nn.Module, ABC):
     def forward(self, inputs: Tensor) -> Tensor:
         if self.input_mean is not None and self.input_std is not None:
             inputs = (inputs - self.input_mean) / self.input_std
-        if self.half is None:
+        if self.computes_in is None:
             return self.features(inputs)
-        return self.features(inputs.to(self.half) if inputs.is_floating_point() else inputs).float()
+        return self.features(inputs.to(self.computes_in) if inputs.is_floating_point() else inputs).float()
 
 
 class Head(nn.Module, ABC):

@@ -60,7 +60,7 @@ class TextEncoder(Backbone):
         self.net, self.length, self.pooling = net, length, pooling
         self.embed_dim: int = net.config.hidden_size
         self.vocabulary: int = net.config.vocab_size
-        self.half = net.dtype if net.dtype == torch.bfloat16 else None
+        self.computes_in = net.dtype if net.dtype == torch.bfloat16 else None
         self._width, self._fill = _families.width(net.config), net.config.pad_token_id or 0
         inside = {id(block) for block in self.blocks}
         self._stems = tuple(f"{name}." for name, module in self.named_modules() if id(module) in inside)
