@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.plugins import MixedPrecision
 from texts import write_sets
 
 from clplat.config.resolve import resolve
@@ -49,6 +50,22 @@ class Stopped(ER):
         if self.rank == 0 and self.taken == 4 and not self.told.exists():
             self.told.touch()
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Halted(Naive):
+    """Fine-tuning that stops as `Stopped` does: what it learns does not depend on the number of processes.
+
+    Args:
+        told: the file.
+    """
+
+    unshardable = ""
+
+    def __init__(self, *, told: str, **base):
+        super().__init__(**base)
+        self.told, self.taken = Path(told), 0
+
+    after_step = Stopped.after_step
 
 
 class Apart(Naive):
@@ -99,7 +116,7 @@ def on_processes(
     """Do runs one after the other, in processes that are started once; in this one where nothing is said.
 
     Args:
-        jobs: "config" of a run; "resume": it is stopped on its way, and gone on with.
+        jobs: "config" of a run; "resume": it is stopped on its way, and gone on with; "left": others have stopped it.
         do: what does them in each process; None: `_do`.
     """
     if settings is None:
@@ -118,11 +135,22 @@ def on_processes(
 def _do(fabric: Fabric, jobs: list[dict[str, Any]]) -> None:
     for job in jobs:
         given = resolve(config=job["config"])
-        with suppress(Interrupted):
-            _work(fabric, given, None, None, True, False, None)
-        if job.get("resume"):
+        if mixed := given.fabric.precision == "bf16-mixed":
+            plain, fabric._precision = fabric._precision, MixedPrecision("bf16-mixed", "cpu")
+        if not job.get("left"):
+            with suppress(Interrupted):
+                _work(fabric, given, None, None, True, False, None)
+        if job.get("resume") or job.get("left"):
             (stopped,) = Path(given.output).rglob("config.yaml")
             _work(fabric, given, stopped.parent, None, True, True, None)
+        if mixed:
+            fabric._precision = plain
+
+
+def alone(fabric: Fabric, jobs: list[dict[str, Any]]) -> None:
+    """As `_do`, in the one process that torchrun has started of those that were asked for."""
+    os.environ |= {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    _do(fabric, jobs)
 
 
 def stubbed_too(fabric: Fabric, jobs: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from sharded import ADAPTERS, IMAGES, REPLAY, SHARDED, config, ended, on_processes, pictures, texts
+from sharded import ADAPTERS, IMAGES, REPLAY, SHARDED, alone, config, ended, on_processes, pictures, texts
 
 from clplat.config import discovery
 from clplat.config.settings import FabricSettings
@@ -20,6 +20,8 @@ SGD = {"lr": 0.1}
 FSDP = {"devices": 2, "strategy": "fsdp"}
 PLAIN, REPLAYED, ADAPTED = ["naive", "joint", "cumulative"], ["er", "er_ace", "derpp"], ["lora", "olora"]
 FAMILIES = ["language_model", "text_encoder", "clip"]
+NARROW = ["bf16-mixed", "bf16-true"]
+MORE, FEWER = ["1 to 2", "1 to 2 parts"], ["2 to 1", "2 to 1 parts"]
 AGAIN = ["er", "derpp", "lora", "clip"]  # the other strategies take the steps of one of these
 
 
@@ -37,6 +39,10 @@ def cases(folder: Path) -> dict[str, Any]:
     }
 
 
+def narrow(precision: str) -> dict[str, Any]:
+    return {**IMAGES, "strategy": {"name": "naive", **SGD}, "fabric": {"precision": precision}}
+
+
 def halved(given: dict[str, Any]) -> dict[str, Any]:
     """The same run on two processes: what is counted by process is half."""
     strategy = given["strategy"]
@@ -51,6 +57,17 @@ def stopped(folder: Path, told: Path, **loop: Any) -> dict[str, Any]:
     return config(folder, {**IMAGES, "loop": loop, "strategy": strategy}, fabric=FSDP)
 
 
+def halted(folder: Path, name: str) -> dict[str, Any]:
+    """A run that is stopped so, with SGD's momentum on its way, which other processes go on with."""
+    strategy = {"name": f"{SHARDED}:Halted", "told": str(folder / f"{name} told"), "momentum": 0.9, **SGD}
+    loop = {"max_steps": 6, "accumulate": 1, "batch_size": 3, "checkpoint_sharded": "parts" in name}
+    return config(folder / name, {**IMAGES, "loop": loop, "strategy": strategy}, fabric=FSDP)
+
+
+def left(folder: Path, names: list[str]) -> list[dict[str, Any]]:
+    return [{"config": halted(folder, name), "left": True} for name in names]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of all runs, by name: on one process, and on two."""
@@ -63,8 +80,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     again = {"activation_checkpointing": True}
     both = halved(given["lora"]) | {"loop": {"batch_size": 3} | again}
     jobs.append({"config": config(two / "again", given["lora"], **both)})
+    jobs += [{"config": config(two / p, narrow(p), fabric=FSDP, loop={"batch_size": 3})} for p in NARROW]
+    grown = [{"config": halted(two, name)} for name in MORE]
+    on_processes(grown, FabricSettings(accelerator="cpu", devices=1, strategy="fsdp"), alone)
+    jobs += left(two, MORE) + [{"config": halted(two, name)} for name in (*FEWER, "unhalted")]
+    (two / "unhalted told").touch()
     on_processes(jobs, FabricSettings(accelerator="cpu", devices=2, strategy="fsdp"))
+    on_processes(left(two, FEWER), FabricSettings(accelerator="cpu", devices=1, strategy="fsdp"), alone)
     plain = [{"config": config(one / name, case)} for name, case in given.items()]
+    # What each process rounds for itself, one process rounds in turn.
+    plain += [{"config": config(one / p, narrow(p), loop={"batch_size": 3, "accumulate": 4})} for p in NARROW]
     on_processes(plain + [{"config": config(one / "again" / n, given[n], loop=again)} for n in AGAIN])
     return one, two
 
@@ -85,6 +110,30 @@ def test_sharded_weights_end_where_one_process_does(runs: tuple[Path, Path], nam
         assert mine == pytest.approx(other, rel=1e-4)
     for key in ("trainable_parameters", "stored_bytes"):
         assert found["record"]["cost"][key] == expected["record"]["cost"][key]
+
+
+@pytest.mark.parametrize(("precision", "within"), [("bf16-mixed", 1e-5), ("bf16-true", 2**-7)])
+def test_in_fewer_bits_sharded_weights_end_where_one_process_does(
+    runs: tuple[Path, Path], precision: str, within: float
+) -> None:
+    """Weights of 8 bits are rounded in each step, and their gradients before they are summed."""
+    expected, found = (ended(folder / precision)["strategy"] for folder in runs)
+    wide = ended(runs[0] / "naive")["strategy"]
+    assert expected.keys() == found.keys() == wide.keys()
+    weights = {key: value for key, value in expected.items() if key.endswith("weight")}
+    for key, value in weights.items():
+        torch.testing.assert_close(found[key], value, atol=within, rtol=within, msg=key)
+    assert any((found[key].float() - wide[key]).abs().max() > 3e-5 for key in weights)
+
+
+@pytest.mark.parametrize("name", [*MORE, *FEWER])
+def test_a_run_on_sharded_weights_goes_on_with_another_number_of_processes(runs: tuple[Path, Path], name: str) -> None:
+    found, straight = ended(runs[1] / name), ended(runs[1] / "unhalted")
+    assert found["saves"] > straight["saves"]
+    assert len(found["processes"]) == (2 if name in MORE else 1)
+    for key, value in straight["strategy"].items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(found["strategy"][key], value, atol=1e-5, rtol=0, equal_nan=True, msg=key)
 
 
 @pytest.mark.parametrize("name", AGAIN)
