@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import MixedPrecision
 from texts import write_sets
+from torch.distributed.fsdp import FSDPModule
 
 from clplat.config.resolve import resolve
 from clplat.config.settings import FabricSettings
@@ -76,6 +77,10 @@ class Apart(Naive):
     def grow(self, experience: Experience) -> None:
         torch.rand(self.rank)
         super().grow(experience)
+
+    def measurements(self) -> dict[str, float]:
+        """How many parts of the backbone are brought together each by itself."""
+        return {"parts": float(sum(isinstance(m, FSDPModule) for m in self.model.backbone.modules()))}
 
 
 def texts(folder: Path, **backbone: Any) -> dict[str, Any]:

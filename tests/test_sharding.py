@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sharded import IMAGES, config, texts
 
 from clplat.config.resolve import resolve
 from clplat.errors import UserError
 from clplat.run.build import build
+from clplat.run.sharding import average_gradients
 from clplat.strategies.er import ER
 from clplat.strategies.ewc import EWC
 from clplat.strategy import why_not_sharded
@@ -38,6 +40,20 @@ def test_what_reads_whole_weights_is_refused(tmp_path: Path, key: str, value: An
 def test_passes_that_depend_on_the_texts_of_a_process_are_refused(tmp_path: Path) -> None:
     found = refused(tmp_path, {**texts(tmp_path, name="language_model"), "strategy": "derpp"})
     assert "DERpp scores all classes in training" in found
+
+
+def test_gradients_that_one_process_lacks_count_as_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes the other has gradients (None, 4, 6), this one (2, None, 8); neither one of the last."""
+
+    def add(tensor: torch.Tensor) -> None:
+        others = [0, 1, 1, 0] if tensor.dtype == torch.int32 else [0.0, 4.0, 6.0]
+        tensor += torch.tensor(others, dtype=tensor.dtype)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", add)
+    own = [torch.nn.Parameter(torch.zeros(1)) for _ in range(4)]
+    own[0].grad, own[2].grad = torch.tensor([2.0]), torch.tensor([8.0])
+    average_gradients(own, 2)
+    assert [p.grad if p.grad is None else p.grad.item() for p in own] == [1.0, 2.0, 7.0, None]
 
 
 def test_that_it_was_seen_is_not_inherited_and_a_reason_is() -> None:

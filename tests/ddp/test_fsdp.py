@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,12 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     for key, value in expected["strategy"].items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(found["strategy"][key], value, atol=0, rtol=0, equal_nan=True, msg=key)
+
+
+def test_blocks_are_brought_together_one_by_one(runs: tuple[Path, Path]) -> None:
+    (metrics,) = (runs[1] / "apart").rglob("metrics.jsonl")
+    lines = [json.loads(line)["metrics"] for line in metrics.read_text().splitlines()]
+    assert {line["strategy/parts"] for line in lines if "strategy/parts" in line} == {3.0}  # two blocks, and the rest
 
 
 def test_every_strategy_that_is_allowed_was_seen() -> None:
