@@ -16,6 +16,7 @@ COLUMNS = {
     "mixed": "in bf16-mixed losses end within 5 % of those in 32-true and a tenth of what was learned; what is kept is "
     "in 32 bits",
     "fsdp": "two processes that share the weights out end where one does, to 1e-5",
+    "compile": "with passes compiled by torch (aot_eager) a run ends where a plain one does, to 1e-5",
     "convolutional": "the suite passes on a small EfficientNet of timm",
     "transformer": "the suite passes on a small ViT of timm",
     "text_encoder": "the suite passes on a small BERT with a head",

@@ -101,7 +101,8 @@ def changes(before: Any, config: Config) -> str:
     old, new = flat(before), flat(json.loads(to_json(config.to_dict())))
     since = {"loop.checkpoint_whole": False, "loop.checkpoint_sharded": False, "loop.diagnostics": [],
              "loop.activation_checkpointing": False, "loop.memory_on_disk": False, "audit.shadows": 0,
-             "loop.max_flops": None, "loop.memory_ratio": 1.0, "fabric.compile": False, "merge.name": "none"}  # fmt: skip
+             "loop.max_flops": None, "loop.memory_ratio": 1.0, "fabric.compile": False,
+             "merge.name": "none"}  # fmt: skip
     for key, value in since.items():
         old.setdefault(key, value)  # of a run begun before there was this key
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
