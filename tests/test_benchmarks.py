@@ -194,10 +194,11 @@ def test_without_a_gpu_one_line_says_so(
 @pytest.mark.slow
 def test_real_models_by_hand_take_the_steps_of_the_platform(benchmarks: None) -> None:
     """Small ones: from the same weights on the same batches, so that losses are equal but for rounding."""
-    from benchmarks import real, smollm2
+    from benchmarks import processes, real, smollm2
 
-    rows = real.rows(quick=True) + smollm2.rows(quick=True)
+    rows = processes.rows(quick=True) + real.rows(quick=True) + smollm2.rows(quick=True)
     steps = [f"step, {m}, {s}" for m in ("vit_tiny", "minilm", "smollm2") for s in ("naive", "er", "lora")]
+    steps.insert(0, "step, vit_tiny, naive, two processes")
     assert [row.name for row in rows] == [*steps, "label scoring, a sample, smollm2"]
     for row in rows[:-1]:
         if not row.name.endswith("er"):  # whose replays are drawn by each side
