@@ -39,6 +39,7 @@ class AcrossEnvironments(Strategy):
     """
 
     carries_optimizer = True
+    unshardable = "an environment is not split between processes"
     model: Agent
 
     def __init__(

@@ -35,6 +35,7 @@ class Avalanche(Strategy):
     """
 
     kinds = frozenset({Kind.LEARN})
+    unshardable = "Avalanche's plugins run in one process"
     paper = "arXiv:2104.00405"
     needs_classes = True
     replays = True
