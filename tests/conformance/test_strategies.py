@@ -20,6 +20,7 @@ FILES = [f for f in (Path(clplat.__file__).parent / "strategies").glob("*.py") i
 # What the second ring goes through with every change; the rest in the slow part, since the fast one has ten minutes.
 QUICK = {"hooks"}
 IN_TWO = {"processes": compare, "fewer_processes": go_on}
+LATER = {"mixed", "accumulation"}
 SUPPORT = {"resume", "mixed", "accumulation"}  # checks that are columns of the support matrix
 NAMES = sorted(name for name, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat."))
 
@@ -59,7 +60,7 @@ def test_the_second_ring_is_known():
 def asked():
     for name in NAMES:
         for check in (c for c in CHECKS if c not in IN_TWO):
-            later = name in SECOND_RING and check not in QUICK
+            later = check in LATER or (name in SECOND_RING and check not in QUICK)
             marks = [pytest.mark.slow] * later + [pytest.mark.support] * (check in SUPPORT)
             yield pytest.param(name, check, marks=marks)
 
