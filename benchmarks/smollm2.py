@@ -32,7 +32,7 @@ def decoder(path: Path | None, quick: bool) -> tuple[Pair, Work]:
         net = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     pair = with_words(net, WORDS, 32)
     data = prompts(8 if quick else 16, 32, 1000, len(WORDS))
-    return pair, Work(data, len(WORDS), 4, CPU, rounds=1 if quick else 3, answers=pair.answers)
+    return pair, Work(data, len(WORDS), 4, CPU, rounds=1 if quick else 7, answers=pair.answers)
 
 
 def scoring(pair: Pair, work: Work) -> Row:
