@@ -5,6 +5,7 @@ Each process has a core, and takes half of every batch; losses are those of the 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -48,5 +49,8 @@ def rows(quick: bool = False) -> list[Row]:
     from clplat.run.launch import make_fabric
 
     fabric = make_fabric(FabricSettings(accelerator="cpu", devices=PROCESSES, strategy="ddp"))
+    before = set(os.environ)
     row: Row = fabric.launch(measured, quick)
+    for key in set(os.environ) - before:  # the launcher leaves its port
+        del os.environ[key]
     return [row]
