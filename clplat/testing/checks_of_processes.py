@@ -39,24 +39,20 @@ STEP = {h for kind in Kind for h in HOOKS[kind]} | {"on_after_backward", "on_bef
 
 def processes(subject: Subject) -> None:
     """Two processes (gloo) end where one does that has their batches together, to 1e-5 with SGD."""
-    if subject.cls.kinds == {Kind.INTERACT}:
-        raise NotApplicable("an environment is not split between processes")
-    if subject.cls.one_process:
-        raise NotApplicable("it declares one_process")
     compare(subject, _of(subject))
 
 
 def fewer_processes(subject: Subject) -> None:
     """One process goes on with what two have begun (gloo), and ends where one does, to 1e-5 with SGD."""
-    if subject.cls.kinds == {Kind.INTERACT}:
-        raise NotApplicable("an environment is not split between processes")
-    if subject.cls.one_process:
-        raise NotApplicable("it declares one_process")
     go_on(subject, _of(subject))
 
 
 def _of(subject: Subject) -> Any:
-    """What two processes end with, which both checks look at."""
+    """What two processes end with, which both checks look at; NotApplicable where there can't be two."""
+    if subject.cls.kinds == {Kind.INTERACT}:
+        raise NotApplicable("an environment is not split between processes")
+    if subject.cls.one_process:
+        raise NotApplicable("it declares one_process")
     if "in_processes" not in subject.__dict__:
         subject.__dict__["in_processes"] = in_processes([subject.name])[subject.name]
     return subject.__dict__["in_processes"]
