@@ -89,6 +89,8 @@ class Strategy(LightningModule):
     # `model.features` never changes, and so is asked for each sample's features once: evaluation keeps those of the
     # test sets and calls `readout` alone, and inputs are prepared without augmentation in training too.
     frozen_features: ClassVar[bool] = False
+    # A `predict` of its own is the model's under other weights, so that log-likelihoods of texts are asked of it, too.
+    predicts_as_model: ClassVar[bool] = False
     # Samples of an evaluation batch where a prediction depends on the others in its batch, as with batch statistics;
     # None: it does not, and `loop.eval_batch_size`, a setting for speed, decides.
     evaluation_batch: int | None = None

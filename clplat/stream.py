@@ -255,6 +255,9 @@ class Stream(Sequence[Experience]):
     notes: Sequence[str] = ()
     # How its inputs were made of raw ones: fields of `Preprocessing`; set by its constructor.
     origin: Mapping[str, Any] = {}
+    # Sets that no experience learns, measured before the first and after each, by what is measured ("accuracy",
+    # "perplexity"): streams whose experiences hold test data alone; set by its constructor.
+    general: Mapping[str, Stream] = {}
 
     def __init__(
         self,
@@ -333,8 +336,19 @@ class Stream(Sequence[Experience]):
         return order
 
     def score(self, predictions: Tensor, labels: Tensor) -> Tensor:
-        """Score in [0, 1] of each sample, (B,) float; here accuracy: logits (B, C) against labels (B,)."""
-        return (predictions.argmax(1) == labels).float()
+        """Score in [0, 1] of each sample, (B,) float; here accuracy: logits (B, C) against labels (B,).
+
+        Logits that are all −∞ (each known class is masked) predict nothing, so nothing is right.
+        """
+        return ((predictions.argmax(1) == labels) & ~predictions.isneginf().all(1)).float()
+
+    def weights(self, labels: Tensor) -> Tensor:
+        """What each of samples with these labels counts in the score of its test set, (B,); here all alike."""
+        return torch.ones(len(labels), device=labels.device)
+
+    def pooled(self, mean: float) -> float:
+        """Score in [0, 1] of a test set, from the weighted mean of its samples' scores; here that."""
+        return mean
 
     def to(self, device: torch.device) -> Stream:
         """Move the data to `device`, each shared tensor once. Returns self."""
@@ -342,6 +356,8 @@ class Stream(Sequence[Experience]):
         self.experiences = tuple(e.to(device, moved) for e in self.experiences)
         if self._mean_std is not None:
             self._mean_std = (self._mean_std[0].to(device), self._mean_std[1].to(device))
+        for sets in self.general.values():
+            sets.to(device)
         return self
 
 

@@ -47,6 +47,7 @@ class GSLoRAPP(GSLoRA):
     """
 
     paper = "arXiv:2501.09705"
+    predicts_as_model = True
     searched = {"prototype_forgetting": (1e-3, 0.1, "log")}
     needs_classes = True  # prototypes are theirs
 

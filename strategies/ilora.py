@@ -58,6 +58,7 @@ class ILoRA(Adapted):
     """
 
     paper = "arXiv:2402.18865"
+    predicts_as_model = True
     searched = {"slow_decay": (0.0, 0.999), "consistency_weight": (0.1, 10.0, "log")}
     replays = True
     unmergeable = "it predicts by a slow average of its own"

@@ -28,7 +28,7 @@ class Spoken:
     def __init__(
         self, tokenizer: Tokenizer, chat: bool, max_length: int, max_answer: int, notes: list[str], cue: bool = True
     ) -> None:
-        self.tokenizer, self.notes, self.max_answer = tokenizer, notes, max_answer
+        self.tokenizer, self.notes, self.max_length, self.max_answer = tokenizer, notes, max_length, max_answer
         self._prompts = Prompts(tokenizer, chat, max_length, cue)
 
     def facts(self, name: str | None) -> dict[str, Any]:

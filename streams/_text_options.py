@@ -24,23 +24,27 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda v: v is None or v >= 1, "≥ 1, or null"),
     ),
     **dict.fromkeys(("blurry", "validation"), (lambda v: 0 <= v < 1, "in [0, 1)")),
-    "adapt": (lambda v: v != [], "names of tasks, or null"),
+    **dict.fromkeys(("adapt", "general"), (lambda v: v != [], "names of tasks, or null")),
+    "general_texts": (lambda v: v != [], "text files or names of tasks, or null"),
     **dict.fromkeys(("disjoint", "repetition"), (lambda v: 0 <= v <= 1, "in [0, 1]")),
 }
 
 
-def check(**options: Any) -> None:
-    """Refuse options out of range."""
+def check(benchmark: str, sharing: Sharing, **options: Any) -> None:
+    """Refuse options out of range, then those that would not be read."""
+    given = options | vars(sharing)
     faults = [
-        f"stream.{key}: {value!r} is out of range (valid: {_RANGES[key][1]})"
-        for key, value in options.items()
-        if not _RANGES[key][0](value)
+        f"stream.{key}: {given[key]!r} is out of range (valid: {valid})"
+        for key, (holds, valid) in _RANGES.items()
+        if not holds(given[key])
     ]
     if faults:
         raise UserError(*faults)
+    _check_uses(benchmark, **options)
+    _check_answer(**options)
 
 
-def check_uses(benchmark: str, **options: Any) -> None:
+def _check_uses(benchmark: str, **options: Any) -> None:
     """Refuse options that a benchmark would not read."""
     unused: dict[str, object] = {"instructions": None, "preamble": None, "order": 1}
     if benchmark == "olora":
@@ -58,9 +62,9 @@ def check_uses(benchmark: str, **options: Any) -> None:
         raise UserError(*faults)
 
 
-def check_answer(words: bool, **options: Any) -> None:
+def _check_answer(**options: Any) -> None:
     """Refuse options that a model with a head, or one that writes, would not read."""
-    if words:
+    if options["answer"] != "class":
         if options["tell_task"] and options["evaluate"] == "generate":
             raise UserError("stream.tell_task: true, but what is written is not held to its classes (valid: false)")
         return

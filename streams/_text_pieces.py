@@ -59,8 +59,8 @@ def drawn(tasks: Sequence[Task], options: Sharing, seed: int) -> list[dict[str, 
     """
     found = []
     for i, task in enumerate(tasks):
-        train = _some(_class_ids(task, task.train), options.train_per_class, generator(seed, "train_per_class", i))
-        test = _some(_class_ids(task, task.test), options.test_per_class, generator(0, "test_per_class", i))
+        train = some(class_ids(task, task.train), options.train_per_class, generator(seed, "train_per_class", i))
+        test = some(class_ids(task, task.test), options.test_per_class, generator(0, "test_per_class", i))
         adapted = task.name in options.unlabelled
         train, needed, part = (train[:0], test, "test") if adapted else (train, train, "training")
         if not len(needed):
@@ -78,7 +78,7 @@ def pieces(tasks: Sequence[Task], chosen: Sequence[dict[str, np.ndarray]], optio
     starts = np.cumsum([0, *(max(1, len(task.labels)) for task in tasks)])
     train, test = (
         np.concatenate(
-            [p + _class_ids(t, getattr(t, part))[c[part]] for p, t, c in zip(starts[:-1], tasks, chosen, strict=True)]
+            [p + class_ids(t, getattr(t, part))[c[part]] for p, t, c in zip(starts[:-1], tasks, chosen, strict=True)]
         )
         for part in ("train", "test")
     )  # the pool of each row
@@ -123,13 +123,13 @@ def _shared(train: np.ndarray, starts: np.ndarray, options: Sharing, seed: int) 
     return [np.concatenate([pools[p] for p in group.tolist()]) for group in groups], groups
 
 
-def _class_ids(task: Task, rows: Sequence[Row]) -> np.ndarray:
+def class_ids(task: Task, rows: Sequence[Row]) -> np.ndarray:
     """(n,) which of the task's labels each row has; all 0 for free text."""
     place = {label: i for i, label in enumerate(task.labels)}
     return np.array([place.get(row.answers[0], 0) for row in rows], dtype=np.int64)
 
 
-def _some(classes: np.ndarray, count: int | None, rng: np.random.Generator) -> np.ndarray:
+def some(classes: np.ndarray, count: int | None, rng: np.random.Generator) -> np.ndarray:
     """`count` rows of each class, drawn; sorted."""
     if count is None:
         return np.arange(len(classes))

@@ -19,8 +19,7 @@ incremental; with `tell_task` either is task-incremental.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,15 +28,14 @@ from torch import Tensor
 from clplat.data.batches import by_length
 from clplat.data.datasets import find_root
 from clplat.data.tokens import load_tokenizer, padded
-from clplat.data.unlearning_sets import TOFU, find_sets
-from clplat.errors import MissingError, UserError
-from clplat.metrics.text import TEXT_METRICS
+from clplat.errors import UserError
 from clplat.stream import Answers, Data, Experience, Kind, Stream
-from clplat.streams import _text_tasks
 from clplat.streams._spoken import Spoken
-from clplat.streams._text_options import check, check_answer, check_shared, check_uses
+from clplat.streams._text_general import General, written_scores
+from clplat.streams._text_options import check, check_shared
 from clplat.streams._text_pieces import Sharing, drawn, pieces
-from clplat.streams._text_tasks import OLORA, ORDERS, Row, Task
+from clplat.streams._text_reading import Source
+from clplat.streams._text_tasks import Row, Task, cut
 
 
 class Text(Stream):
@@ -57,7 +55,7 @@ class Text(Stream):
             each set is a task of free text, asked as it is learned (stream `tofu` forgets one of them).
         order: of the tasks of olora, 1 to 6.
         tasks: names in order; null takes those of `order`, retain90 and forget10 (tofu), or all that the benchmark
-            has.
+            has but those of `general` and `general_texts`.
         absent: what to do about a task that is not there: error, or skip it.
         path: of trace, jsonl, tofu; a relative one that is not in the working directory is looked for in the data root.
         instructions: file of instruction lines in the benchmark's format (its configs/instruction_config.json), found
@@ -83,6 +81,14 @@ class Text(Stream):
         tell_task: tell the task at test time: a prediction is one among its classes.
         classes_per_task: cut a task with more classes to choose from into several, of so many each in the order of its
             labels, ≥ 1; its prompts stay as they are. Null cuts none.
+        general: names of tasks that are neither learned nor adapted to: their test samples are asked before the first
+            experience and after each, for what learning costs of what the model knew. `evaluate` says how; scores
+            compare the answers of the task, whatever `candidates` says. Null asks none.
+        general_texts: text files (.txt in UTF-8, found like `path`), or tasks whose test samples' texts are read, whose
+            perplexity is measured at the same times. A text has no template, is cut into blocks of max_length tokens
+            that do not overlap, and the first token of each is not predicted; the texts of a task follow each other
+            with the end token between them. Perplexities of other tokenizers or max_length do not compare. Null
+            measures none.
         adapt: names of tasks that are not learned but adapted to, where they stand among the others: their test samples
             come unlabelled, in an order drawn by seed, to be predicted first (kind adapt). Their answers to choose from
             are those of tasks learned before.
@@ -127,6 +133,8 @@ class Text(Stream):
         choices: int = 20,
         tell_task: bool = False,
         classes_per_task: int | None = None,
+        general: list[str] | None = None,
+        general_texts: list[str] | None = None,
         adapt: list[str] | None = None,
         blurry: float = 0.0,
         disjoint: float = 0.0,
@@ -136,19 +144,17 @@ class Text(Stream):
         test_per_class: int | None = None,
         validation: float = 0.0,
     ) -> None:
-        sharing = Sharing(
-            adapt, blurry, disjoint, repetition, experiences, train_per_class, test_per_class, validation
-        )  # fmt: skip
-        check(answer=answer, order=order, max_length=max_length, max_answer=max_answer, buckets=buckets,
-              choices=choices, classes_per_task=classes_per_task, **vars(sharing))  # fmt: skip
+        sharing = Sharing(adapt, blurry, disjoint, repetition, experiences, train_per_class, test_per_class,
+                          validation)  # fmt: skip
+        check(benchmark, sharing, answer=answer, order=order, max_length=max_length, max_answer=max_answer,
+              buckets=buckets, choices=choices, classes_per_task=classes_per_task, general=general,
+              general_texts=general_texts, tasks=tasks, instructions=instructions, preamble=preamble, chat=chat,
+              evaluate=evaluate, candidates=candidates, tell_task=tell_task)  # fmt: skip
         words, notes = answer != "class", list[str]()
-        check_uses(benchmark, order=order, tasks=tasks, instructions=instructions, preamble=preamble, choices=choices)
-        check_answer(words, chat=chat, max_answer=max_answer, evaluate=evaluate, candidates=candidates,
-                      tell_task=tell_task)  # fmt: skip
-        names = list(ORDERS[order]) if tasks is None and benchmark == "olora" else tasks
-        said = words, words if preamble is None else preamble, chat
-        found = _read(benchmark, names, absent, path, instructions, said, choices, find_root(data_root), notes)
-        found = [part for task in found for part in _text_tasks.cut(task, classes_per_task)]
+        source = Source(benchmark, order, path, instructions, choices, find_root(data_root))
+        beside = General.of(source, general, general_texts)
+        said, learned = (words, words if preamble is None else preamble, chat), beside.learned(tasks, words)
+        found = [part for task in source.read(learned, absent, said, notes) for part in cut(task, classes_per_task)]
         check_shared(sharing, found, evaluate=evaluate, candidates=candidates, tell_task=tell_task)
         self.buckets, self.free, self.tokenizer = buckets, _any_free(found, evaluate, words), load_tokenizer(tokenizer)
         names = list(dict.fromkeys(label for t in found for label in t.labels))
@@ -156,10 +162,10 @@ class Text(Stream):
         notes += dict.fromkeys(note for task in found for note in task.notes)
         classes = self.spoken.classes(names if words and not self.free else [], evaluate == "generate")
         self._references: list[list[tuple[str, str]]] = []  # (metric, text) of the right answers to each free sample
-        made = self._experiences(found, sharing, seed or 0, names, candidates == "prompt")
+        made, length = self._experiences(found, sharing, seed or 0, names, candidates == "prompt")
+        self.general = beside.sets(self.spoken, said, evaluate == "generate", test_per_class)
         self.notes = tuple(notes)
-        assert made[0].train is not None
-        shape, known = tuple(made[0].train.inputs.shape[1:]), [] if self.free else names
+        known, shape = [] if self.free else names, (2, length)
         super().__init__(made, num_classes=len(known), input_shape=shape, task_known=tell_task, class_names=known)
         named = tuple(tuple(map(names.index, t.labels)) for t in found) if candidates == "prompt" else ()
         self.origin = {"text": self.spoken.facts(tokenizer), "choices": named}
@@ -175,11 +181,7 @@ class Text(Stream):
         the best score over the sample's references."""
         if predictions.is_floating_point():
             return super().score(predictions, labels)
-        found = []
-        for ids, label in zip(predictions.tolist(), labels.tolist(), strict=True):
-            answer = self.tokenizer.decode([i for i in ids if i >= 0]).strip()
-            found.append(max(TEXT_METRICS[metric](answer, text) for metric, text in self._right(label)))
-        return torch.tensor(found, device=predictions.device)
+        return written_scores(self.tokenizer, predictions, [self._right(label) for label in labels.tolist()])
 
     def _right(self, label: int | list[int]) -> list[tuple[str, str]]:
         """(metric, text) of each right answer to a sample with this label."""
@@ -189,7 +191,8 @@ class Text(Stream):
 
     def _experiences(
         self, tasks: Sequence[Task], sharing: Sharing, seed: int, names: list[str], named: bool
-    ) -> list[Experience]:
+    ) -> tuple[list[Experience], int]:
+        """The experiences, and L."""
         chosen, number = drawn(tasks, sharing, seed), {name: i for i, name in enumerate(names)}
         ids: dict[str, list[np.ndarray]] = {"train": [], "test": []}
         rows: dict[str, list[Row]] = {"train": [], "test": []}
@@ -207,7 +210,7 @@ class Text(Stream):
         tables = {part: self._table(ids[part], owners[part], number, length, named) for part in ids}
         labels = {part: self._labels(rows[part], owners[part], number) for part in rows}
         train, test = (Data(tables[part], labels[part]) for part in ("train", "test"))
-        return [
+        made = [
             Experience(
                 index=i,
                 name=piece.name,
@@ -221,6 +224,7 @@ class Text(Stream):
             )
             for i, piece in enumerate(pieces(tasks, chosen, sharing, seed))
         ]
+        return made, length
 
     def _table(
         self, ids: Sequence[np.ndarray], owners: Sequence[Task], number: dict[str, int], length: int, named: bool
@@ -245,77 +249,6 @@ class Text(Stream):
         return torch.cat([table, -2 - torch.arange(first, first + len(rows)).unsqueeze(1)], 1)
 
 
-def _read(
-    benchmark: str, names: list[str] | None, absent: str, path: str | None, instructions: str | None,
-    said: tuple[bool, bool, bool], choices: int, root: Path | None, notes: list[str],
-) -> list[Task]:  # fmt: skip
-    """The tasks of a benchmark, in order; `notes` takes a line for each that is left out.
-
-    Args:
-        said: around a text: whether a cue for its answer, a preamble, and a chat.
-    """
-    place = _place(benchmark, path, root)
-    if benchmark == "olora":
-        names, known = names or [], list(OLORA)
-        file = None if instructions is None else _find(instructions, root, "instructions")
-        lines = _text_tasks.instruction_lines(file)
-    elif benchmark == "superni":
-        known = _text_tasks.superni_names(place)
-    elif benchmark == "trace":
-        names, known = names or list(_text_tasks.TRACE), [*_text_tasks.TRACE, *_text_tasks.BESIDE_TRACE]
-    elif benchmark == "tofu":
-        names, known = names or ["retain90", "forget10"], list(TOFU)
-    else:
-        known = [place.name.partition(".")[0]] if place.is_file() else sorted(p.name for p in place.glob("*/"))
-    if not known:
-        raise MissingError(f"stream.path: {place} holds no task: put folders with train.jsonl and test.jsonl there")
-    names = [_full(name, known) for name in (known if names is None else names)]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise UserError(f"stream.tasks: {twice[0]} stands there twice (valid: each task once)")
-    found: list[Any] = []
-    missing: list[str] = []
-    for name in names:
-        try:
-            if benchmark == "olora":
-                found.append(_text_tasks.olora_task(place, name, lines, *said[:2]))
-            elif benchmark == "superni":
-                found.append(_text_tasks.superni_task(place, name, choices, said[0]))
-            elif benchmark == "tofu":
-                found.append(_text_tasks.tofu_task(place, name, said[2]))
-            elif place.is_file():
-                found.append(_text_tasks.file_task(place, choices, "rouge_l"))
-            else:
-                metrics = _text_tasks.TRACE | _text_tasks.BESIDE_TRACE if benchmark == "trace" else {}
-                metric = metrics.get(name, "rouge_l")
-                found.append(_text_tasks.folder_task(place / name, name, choices, _text_tasks.plain_row, metric))
-        except MissingError as error:
-            missing += error.faults
-    if missing and (absent == "error" or not found):
-        raise MissingError(*missing)
-    notes += [f"{fault.partition(' is missing')[0]} is missing and left out" for fault in missing]
-    return found
-
-
-def _place(benchmark: str, path: str | None, root: Path | None) -> Path:
-    """The folder of a benchmark, or its file."""
-    if benchmark == "tofu":
-        return find_sets("tofu", path, root)
-    if benchmark in ("olora", "superni"):
-        if path is not None:
-            raise UserError(f"stream.path: {path!r} has no meaning here (valid: null; used with trace, jsonl, tofu)")
-        if root is None:
-            raise MissingError(
-                f"data_root: not set, and so there is no {benchmark}_text: give --data_root DIR, or set CLPLAT_DATA, "
-                f"to the folder that holds {benchmark}_text"
-            )
-        return root
-    if path is None:
-        raise UserError(
-            f"stream.path: null (valid for {benchmark}: its folder{', or a file' * (benchmark == 'jsonl')})"
-        )
-    return _find(path, root)
-
-
 def _any_free(tasks: Sequence[Task], evaluate: str, words: bool) -> bool:
     """Whether a task's answers are free text, which can't be scored."""
     free = next((t for t in tasks if not t.labels), None)
@@ -330,27 +263,3 @@ def _any_free(tasks: Sequence[Task], evaluate: str, words: bool) -> bool:
             "generate)"
         )
     return free is not None
-
-
-def _full(name: str, known: Sequence[str]) -> str:
-    """The known task called `name`, or the only one that starts with it and an underscore.
-
-    Raises:
-        UserError: there is none.
-    """
-    fits = [k for k in known if k == name or k.startswith(f"{name}_")]
-    if len(fits) != 1:
-        raise UserError(f"stream.tasks: {name!r} is unknown (valid: {', '.join(known)})")
-    return fits[0]
-
-
-def _find(path: str, root: Path | None, option: str = "path") -> Path:
-    """A path as given, or in the data root.
-
-    Raises:
-        MissingError: in neither place.
-    """
-    for place in (Path(path).expanduser(), *([root / path] if root is not None else [])):
-        if place.exists():
-            return place
-    raise MissingError(f"stream.{option}: {path} is missing: put it there, or into the data root")

@@ -116,6 +116,7 @@ class Unlearning(Stream):
         )
         self.answers, self.notes, self.origin = self.base.answers, self.base.notes, self.base.origin
         self.normalize, self.normalize_asked = self.base.normalize, self.base.normalize_asked
+        self.general, self.base.general = self.base.general, {}
         self.base.experiences = ()  # they are ours now: only what the base does to a batch is still asked of it
 
     def prepare(self, inputs: Tensor, training: bool) -> Tensor:
@@ -133,6 +134,12 @@ class Unlearning(Stream):
 
     def score(self, predictions: Tensor, labels: Tensor) -> Tensor:
         return self.base.score(predictions, labels)
+
+    def weights(self, labels: Tensor) -> Tensor:
+        return self.base.weights(labels)
+
+    def pooled(self, mean: float) -> float:
+        return self.base.pooled(mean)
 
     def to(self, device: torch.device) -> Stream:
         self.base.to(device)

@@ -14,12 +14,14 @@ from clplat.backbones.base import Classifier
 from clplat.stream import Answers, Experience, Kind
 
 TOKENS_AT_ONCE = 2**15  # tokens in one pass of label scoring or generation; batches are cut by length to stay below
+LOGITS_AT_ONCE = 2**27  # logits in one pass over texts, each of whose tokens has one for each of the vocabulary
 
 
 class Speaker(Protocol):
     """What a language model's backbone offers beside a backbone's own methods."""
 
     seq2seq: bool
+    vocabulary: int
 
     def one_pass(self, tokens: int) -> bool: ...
 
@@ -67,7 +69,9 @@ class Answerer(_Told):
     """A language model that answers prompts; every parameter is the backbone's, the head has none.
 
     Inputs are (B, 2, L) integers filled with -1: row 0 the prompt's token ids, row 1 the ids of the classes whose
-    answers it is to choose from (none: all). Labels are (B,) class ids, or (B, A) the answer's token ids.
+    answers it is to choose from (none: all). Labels are (B,) class ids, or (B, A) the answer's token ids. Of inputs
+    (B, 2 + K, L) the rows behind these are the token ids of K continuations of the prompt, and a prediction is the
+    log-likelihood (B, K) of each; row 1 is not read.
 
     Args:
         backbone: a language model.
@@ -86,19 +90,35 @@ class Answerer(_Told):
 
     def forward(self, inputs: Tensor, task: int | Tensor | None = None) -> Tensor:
         """Logits (B, C): log-likelihood of each class' answer; -inf for classes that are not to choose from."""
+        if inputs.shape[1] > 2:
+            return self._continued(inputs)
         named = trimmed_classes(inputs[:, 1], len(self.classes))  # (B, K)
-        count, width = named.shape[1], self.classes.shape[1]
-        answers = self.classes[named]  # (B, K, A); row -1 is any, and its score is dropped
-        speaker: Speaker = self.backbone  # type: ignore[assignment]
-        # Where the prompt is not read once for all answers, each has a copy of it, or of its states.
-        copies = 1 if speaker.one_pass(inputs.shape[2] + width) else count
-        parts = _by_length(inputs[:, 0], copies, count * width)
-        scores = [speaker.answer_scores(prompts, answers[rows]) for rows, prompts in parts]
-        order = torch.cat([rows for rows, _ in parts])
-        found = torch.cat(scores)[order.argsort()]
+        # Of row -1 any words are read, and their score is dropped.
+        found = self._scores(inputs[:, 0], self.classes[named], inputs.shape[2])
         logits = found.new_full((len(found), len(self.classes) + 1), -torch.inf)
         column = named.masked_fill(named < 0, len(self.classes))
         return logits.scatter(1, column, found)[:, :-1]
+
+    def _continued(self, inputs: Tensor) -> Tensor:
+        """Log-likelihood (B, K) of each continuation in inputs (B, 2 + K, L); −∞ for one without a token."""
+        tokens = inputs[:, 2:]
+        speaker: Speaker = self.backbone  # type: ignore[assignment]
+        length = (tokens >= 0).sum(2)  # (B, K)
+        tokens = tokens[:, :, : max(int(length.max()), 1)].long()
+        rows = max(LOGITS_AT_ONCE // (tokens[0].numel() * speaker.vocabulary), 1)
+        parts = zip(inputs[:, 0].split(rows), tokens.split(rows), strict=True)
+        found = torch.cat([self._scores(*part, inputs.shape[2]) for part in parts])
+        return found.masked_fill(length == 0, -torch.inf)
+
+    def _scores(self, prompts: Tensor, answers: Tensor, longest: int) -> Tensor:
+        """Log-likelihood (B, K) of answers (B, K, A) given prompts (B, L), of at most `longest` tokens."""
+        count, width = answers.shape[1:]
+        speaker: Speaker = self.backbone  # type: ignore[assignment]
+        # Where the prompt is not read once for all answers, each has a copy of it, or of its states.
+        copies = 1 if speaker.one_pass(longest + width) else count
+        parts = _by_length(prompts, copies, count * width)
+        scores = [speaker.answer_scores(own, answers[rows]) for rows, own in parts]
+        return torch.cat(scores)[torch.cat([rows for rows, _ in parts]).argsort()]
 
     def losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Loss (B,) of each sample: the mean over its answer's tokens, end token included, of −log p(token).
@@ -141,7 +161,7 @@ class Answerer(_Told):
     def predict(self, inputs: Tensor, task: int | None = None) -> Tensor:
         """Logits (B, C); or, where the stream wants text, greedy answers (B, tokens) filled with -1."""
         end, tokens = self.ending.tolist()
-        if not tokens:
+        if not tokens or inputs.shape[1] > 2:
             return self(inputs, task)
         speaker: Speaker = self.backbone  # type: ignore[assignment]
         parts = _by_length(inputs[:, 0], 1, tokens)

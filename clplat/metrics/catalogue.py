@@ -43,6 +43,7 @@ _WSRL = "Zhou et al., ICLR 2025, arXiv:2412.07762"
 _CW = "Wołczyk et al., NeurIPS 2021, arXiv:2105.10919"
 _ZSCL = "Zheng et al., ICCV 2023, arXiv:2303.06628"
 _ICARL = "Rebuffi et al. (iCaRL), CVPR 2017, arXiv:1611.07725"
+_LUO = "measuring before and after: Luo et al., 2023, arXiv:2308.08747"
 _INTRUDERS = "Shuttleworth et al., NeurIPS 2025, arXiv:2410.21228"
 _OWN = "this platform"
 
@@ -184,6 +185,18 @@ METRICS: dict[str, MetricInfo] = {
     "return_forward_transfer": MetricInfo(
         "metrics", "normalised area under the returns beyond that of learning each environment alone (key `reference`)",
         "mean over j of (A_j − A*_j) / (1 − A*_j)", _CW, None, 1, True, _INTERACT),
+    "general_accuracy": MetricInfo(
+        "metrics", "accuracy on sets that no experience learns, at the end (`stream.general`)",
+        "mean over sets j of A[n, j]", f"{_LUO}; number: {_OWN}", 0, 1, True),
+    "general_drop": MetricInfo(
+        "metrics", "accuracy on sets that no experience learns before the first minus at the end",
+        "mean over sets j of A[0, j] − A[n, j]", f"{_LUO}; number: {_OWN}", -1, 1, False),
+    "general_perplexity": MetricInfo(
+        "metrics", "perplexity of texts that no experience learns, at the end (`stream.general_texts`)",
+        "exp(mean over texts j of ln P[n, j])", _OWN, 1, None, False),
+    "general_perplexity_ratio": MetricInfo(
+        "metrics", "perplexity of texts that no experience learns at the end over that before the first",
+        "exp(mean over texts j of ln (P[n, j] / P[0, j]))", _OWN, 0, None, False),
     "dormant_fraction": MetricInfo(
         "representation", "share of units whose mean activity is at most 0.025 of their layer's mean",
         "unit dormant if E|h_u| / (mean over the layer of E|h|) ≤ τ, τ = 0.025",
@@ -254,6 +267,9 @@ compared. R* is the matrix of the reference run (key `reference`). v is an evalu
 requests that f belongs to. S are normalised returns, T the last environment step evaluated. G[i, j] is the normalised
 return in environment j after acting in i of n environments, A_j the mean of S over the steps in j, A*_j that of the
 reference run (one of an agent with `restart`, which begins anew in each).
+
+A[i, j] is the accuracy on set j of those that no experience learns, P[i, j] the perplexity of text j of those, in row i
+as R has it. Perplexity is exp(−Σ ln p / tokens), over all tokens of a text that are predicted.
 
 Rows of every kind count: accuracy that an adaptation or a request costs on what was learned is forgetting.
 """

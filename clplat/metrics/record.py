@@ -50,6 +50,8 @@ class RunRecord:
         returns: for each interact experience run: {"experience", "before": return at entry or None,
             "evaluations": [[env_step, mean return], ...]}, and where the stream has several environments "after":
             {index of an experience as text: mean return in its environment when this one has ended}.
+        general: before the first experience and after each, of what no experience learns: {"accuracy": {set: score in
+            [0, 1]}, "perplexity": {text: ≥ 1}}, each where the stream has such; None: infinite.
         representation: for each experience run: {"dormant_fraction", "effective_rank", "weight_norm",
             "gradient_norm"}, None where not measured.
         cost: totals: see clplat.metrics.cost.
@@ -65,6 +67,7 @@ class RunRecord:
     anytime: list[dict[str, Any]] = field(default_factory=list)
     online: list[dict[str, Any]] = field(default_factory=list)
     returns: list[dict[str, Any]] = field(default_factory=list)
+    general: list[dict[str, dict[str, float | None]]] = field(default_factory=list)
     representation: list[dict[str, float | None]] = field(default_factory=list)
     cost: dict[str, float | int | None] = field(default_factory=dict)
     reference: list[list[float | None]] | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clplat.metrics import adaptation, anytime, matrix, online, returns, unlearning
+from clplat.metrics import adaptation, anytime, general, matrix, online, returns, unlearning
 from clplat.metrics.adaptation import ReturnCurve
 from clplat.metrics.anytime import Evaluation
 from clplat.metrics.catalogue import METRICS
@@ -32,7 +32,7 @@ def summarize(record: RunRecord) -> tuple[dict[str, float | None], dict[str, str
     """
     run = _Run(record)
     table: dict[str, Callable[[], float | str]] = {}
-    for part in (_learning, _references, _anytime, _erasure, _online, _adaptation, _sequences):
+    for part in (_learning, _references, _anytime, _erasure, _online, _adaptation, _sequences, _general):
         table |= part(run)
     values: dict[str, float | None] = {}
     why: dict[str, str] = {}
@@ -48,9 +48,10 @@ def summarize(record: RunRecord) -> tuple[dict[str, float | None], dict[str, str
 def per_experience(record: RunRecord) -> dict[str, float]:
     """What to log after an experience: every metric that has a value by now, under the summary's names.
 
-    Besides: `accuracy/<experience name>` for each test set measured in the last row, and the last experience's
-    `representation/<name>` values, `online_error/<domain>` of what was adapted to in it, and `return/<name>` in each of
-    several environments after acting in one.
+    Besides: `accuracy/<experience name>` for each test set measured in the last row, `general/<name>` and
+    `perplexity/<name>` of sets that no experience learns, the last experience's `representation/<name>` values,
+    `online_error/<domain>` of what was adapted to in it, and `return/<name>` in each of several environments after
+    acting in one.
     """
     values, _ = summarize(record)
     logged = {name: value for name, value in values.items() if value is not None}
@@ -62,6 +63,7 @@ def per_experience(record: RunRecord) -> dict[str, float]:
     after = record.returns[-1] if record.returns else {}
     if after.get("experience") == len(record.matrix) - 2:
         logged |= {f"return/{record.experiences[int(j)].name}": g for j, g in after.get("after", {}).items()}
+    logged |= general.latest(record)
     return logged | {f"representation/{k}": float(v) for k, v in latest.items() if v is not None}
 
 
@@ -352,6 +354,24 @@ def _probed(run: _Run, name: str, of: Callable[[list[float]], float]) -> float |
     found = [[e[name] for e in entry.get("probe", []) if name in e] for entry in run.record.returns]
     values = [of(v) for v in found if v]
     return sum(values) / len(values) if values else "no recorded transitions are kept to measure it on"
+
+
+def _general(run: _Run) -> dict[str, Callable[[], float | str]]:
+    """Metrics of sets that no experience learns."""
+    found = general.table(run.record) or {}
+    few = None if run.finished else "no experience has finished"
+
+    def of(metric: Callable[[Matrix], float], what: str) -> Callable[[], float | str]:
+        rows = [list(row) for row in zip(*found.get(what, {}).values(), strict=True)]
+        values = _array(rows, len(rows[0])) if rows else None
+        return lambda: few or metric(values) if values is not None else general.NONE
+
+    return {
+        "general_accuracy": of(general.general_accuracy, "accuracy"),
+        "general_drop": of(general.general_drop, "accuracy"),
+        "general_perplexity": of(general.general_perplexity, "perplexity"),
+        "general_perplexity_ratio": of(general.general_perplexity_ratio, "perplexity"),
+    }
 
 
 def _array(rows: list[list[float | None]], width: int) -> Matrix:

@@ -19,6 +19,8 @@ _BARS = (
                                         "average_anytime_accuracy")),
     ("erasure", "Erasure", ("forget_accuracy", "retain_accuracy", "h_mean", "relapse")),
     ("adaptation", "Adaptation", ("online_error", "last_round_error", "round_drift", "source_drop")),
+    ("general-ability", "General ability", ("general_accuracy", "general_drop", "general_perplexity",
+                                            "general_perplexity_ratio")),
     ("interaction", "Interaction", ("normalized_return", "initial_dip", "recovery_fraction")),
 )  # fmt: skip
 _PLACES = {0: "on the front", 1: "dominated", 2: "default"}

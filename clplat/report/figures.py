@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clplat.report import adaptation, interaction
+from clplat.report import adaptation, general, interaction
 from clplat.report.compare import Estimate, Group
 from clplat.report.data import (
     Log,
@@ -69,6 +69,7 @@ def build_figures(groups: list[Group], logs: dict[Group, list[Log]], *, brief: b
         None if brief else _per_experience(groups, experiences),
         *adaptation.figures(groups),
         *interaction.figures(groups),
+        general.figure(groups),
         _over_steps(groups, logs),
         _anytime_per_experience(groups, experiences, logs),
         None if brief else _representation(groups),

@@ -24,7 +24,7 @@ from clplat.errors import MissingError, UserError
 from clplat.inputs import Inputs
 from clplat.metrics.erasure import erased_samples
 from clplat.metrics.record import ExperienceRecord, RunRecord
-from clplat.run import budget, compiling, filing, filming, precisions, recomputing, sharding
+from clplat.run import budget, compiling, filing, filming, general, precisions, recomputing, sharding
 from clplat.run.given import maker, real
 from clplat.run.merging import build_merge, merge_faults
 from clplat.run.preprocessing import agree
@@ -188,7 +188,7 @@ def build_stream(config: Config, options: dict[str, Any] | None = None) -> Strea
 def _without_test(stream: Stream) -> Stream:
     """The same stream, whose experiences hold no test data; a user's own object stays as it is."""
     bare = copy.copy(stream)
-    bare.experiences = tuple(dataclasses.replace(e, test=None) for e in stream)
+    bare.experiences, bare.general = tuple(dataclasses.replace(e, test=None) for e in stream), {}
     return bare
 
 
@@ -274,9 +274,9 @@ def _several(config: Config, cls: type[Strategy]) -> list[str]:
 
 
 def _passes(config: Config, cls: type[Strategy], strategy: Strategy, stream: Stream) -> list[str]:
-    """Faults of how passes are to be made: in parts, again, compiled."""
+    """Faults of how passes are to be made: in parts, again, compiled, over texts that are not the stream's."""
     found = sharding.faults(config, cls, strategy, stream) + recomputing.faults(config, cls, strategy)
-    return found + compiling.faults(config, strategy, stream)
+    return found + compiling.faults(config, strategy, stream) + general.faults(config, strategy, stream)
 
 
 def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[str]:

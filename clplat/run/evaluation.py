@@ -64,11 +64,12 @@ class Evaluator:
         self.strategy: Strategy | None = None
         self.counts = torch.zeros(len(stream), dtype=torch.float64)
         for group in self.groups:
-            self.counts += torch.bincount(group.columns.cpu(), minlength=len(stream))
+            weights = stream.weights(group.data.targets()).double()
+            self.counts.index_add_(0, group.columns.cpu(), weights.cpu())
 
     @torch.no_grad()
     def __call__(self, strategy: Strategy, asked: range | None = None) -> list[float | None]:
-        """Mean score in [0, 1] on each test set; None where an experience has none. Leaves all modes as they were.
+        """Score in [0, 1] on each test set; None where an experience has none. Leaves all modes as they were.
 
         Args:
             asked: test sets to score; the others are None, too. Batches are cut as for all of them, so that what is
@@ -100,11 +101,11 @@ class Evaluator:
             torch.distributed.all_reduce(totals)
         *sums, broken = totals.tolist()
         if broken:
-            total = int(self.counts.sum())
+            total = sum(len(group.data) for group in self.groups)
             raise DivergedError(f"outputs are NaN or infinite for {int(broken)} of {total} test samples")
         scored = range(len(sums)) if asked is None else asked
         return [
-            t / c if c and j in scored else None
+            self.stream.pooled(t / c) if c and j in scored else None
             for j, (t, c) in enumerate(zip(sums, self.counts.tolist(), strict=True))
         ]
 
@@ -130,12 +131,10 @@ def not_finite(outputs: Tensor) -> Tensor:
 
 
 def _score(stream: Stream, logits: Tensor, labels: Tensor) -> Tensor:
-    """A head that knows no class yet (no rows, or all of them masked) predicts nothing, so nothing is right."""
-    if logits.ndim != 2:
-        return stream.score(logits, labels)
-    if logits.shape[1] == 0:
+    """A head that knows no class yet has no rows and predicts nothing, so nothing is right."""
+    if logits.ndim == 2 and logits.shape[1] == 0:
         return torch.zeros(len(labels), device=logits.device)
-    return stream.score(logits, labels).masked_fill(logits.isneginf().all(1), 0.0)
+    return stream.score(logits, labels)
 
 
 def _groups(stream: Stream, valid: bool, limit: int | None) -> Iterator[_Group]:

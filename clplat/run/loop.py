@@ -23,7 +23,7 @@ from torch import Tensor
 from clplat.erasure.audit import audit
 from clplat.errors import Interrupted, OutOfMemory
 from clplat.metrics.cost import step_flops
-from clplat.run import budget, filing, measuring, saving
+from clplat.run import budget, filing, general, measuring, saving
 from clplat.run.compiling import compile_passes
 from clplat.run.evaluation import renew_means
 from clplat.run.interaction import PAUSE
@@ -81,6 +81,7 @@ class Runner(RunState):
         cost["warmup_seconds"] = float(cost.get("warmup_seconds") or 0.0) + warm_up(self.fabric)
         if not self.progress.measured_first_row:
             self.record.matrix.append(measuring.row(self, 0))
+            general.measure(self)
             self.progress.measured_first_row = True
         last = min(len(self.stream), self.loop.stop_after or len(self.stream))
         while self.progress.experience < last:
@@ -152,6 +153,7 @@ class Runner(RunState):
 
     def _finish(self, experience: Experience) -> None:
         """Measure everything after an experience and move on to the next."""
+        general.measure(self)
         p, found = self.progress, measuring.measure_experience(self, experience)
         found |= self._audit(audit.after, experience) or {}
         self.log.experience(p.experience + 1, found)

@@ -75,6 +75,8 @@ class RunState:
         self.evaluate_inside = (
             Evaluator(stream, **shared, limit=loop.eval_samples) if loop.eval_every else self.evaluate
         )
+        held_out = shared | {"valid": False}
+        self.general = {what: Evaluator(sets, **held_out) for what, sets in self.stream.general.items()}
         self.progress, self.audit = Progress(), AuditSettings(enabled=False)
         self.merge: Merge = Unmerged()
         self.diagnostics = Diagnostics(loop.diagnostics, self.strategy)

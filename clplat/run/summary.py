@@ -11,7 +11,7 @@ from typing import Any
 from clplat.config.given import keys_of
 from clplat.config.settings import TUNED, Config, flat
 from clplat.files import to_json
-from clplat.metrics import interaction, online, summarize
+from clplat.metrics import general, interaction, online, summarize
 from clplat.metrics.record import RunRecord
 from clplat.package import __version__
 
@@ -38,6 +38,9 @@ def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
     interacted = interaction.table(record)
     if interacted is None:
         why_null["interaction"] = "no interact experience has finished"
+    unlearned = general.table(record)
+    if unlearned is None:
+        why_null["general"] = general.NONE
     commit = git_commit()
     if commit is None:
         why_null["git_commit"] = "clplat does not run from a git checkout"
@@ -66,6 +69,7 @@ def summary(config: Config, record: RunRecord, status: str) -> dict[str, Any]:
         "metrics": metrics,
         "adaptation": adaptation,
         "interaction": interacted,
+        "general": unlearned,
         "representation": representation,
         "cost": cost,
         "why_null": why_null,
