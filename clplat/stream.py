@@ -255,6 +255,7 @@ class Stream(Sequence[Experience]):
     notes: Sequence[str] = ()
     # How its inputs were made of raw ones: fields of `Preprocessing`; set by its constructor.
     origin: Mapping[str, Any] = {}
+    perplexity = False  # whether the score of a test set is 1 / perplexity
     # Sets that no experience learns, measured before the first and after each, by what is measured ("accuracy",
     # "perplexity"): streams whose experiences hold test data alone; set by its constructor.
     general: Mapping[str, Stream] = {}

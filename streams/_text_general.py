@@ -6,20 +6,19 @@ those of `Answerer`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clplat.data.tokens import Tokenizer, encode_cached, padded
+from clplat.data.tokens import Tokenizer, padded
 from clplat.data.worlds import generator
 from clplat.errors import MissingError, UserError
 from clplat.metrics.text import TEXT_METRICS
 from clplat.stream import Data, Experience, Kind, Stream
+from clplat.streams._blocks import Passages, called, cut, is_file, read_text, to_predict
 from clplat.streams._spoken import Spoken
 from clplat.streams._text_pieces import class_ids, some
 from clplat.streams._text_reading import Source, find
@@ -95,46 +94,6 @@ def _chosen(task: Task, prompts: Sequence[np.ndarray], which: np.ndarray, spoken
     return Data(inputs, torch.from_numpy(class_ids(task, task.test)[which]))
 
 
-class Passages(Stream):
-    """Texts in blocks, each set of them an experience, whose score is 1 / perplexity.
-
-    Args:
-        sets: name of each set, and its blocks as `blocks` makes them.
-    """
-
-    def __init__(self, sets: Sequence[tuple[str, Data]]) -> None:
-        made = [Experience(i, name, Kind.LEARN, None, test=data) for i, (name, data) in enumerate(sets)]
-        super().__init__(made, num_classes=0, input_shape=(3,))
-
-    def score(self, predictions: Tensor, labels: Tensor) -> Tensor:
-        """Log-likelihood (B,) of each block."""
-        return predictions[:, 0]
-
-    def weights(self, labels: Tensor) -> Tensor:
-        """Tokens (B,) of each block that are predicted."""
-        return (labels >= 0).sum(1)
-
-    def pooled(self, mean: float) -> float:
-        """1 / perplexity."""
-        return math.exp(mean)
-
-
-def blocks(documents: Sequence[np.ndarray], end: int, length: int) -> tuple[Tensor, Tensor]:
-    """Documents, each (n,) token ids, one after the other with the token `end` between them, in blocks.
-
-    Blocks do not overlap, and have `length` tokens, the last one what is left. The first token of each is not
-    predicted; a last block of one token is left out.
-
-    Returns:
-        (N, 1) int32, the first tokens, and (N, A) the others, filled with -1; A < length.
-    """
-    parts = [part for document in documents for part in (document, np.array([end]))][:-1]
-    flat = np.concatenate(parts).astype(np.int32) if parts else np.arange(0, dtype=np.int32)
-    rows = [flat[start : start + length] for start in range(0, len(flat), length)]
-    table = padded([row for row in rows if len(row) > 1])
-    return table[:, :1], table[:, 1:]
-
-
 @dataclass(frozen=True)
 class General:
     """What is measured beside the tasks of a stream, by full names: options `general` and `general_texts` of `Text`."""
@@ -150,9 +109,9 @@ class General:
         Raises:
             UserError: an unknown task, or a name that stands there twice.
         """
-        found = [name if _file(name) else source.full([name], "general_texts")[0] for name in texts or ()]
-        called = [_called(name) for name in found]
-        if twice := [name for name in called if called.count(name) > 1]:
+        found = [name if is_file(name) else source.full([name], "general_texts")[0] for name in texts or ()]
+        names = [called(name) for name in found]
+        if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"stream.general_texts: {twice[0]} stands there twice (valid: each text once)")
         return cls(source, source.full(tasks or (), "general"), found)
 
@@ -168,7 +127,7 @@ class General:
         return learned
 
     def _faults(self, learned: Sequence[str], words: bool) -> list[str]:
-        asked = {"general": self.tasks, "general_texts": [name for name in self.texts if not _file(name)]}
+        asked = {"general": self.tasks, "general_texts": [name for name in self.texts if not is_file(name)]}
         faults = [
             f"stream.{key}: {name} is a task of the stream (valid: one that is not among stream.tasks)"
             for key, names in asked.items()
@@ -200,30 +159,12 @@ class General:
 
     def _passages(self, name: str, tokenizer: Tokenizer, length: int) -> tuple[str, Data]:
         """What a set is called, and its blocks: of a file, or of the test prompts of a task."""
-        if _file(name):
-            documents = [_text(name, self.source)]
+        if is_file(name):
+            documents = [read_text(find(name, self.source.root, "general_texts"))]
         else:
             (task,) = self.source.read([name], "error", (False, False, False), [])
             documents = [row.prompt for row in task.test]
-        first, others = blocks(encode_cached(tokenizer, documents), tokenizer.end, length)
+        first, others = cut(documents, tokenizer, length)
         if not len(first):
             raise UserError(f"stream.general_texts: {name} has less than two tokens (valid: a text that has more)")
-        inputs = torch.full((len(first), 3, others.shape[1]), -1, dtype=torch.int32)
-        inputs[:, 0, :1], inputs[:, 2] = first, others
-        return _called(name), Data(inputs, others.long())
-
-
-def _file(name: str) -> bool:
-    return name.endswith(".txt")
-
-
-def _called(name: str) -> str:
-    return Path(name).stem if _file(name) else name
-
-
-def _text(name: str, source: Source) -> str:
-    file = find(name, source.root, "general_texts")
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise MissingError(f"{file} can't be read ({error}): replace it by a text in UTF-8") from error
+        return called(name), to_predict(first, others)

@@ -165,6 +165,8 @@ def _base(base: Any, options: dict[str, Any] | None, seed: int, data_root: str |
         raise UserError("stream.base: holds requests to forget already (valid: a stream without)")
     if all(e.kind is not Kind.LEARN for e in stream):
         raise UserError("stream.base: teaches nothing that could be erased (valid: a stream with learn experiences)")
+    if stream.perplexity:
+        raise UserError("stream.base: is scored by perplexity, which no metric of erasure takes (valid: another)")
     return stream
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from clplat.backbones._passes import joined
 from clplat.backbones.base import Classifier
 from clplat.stream import Answers, Experience, Kind
 
@@ -243,6 +244,12 @@ def trimmed(ids: Tensor) -> Tensor:
     except RuntimeError:  # inside vmap, where no number can be read
         longest = ids.shape[1]
     return ids[:, : max(longest, 1)].long()
+
+
+def read_ids(inputs: Tensor) -> Tensor:
+    """Token ids (B, P) that features of inputs (B, R, L) are of: the prompt, and the first continuation behind it."""
+    prompts = trimmed(inputs[:, 0])
+    return prompts if inputs.shape[1] == 2 else joined(prompts, trimmed(inputs[:, 2]))[0]
 
 
 def trimmed_classes(named: Tensor, count: int) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from clplat.backbones import _families, _weights
 from clplat.backbones._passes import joined, likelihood, rows_at, tree_mask
-from clplat.backbones.answering import Answerer, trimmed
+from clplat.backbones.answering import Answerer, read_ids
 from clplat.backbones.base import Backbone, Head, Role, require
 from clplat.data import llama2c
 from clplat.data.tokens import HUB_FILES, find_folder, find_gguf, read_json
@@ -138,10 +138,10 @@ class LanguageModel(Backbone):
     # --- passes -------------------------------------------------------------------------------------------------------
 
     def features(self, inputs: Tensor) -> Tensor:
-        ids = trimmed(inputs[:, 0])  # (B, L)
+        ids = read_ids(inputs)  # (B, P)
         real = ids >= 0
         if self.seq2seq:
-            hidden = self._encode(ids).last_hidden_state  # (B, L, D)
+            hidden = self._encode(ids).last_hidden_state  # (B, P, D)
             return (hidden * real.unsqueeze(2)).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
         last = (real.sum(1) - 1).clamp(min=0)
         return self._pass(last.unsqueeze(1), ids)[0].squeeze(1)

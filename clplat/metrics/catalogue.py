@@ -43,6 +43,7 @@ _WSRL = "Zhou et al., ICLR 2025, arXiv:2412.07762"
 _CW = "Wołczyk et al., NeurIPS 2021, arXiv:2105.10919"
 _ZSCL = "Zheng et al., ICCV 2023, arXiv:2303.06628"
 _ICARL = "Rebuffi et al. (iCaRL), CVPR 2017, arXiv:1611.07725"
+_PRETRAINING = "Yıldız et al., TMLR 2025, arXiv:2402.17400"
 _LUO = "measuring before and after: Luo et al., 2023, arXiv:2308.08747"
 _INTRUDERS = "Shuttleworth et al., NeurIPS 2025, arXiv:2410.21228"
 _OWN = "this platform"
@@ -197,6 +198,27 @@ METRICS: dict[str, MetricInfo] = {
     "general_perplexity_ratio": MetricInfo(
         "metrics", "perplexity of texts that no experience learns at the end over that before the first",
         "exp(mean over texts j of ln (P[n, j] / P[0, j]))", _OWN, 0, None, False),
+    "zero_shot_perplexity": MetricInfo(
+        "metrics", "perplexity of the domains of a stream of whole texts (`corpora`) before any training",
+        "ZS = mean over j of P[0, j]", _PRETRAINING, 1, None, False, _LEARN),
+    "continual_perplexity": MetricInfo(
+        "metrics", "perplexity of each domain just after learning it",
+        "CPT = mean over j of P[j + 1, j]", _PRETRAINING, 1, None, False, _LEARN),
+    "last_perplexity": MetricInfo(
+        "metrics", "perplexity of all domains at the end",
+        "LC = mean over j of P[n, j]", _PRETRAINING, 1, None, False, _LEARN),
+    "perplexity_forgetting": MetricInfo(
+        "metrics", "logarithm of the last perplexity over that just after learning, over past domains",
+        "mean over past j of ln (P[n, j] / P[j + 1, j])", f"LC and CPT: {_PRETRAINING}; number: {_OWN}", None, None,
+        False, _LEARN),
+    "perplexity_backward_transfer": MetricInfo(
+        "metrics", "perplexity just after learning minus the last, over past domains",
+        "mean over past j of P[j + 1, j] − P[n, j]", f"LC and CPT: {_PRETRAINING}; number: {_OWN}", None, None, True,
+        _LEARN),
+    "perplexity_forward_transfer": MetricInfo(
+        "metrics", "perplexity before any training minus that after other domains, over those not learned yet",
+        "mean over i ≥ 1 of mean over j ≥ i of P[0, j] − P[i, j]", f"ZS: {_PRETRAINING}; number: {_OWN}", None, None,
+        True, _LEARN),
     "dormant_fraction": MetricInfo(
         "representation", "share of units whose mean activity is at most 0.025 of their layer's mean",
         "unit dormant if E|h_u| / (mean over the layer of E|h|) ≤ τ, τ = 0.025",
@@ -269,7 +291,8 @@ return in environment j after acting in i of n environments, A_j the mean of S o
 reference run (one of an agent with `restart`, which begins anew in each).
 
 A[i, j] is the accuracy on set j of those that no experience learns, P[i, j] the perplexity of text j of those, in row i
-as R has it. Perplexity is exp(−Σ ln p / tokens), over all tokens of a text that are predicted.
+as R has it. Perplexity is exp(−Σ ln p / tokens), over all tokens of a text that are predicted. Of a stream of whole
+texts R[i, j] is 1 / P[i, j], P[i, j] being the perplexity of the test set of domain j.
 
 Rows of every kind count: accuracy that an adaptation or a request costs on what was learned is forgetting.
 """

@@ -59,6 +59,7 @@ class RunRecord:
         reference_returns: `interaction` of the reference run's summary, or None; see clplat.metrics.interaction.
         ledger: an event for each experience begun: see clplat.erasure.ledger.
         class_names: name of each class id, where the stream has names.
+        perplexity: whether scores are 1 / perplexity.
         notes: what the stream said of how it read its data: what was held out, cut or left out.
     """
 
@@ -74,6 +75,7 @@ class RunRecord:
     reference_returns: list[dict[str, Any]] | None = None
     ledger: list[dict[str, Any]] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
+    perplexity: bool = False
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

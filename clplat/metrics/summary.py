@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clplat.metrics import adaptation, anytime, general, matrix, online, returns, unlearning
+from clplat.metrics import adaptation, anytime, general, matrix, online, perplexity, returns, unlearning
 from clplat.metrics.adaptation import ReturnCurve
 from clplat.metrics.anytime import Evaluation
 from clplat.metrics.catalogue import METRICS
@@ -32,7 +32,7 @@ def summarize(record: RunRecord) -> tuple[dict[str, float | None], dict[str, str
     """
     run = _Run(record)
     table: dict[str, Callable[[], float | str]] = {}
-    for part in (_learning, _references, _anytime, _erasure, _online, _adaptation, _sequences, _general):
+    for part in (_learning, _references, _anytime, _erasure, _online, _adaptation, _sequences, _general, _domains):
         table |= part(run)
     values: dict[str, float | None] = {}
     why: dict[str, str] = {}
@@ -134,15 +134,18 @@ def _learning(run: _Run) -> dict[str, Callable[[], float | str]]:
     preceded = None if any(j > 0 for j in run.learned) else "no learned experience has one before it"
     final = [j for j in run.learned if run.active[-1, j]]
     erased = None if final else "everything learned is erased"
+    pooled = "scores are 1 / perplexity, over tokens" if run.record.perplexity else None
     after_learning = [j + 1 for j in run.learned]
     return {
         "average_accuracy": lambda: none_learned or erased or matrix.average_accuracy(run.kept, final),
         "average_incremental_accuracy": lambda: (
             none_learned or matrix.average_incremental_accuracy(run.kept[after_learning], run.active[after_learning])
         ),
-        "sample_accuracy": lambda: none_learned or erased or run.sample_accuracy(last),
+        "sample_accuracy": lambda: none_learned or erased or pooled or run.sample_accuracy(last),
         "average_incremental_sample_accuracy": lambda: (
-            none_learned or float(np.mean([run.sample_accuracy(i) for i in after_learning if run.active[i].any()]))
+            none_learned
+            or pooled
+            or float(np.mean([run.sample_accuracy(i) for i in after_learning if run.active[i].any()]))
         ),
         "forgetting": lambda: none_learned or whole or followed or matrix.forgetting(run.scores, run.whole),
         "backward_transfer": lambda: (
@@ -372,6 +375,23 @@ def _general(run: _Run) -> dict[str, Callable[[], float | str]]:
         "general_perplexity": of(general.general_perplexity, "perplexity"),
         "general_perplexity_ratio": of(general.general_perplexity_ratio, "perplexity"),
     }
+
+
+def _domains(run: _Run) -> dict[str, Callable[[], float | str]]:
+    """Metrics of domains whose scores are 1 / perplexity."""
+    fault = None if run.record.perplexity else "scores of this stream are no perplexities"
+    fault = fault or (None if run.learned else run.lacking(Kind.LEARN))
+    followed = None if len(run.learned) > 1 else "no second domain has finished"
+    alone = (perplexity.zero_shot_perplexity, perplexity.continual_perplexity, perplexity.last_perplexity)
+    several = (perplexity.perplexity_forgetting, perplexity.perplexity_backward_transfer,
+               perplexity.perplexity_forward_transfer)  # fmt: skip
+    with np.errstate(divide="ignore", over="ignore"):
+        values = 1 / run.scores
+
+    def of(metric: Callable[[Matrix, list[int]], float]) -> Callable[[], float | str]:
+        return lambda: fault or (followed if metric in several else None) or metric(values, run.learned)
+
+    return {metric.__name__: of(metric) for metric in (*alone, *several)}
 
 
 def _array(rows: list[list[float | None]], width: int) -> Matrix:

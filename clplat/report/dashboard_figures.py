@@ -21,6 +21,8 @@ _BARS = (
     ("adaptation", "Adaptation", ("online_error", "last_round_error", "round_drift", "source_drop")),
     ("general-ability", "General ability", ("general_accuracy", "general_drop", "general_perplexity",
                                             "general_perplexity_ratio")),
+    ("perplexity", "Perplexity", ("zero_shot_perplexity", "continual_perplexity", "last_perplexity",
+                                  "perplexity_forgetting")),
     ("interaction", "Interaction", ("normalized_return", "initial_dip", "recovery_fraction")),
 )  # fmt: skip
 _PLACES = {0: "on the front", 1: "dominated", 2: "default"}

@@ -11,7 +11,7 @@ NONE = "–"
 _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _WHOLE = ("trainable_parameters", "train_flops")
-_NUMBERS = ("effective_rank", "weight_norm", "gradient_norm", "general_perplexity", "general_perplexity_ratio")
+_NUMBERS = ("effective_rank", "weight_norm", "gradient_norm")
 
 
 def unit_of(name: str) -> str:
@@ -21,7 +21,7 @@ def unit_of(name: str) -> str:
             return unit
     if name in _WHOLE:
         return "count"
-    return "number" if name in _NUMBERS else "fraction"
+    return "number" if name in _NUMBERS or "perplexity" in name else "fraction"
 
 
 def show(value: float | None, unit: str = "fraction") -> str:

@@ -32,7 +32,8 @@ _OF_KIND = {
     "adapt": ("online_error",),
     "interact": ("normalized_return", "initial_dip"),
 }
-_GENERAL = ("general_drop", "general_perplexity_ratio")  # where a stream has sets that it does not teach
+# Of a stream of whole texts, and where a stream has sets that it does not teach.
+_OF_TEXTS = ("last_perplexity", "perplexity_forgetting", "general_drop", "general_perplexity_ratio")
 ALPHA = 0.05
 _SHORT = {"train_seconds": "time"}
 _LATEX = str.maketrans({
@@ -49,7 +50,7 @@ def headline_metrics(groups: Sequence[Group]) -> list[str]:
     special = [of for kind, of in _OF_KIND.items() if kind in kinds]
     # A stream of many kinds gets the most telling one of each, lest the table be too wide to read.
     special_names = [name for of in special for name in (of if len(special) == 1 else of[:1])]
-    names = [*HEADLINE[:-1], *special_names, *_GENERAL, HEADLINE[-1]]
+    names = [*HEADLINE[:-1], *special_names, *_OF_TEXTS, HEADLINE[-1]]
     measured = [name for name in names if any(group.values(name) for group in groups)]
     return measured or [HEADLINE[0]]
 

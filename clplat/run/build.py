@@ -360,7 +360,7 @@ def new_record(stream: Stream, reference: dict[str, Any] | None = None, evaluate
     known = reference or {}
     return RunRecord(
         facts, reference=known.get("accuracy_matrix"), reference_returns=known.get("interaction"),
-        class_names=list(stream.class_names),
+        class_names=list(stream.class_names), perplexity=stream.perplexity,
         notes=list(stream.notes),
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clplat.adapters.effective import effective_weights
-from clplat.backbones.answering import trimmed
+from clplat.backbones.answering import read_ids
 from clplat.backbones.base import Classifier
 from clplat.components.ema import Frozen
 from clplat.metrics.tuning import intruder_dimensions, tuning_contribution
@@ -68,7 +68,7 @@ class Diagnostics:
         model: Any = strategy.model
         if self.origin is None or not model.backbone.residual:
             return None
-        last = ((trimmed(inputs[:, 0]) >= 0).sum(1) - 1).clamp(min=0)
+        last = ((read_ids(inputs) >= 0).sum(1) - 1).clamp(min=0)
         devices = [inputs.device] if inputs.is_cuda else []
         origins: Any = self.origin.model
         with torch.random.fork_rng(devices=devices), evaluating(strategy):

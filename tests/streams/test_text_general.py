@@ -19,7 +19,7 @@ from clplat.errors import UserError
 from clplat.run.build import build, build_stream
 from clplat.run.evaluation import Evaluator
 from clplat.strategies.naive import Naive
-from clplat.streams._text_general import blocks
+from clplat.streams._blocks import blocks
 from clplat.streams.text import Text
 
 pytestmark = pytest.mark.usefixtures("own_cache")
