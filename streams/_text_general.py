@@ -55,7 +55,7 @@ class Questions(Stream):
 
     def __init__(self, tasks: Sequence[Task], spoken: Spoken, generated: bool, per_class: int | None) -> None:
         self.tokenizer, self.right = spoken.tokenizer, list[Right]()
-        made = []
+        made = list[Experience]()
         for task in tasks:
             which = some(class_ids(task, task.test), per_class, generator(0, f"general {task.name}"))
             if not len(which):

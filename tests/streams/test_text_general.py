@@ -145,6 +145,7 @@ def test_before_and_after_each_experience_and_a_resumed_run_goes_on(options, tmp
     (a,), (p, q) = facts["accuracy"].values(), facts["perplexity"].values()
     assert len(a) == len(p) == len(q) == 3
     assert len({*p}) == len({*q}) == 3
+    assert min(p + q) > 100  # of 259 tokens
     metrics = result.metrics
     assert metrics["general_accuracy"] == a[2]
     assert metrics["general_drop"] == pytest.approx(a[0] - a[2])
@@ -260,3 +261,18 @@ def test_a_record_without_sets_is_read(options):
     plain = RunRecord([ExperienceRecord("a", Kind.LEARN, 1, 1)], general=[{"accuracy": {"b": 0.5}}]).to_dict()
     assert RunRecord.from_dict(json.loads(json.dumps(plain))).general == [{"accuracy": {"b": 0.5}}]
     assert RunRecord.from_dict({k: v for k, v in plain.items() if k != "general"}).general == []
+
+
+def test_a_continuation_without_a_token_is_never_the_best(options):
+    model = small(Text(**options)).model.eval()
+    inputs = torch.tensor([[[5, 6], [-1, -1], [7, -1], [-1, -1], [8, 9]]])
+    with torch.no_grad():
+        assert model.predict(inputs).isneginf().tolist() == [[False, True, False]]
+
+
+def test_samples_of_a_set_are_drawn_and_move_with_the_stream(options):
+    few, other = (Text(**options | {"test_per_class": 1, "seed": seed}).general["accuracy"][0].test for seed in (0, 1))
+    assert sorted(few.targets().tolist()) == [0, 1, 2]
+    assert torch.equal(few.inputs, other.inputs)
+    moved = Text(**options).to(torch.device("meta"))
+    assert {e.test.inputs.device.type for sets in moved.general.values() for e in sets} == {"meta"}
