@@ -233,13 +233,24 @@ class Strategy(LightningModule):
         """
         return losses(self.model, inputs, labels)
 
+    def mean_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """`self.mean(self.losses(inputs, labels))`, cross-entropy's mean in one operation where that is the same."""
+        if self._even and type(self).losses is Strategy.losses:
+            return losses(self.model, inputs, labels, mean=True)
+        return self.mean(self.losses(inputs, labels))
+
+    @property
+    def _even(self) -> bool:
+        """Whether every process holds as many samples of the batch."""
+        return self.world_size == 1 or self.global_batch % self.world_size == 0
+
     def mean(self, losses: Tensor) -> Tensor:
         """Mean of per-sample losses (b,) over the samples of all processes.
 
         DDP averages gradients with equal weights, which is wrong for a last batch that does not divide evenly; here
         each process counts by what it holds. One process: the plain mean.
         """
-        if self.world_size == 1 or self.global_batch % self.world_size == 0:
+        if self._even:
             return losses.mean()
         total = torch.tensor(float(losses.numel()), device=losses.device)
         torch.distributed.all_reduce(total)
@@ -303,19 +314,21 @@ def check_kinds(cls: type[Strategy], kinds: list[Kind]) -> list[str]:
     ]
 
 
-def losses(model: nn.Module, inputs: Tensor, labels: Tensor, task: int | None = None) -> Tensor:
+def losses(model: nn.Module, inputs: Tensor, labels: Tensor, task: int | None = None, mean: bool = False) -> Tensor:
     """Loss (B,) of each sample: the model's own `losses(inputs, labels)` where it has one, else cross-entropy.
 
     Args:
         inputs: (B, ...) prepared.
         labels: (B,) class ids; or (B, A) token ids where a stream's answers are free text.
         task: of the samples, for a model whose head asks for it.
+        mean: whether to give their mean () instead.
     """
     own: Any = getattr(model, "losses", None)
     if own is not None:
-        return own(inputs, labels)
+        return own(inputs, labels).mean() if mean else own(inputs, labels)
     of: Any = task if task is not None else tasks_of(model, labels)
-    return F.cross_entropy(model(inputs) if of is None else model(inputs, of), labels, reduction="none")
+    logits = model(inputs) if of is None else model(inputs, of)
+    return F.cross_entropy(logits, labels, reduction="mean" if mean else "none")
 
 
 def tasks_of(model: nn.Module, labels: Tensor) -> Tensor | None:

@@ -62,8 +62,8 @@ class Data:
         labels, world = "labelled" if self.labels is not None else "unlabelled", ", changed" if self.world else ""
         return f"{type(self).__name__}({len(self)}{of} samples, {shape} {dtype}, {labels}{world})"
 
-    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Inputs (B, ...) and labels (B,) at `positions` (B,) int64 in [0, n)."""
+    def batch(self, positions: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        """Inputs (B, ...) and labels (B,) at `positions` (B,) int64 in [0, n); a slice of them where rows are given."""
         rows = positions if self.rows is None else self.rows[positions]
         inputs = self.inputs[rows]
         if self.world is not None:
@@ -74,8 +74,8 @@ class Data:
         """The whole experience as one batch."""
         return self.batch(torch.arange(len(self), device=self.inputs.device))
 
-    def ahead(self, parts: Iterable[Tensor]) -> Data:
-        """The same; inputs that are not in memory are read ahead for batches at `parts`, positions (B,) each."""
+    def ahead(self, parts: Iterable[Tensor | slice]) -> Data:
+        """The same; inputs that are not in memory are read ahead for batches at `parts`, as `batch` takes them."""
         if isinstance(self.inputs, Tensor):
             return self
         coming = parts if self.rows is None else map(self.rows.__getitem__, parts)

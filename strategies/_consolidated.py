@@ -33,7 +33,7 @@ class Consolidated(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        loss = self.mean(self.losses(x, y))
+        loss = self.mean_loss(x, y)
         if self._past and self.penalty:
             names = trainable(self.model)
             held = quadratic(list(names.values()), self.importance.of(names), self.centre.of(names))

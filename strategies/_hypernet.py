@@ -112,7 +112,7 @@ class Hypernet(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        loss = self.mean(self.losses(x, y))
+        loss = self.mean_loss(x, y)
         if self._old and not self.lookahead:
             loss = loss + self.beta * self._change()
         if self.teller is not None:

@@ -102,7 +102,7 @@ class Paired(Strategy):
         if self.replay_batch and len(self.memory):
             mx, my, *_ = self.memory.sample(self.replay_batch)
             x, y = torch.cat([x, self.prepare(mx)]), torch.cat([y, my])
-        return self.mean(self.losses(x, y))
+        return self.mean_loss(x, y)
 
     def end(self, experience: Experience) -> None:
         self._erased = None

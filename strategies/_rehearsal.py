@@ -29,7 +29,7 @@ class Rehearsal(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        return self.mean(self.losses(x, y))
+        return self.mean_loss(x, y)
 
     def _replayed(self, samples: int) -> tuple[Tensor, Tensor] | None:
         """Prepared inputs (M, ...) and labels (M,) of `samples` drawn ones; None where none are wanted or held."""

@@ -53,7 +53,7 @@ class AGEM(Strategy):
             loss = self.losses(self.prepare(mx), my).mean()
             found = second_gradient(loss, list(trainable(self.model).values()), self.world_size)
             self._reference = found if self._reference is None else self._reference + found
-        return self.mean(self.losses(x, y))
+        return self.mean_loss(x, y)
 
     @torch.no_grad()
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

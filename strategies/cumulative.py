@@ -39,4 +39,4 @@ class Cumulative(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        return self.mean(self.losses(x, y))
+        return self.mean_loss(x, y)

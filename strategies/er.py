@@ -38,6 +38,6 @@ class ER(Strategy):
         if self.replay_batch and len(self.memory):
             mx, my = self.memory.sample(self.replay_batch)  # (M, ...), (M,)
             x, y = torch.cat([x, self.prepare(mx)]), torch.cat([y, my])
-        loss = self.mean(self.losses(x, y))
+        loss = self.mean_loss(x, y)
         self.memory.add(self.raw, new)
         return loss

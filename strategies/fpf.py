@@ -107,7 +107,7 @@ class FPF(Strategy):
         with torch.no_grad():
             extras = {"logits": self._logits(x, y)} if self.logit_weight and self.memory.open else {}
         self.memory.add(self.raw, y, **extras)
-        return self.mean(self.losses(*both))
+        return self.mean_loss(*both)
 
     def _logits(self, x: Tensor, y: Tensor) -> Tensor:
         """(n, C), in evaluation mode."""

@@ -72,7 +72,7 @@ class GEM(Strategy):
             for k in self.memory.held:
                 loss = self.losses(self.prepare(inputs[of == k]), labels[of == k]).mean()
                 self._references.append(second_gradient(loss, list(trainable(self.model).values()), self.world_size))
-        return self.mean(self.losses(x, y))
+        return self.mean_loss(x, y)
 
     @torch.no_grad()
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -112,7 +112,7 @@ class HFT(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        return self.mean(self.losses(x, y))
+        return self.mean_loss(x, y)
 
     def measurements(self) -> dict[str, float]:
         """Share of the blocks' numbers that learned last."""

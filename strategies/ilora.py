@@ -109,7 +109,7 @@ class ILoRA(Adapted):
         x, y = batch  # (B, ...), (B,)
         if self.memory is not None and self.insert == "before":
             self.memory.add(self.raw, y)
-        loss = self.mean(self.losses(x, y))
+        loss = self.mean_loss(x, y)
         if self.memory is not None and self._met > 1 and len(self.memory):
             replayed, gap = self._replay(self.memory)
             loss = (loss + replayed) / 2 + self.consistency_weight * gap

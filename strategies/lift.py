@@ -104,7 +104,7 @@ class LIFT(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        return self.mean(self.losses(x, y))
+        return self.mean_loss(x, y)
 
     def on_after_backward(self) -> None:
         """Before gradients are clipped, so that their norm is that of what learns."""

@@ -91,7 +91,7 @@ class LocFTBF(Strategy):
         if self.done:
             self.skipped += 1
             return None
-        loss = self.mean(self.losses(x, y))
+        loss = self.mean_loss(x, y)
         whole = loss.detach().double()
         if self.world_size > 1:  # all processes step, or none
             torch.distributed.all_reduce(whole)

@@ -97,7 +97,7 @@ class LoRAMoE(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        loss = self.mean(self.losses(x, y))
+        loss = self.mean_loss(x, y)
         loads = [load for layer in self._layers if (load := layer.take_load()) is not None]  # (N, M) each
         if not self.balance:
             return loss

@@ -51,7 +51,7 @@ class MIR(Strategy):
         if len(self.memory):
             mx, my = self._interfered(x, y)  # (M, ...), (M,)
             x, y = torch.cat([x, mx]), torch.cat([y, my])
-        loss = self.mean(self.losses(x, y))
+        loss = self.mean_loss(x, y)
         self.memory.add(self.raw, new)
         return loss
 
@@ -59,7 +59,7 @@ class MIR(Strategy):
         """The M prepared inputs and labels that the step on x (B, ...) would harm most, of those all processes draw."""
         raw, labels, *_ = self.memory.sample(self.candidates * self.replay_batch)
         inputs, parameters = self.prepare(raw), trainable(self.model)
-        gradient = second_gradient(self.mean(self.losses(x, y)), list(parameters.values()), self.world_size)
+        gradient = second_gradient(self.mean_loss(x, y), list(parameters.values()), self.world_size)
         steps = gradient.split([p.numel() for p in parameters.values()])
         virtual = {n: p.detach() - self.lr * g.view_as(p) for (n, p), g in zip(parameters.items(), steps, strict=True)}
         with torch.no_grad(), evaluating(self.model):

@@ -117,7 +117,7 @@ class MoRAM(Strategy):
         if self.text_loss and hasattr(self.model, "among"):
             return self._with_prompts(x, y)
         if hasattr(self.model, "losses") or not (self.text_loss or self.own_classes):
-            return self.mean(self.losses(x, y))
+            return self.mean_loss(x, y)
         logits = own = self.model(x)  # (B, C)
         if self.own_classes:  # a head may have rows for classes to come, too
             others = sorted(set(range(logits.shape[1])) - set(self._now))

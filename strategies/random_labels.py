@@ -83,7 +83,7 @@ class RandomLabels(Rehearsal):
         x, y = batch  # (B, ...), (B,) wrong labels
         if (replayed := self._replayed(self.replay_batch)) is not None:
             x, y = torch.cat([x, replayed[0]]), torch.cat([y, replayed[1]])
-        return self.mean(self.losses(x, y))
+        return self.mean_loss(x, y)
 
     def end(self, experience: Experience) -> None:
         self.wrong = self.wrong[:0]

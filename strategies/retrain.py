@@ -56,7 +56,7 @@ class Retrain(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        return self.mean(self.losses(x, y))
+        return self.mean_loss(x, y)
 
     def forget_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """As in learning: the batch is of retained data."""

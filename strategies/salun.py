@@ -91,7 +91,7 @@ class SalUn(RandomLabels):
         x, y = batch  # (B, ...), (B,) wrong labels
         replayed = self._replayed(self.replay_batch)
         if replayed is None:
-            return self.mean(self.losses(x, y))
+            return self.mean_loss(x, y)
         found = self.losses(torch.cat([x, replayed[0]]), torch.cat([y, replayed[1]]))
         return self.mean(found[: len(x)]) + self.retain_weight * found[len(x) :].mean()
 

@@ -52,7 +52,7 @@ class SI(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        loss = self.mean(self.losses(x, y))
+        loss = self.mean_loss(x, y)
         if self.penalty:
             loss = loss + self.penalty * sum((o * (p - a).square()).sum() for p, o, a, _ in self._each())
         return loss

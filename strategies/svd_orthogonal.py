@@ -113,7 +113,7 @@ class SVDOrthogonal(Strategy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
-        return self.mean(self.losses(x, y))
+        return self.mean_loss(x, y)
 
     def on_after_backward(self) -> None:
         self.layers.project_gradients()

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clplat.data.batches import by_length, epoch_order
+from clplat.data.batches import batches_per_epoch, by_length, epoch_order, local_slice
 
 
 @given(n=st.integers(1, 200), batch=st.integers(1, 16), window=st.integers(1, 20), seed=st.integers(0, 1000))
@@ -22,6 +22,16 @@ def test_batches_by_length(n, batch, window, seed):
         cut = cut[cut.amin(1).argsort(stable=True)]
         assert (cut.amax(1).sum() == lengths[after].sort().values.view(-1, batch).amax(1).sum()).item()  # the least
         assert after.view(-1, batch).eq(before[0]).any(1)[0]  # the order of batches is drawn, too
+
+
+@given(n=st.integers(1, 100), batch=st.integers(1, 9), world=st.integers(1, 5))
+def test_the_parts_of_processes_in_order_are_the_batches_of_one(n, batch, world):
+    order = torch.arange(n)
+    for k, whole in enumerate(order.split(batch * world)):
+        parts, sizes = zip(*(local_slice(n, k, batch, rank, world) for rank in range(world)), strict=True)
+        assert [order[p].tolist() for p in parts] == [p.tolist() for p in whole.tensor_split(world)]
+        assert set(sizes) == {len(whole)}
+    assert k + 1 == batches_per_epoch(n, batch, world)
 
 
 def test_one_bucket_keeps_the_batches_as_drawn():

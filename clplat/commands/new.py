@@ -86,7 +86,7 @@ class MyName(Strategy):
         x, y = batch  # (B, ...), (B,)
         named = trainable(self.model)
         pull = sum((w - held).square().sum() for w, held in zip(named.values(), self.anchor.of(named), strict=True))
-        return self.mean(self.losses(x, y)) + self.strength / 2 * pull
+        return self.mean_loss(x, y) + self.strength / 2 * pull
 '''
 
 STREAM = '''"""my_name: clouds of points, a class each, a few classes at a time. To be changed: `read` your own data."""

@@ -34,17 +34,17 @@ def batches_per_epoch(size: int, batch_size: int, world_size: int) -> int:
     return -(-size // (batch_size * world_size))
 
 
-def local_slice(order: Tensor, batch: int, batch_size: int, rank: int, world_size: int) -> tuple[Tensor, int]:
-    """Positions of this process in global batch number `batch`, and that batch's size over all processes.
+def local_slice(size: int, batch: int, batch_size: int, rank: int, world_size: int) -> tuple[slice, int]:
+    """This process's part of global batch number `batch` of an order (size,), and that batch's size over all processes.
 
     Process r takes the r-th contiguous piece, pieces differing by at most one sample, so that the pieces in order are
     the batch that one process with the whole batch size would have drawn.
     """
-    whole = batch_size * world_size
-    positions = order[batch * whole : (batch + 1) * whole]
-    if world_size == 1:
-        return positions, len(positions)
-    return positions.tensor_split(world_size)[rank], len(positions)
+    start = batch * batch_size * world_size
+    whole = min(batch_size * world_size, size - start)
+    each, more = divmod(whole, world_size)
+    start += rank * each + min(rank, more)
+    return slice(start, start + each + (rank < more)), whole
 
 
 def rounds(size: int, start: int, count: int, seed: int, device: torch.device) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,24 +112,27 @@ class RunState:
         """
         method = getattr(self.module, name)
 
+        shared = partial(batch_of, shared=True) if self.world_size > 1 else nullcontext
+
         def in_precision(*args: Any) -> Any:
-            with self.fabric.autocast(), batch_of(shared=self.world_size > 1):
+            with self.fabric.autocast(), shared():
                 return method(*args)
 
         return in_precision
 
     def ahead(self, data: Data, order: Tensor, batches: int) -> Data:
-        """The same data; what is not in memory of this process's parts of the coming batches is read ahead."""
-        size, rank, world = self.loop.batch_size, self.rank, self.world_size
-        return data.ahead(local_slice(order, k, size, rank, world)[0] for k in range(self.progress.batch, batches))
+        """The data in `order` (n,), so that a batch is a slice; what is not in memory is read ahead of its batch."""
+        n, size, rank, world = len(order), self.loop.batch_size, self.rank, self.world_size
+        parts = (local_slice(n, k, size, rank, world)[0] for k in range(self.progress.batch, batches))
+        return data.subset(order).ahead(parts)
 
-    def batch(self, data: Data, order: Tensor) -> tuple[Tensor, Tensor | None]:
-        """This process's part of the coming batch; sets what a strategy may ask about it."""
-        positions, whole = local_slice(order, self.progress.batch, self.loop.batch_size, self.rank, self.world_size)
-        raw, labels = data.batch(positions)
+    def batch(self, data: Data) -> tuple[Tensor, Tensor | None]:
+        """This process's part of the coming batch of data in order; sets what a strategy may ask about it."""
+        assert data.rows is not None
+        part, whole = local_slice(len(data), self.progress.batch, self.loop.batch_size, self.rank, self.world_size)
+        raw, labels = data.batch(part)
         attributes = self.strategy.__dict__  # past nn.Module's slow attribute machinery
-        attributes["raw"], attributes["global_batch"] = raw, whole
-        attributes["rows"] = positions if data.rows is None else data.rows[positions]
+        attributes["raw"], attributes["rows"], attributes["global_batch"] = raw, data.rows[part], whole
         self.spent["samples"] += whole
         return raw, labels
 

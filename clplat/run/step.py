@@ -74,12 +74,15 @@ def update(run: RunState, loss: Tensor | None) -> None:
         factor = rate_factor(p.steps, run.steps_planned, strategy.schedule, strategy.warmup)
         for group, lr in zip(run.optimizer.param_groups, run.base_lrs, strict=True):
             group["lr"] = lr * factor
-    strategy.on_before_optimizer_step(run.optimizer)
+    optimizer = run.optimizer.optimizer  # as it is, without Fabric's wrapper, whose every attribute is looked up twice
+    strategy.on_before_optimizer_step(optimizer)
     merge = run.merging
     if merge is not None:
         merge.before_step(strategy)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    run.fabric.strategy.optimizer_step(optimizer)
+    for group in optimizer.param_groups:  # what zero_grad does, without what it asks and records at each step
+        for parameter in group["params"]:
+            parameter.grad = None
     p.gradient_steps += 1
     p.steps, p.total_steps = p.steps + 1, p.total_steps + 1
     strategy.after_step()

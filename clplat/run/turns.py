@@ -55,7 +55,7 @@ def supervised(run: RunState, experience: Experience, data: Data, hook: str) -> 
         order = run.stream.arrange(data, order, size)
         coming = run.ahead(data, order, batches)
         while p.batch < batches and not run.enough():
-            raw, labels = run.batch(coming, order)
+            raw, labels = run.batch(coming)
             first = p.batch // loop.accumulate * loop.accumulate
             run.window = min(loop.accumulate, batches - first)
             run.boundary = p.batch + 1 == first + run.window
@@ -75,7 +75,7 @@ def adapt(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
     batches = batches_per_epoch(len(data), run.loop.batch_size, run.world_size)
     coming = run.ahead(data, order, batches)
     for _ in range(p.batch, batches):
-        raw, labels = run.batch(coming, order)
+        raw, labels = run.batch(coming)
         out = step(run.stream.prepare(raw, False))
         predictions, loss = out if isinstance(out, tuple) else (out, None)
         if not isinstance(predictions, Tensor):
@@ -83,8 +83,8 @@ def adapt(run: RunState, experience: Experience) -> Iterator[Tensor | None]:
             raise UserError(f"strategy: {place(run, 'adapt_step')} {what}")
         run.broken.append(not_finite(predictions))
         if run.loop.keep_predictions:
-            positions, _ = local_slice(order, p.batch, run.loop.batch_size, run.rank, run.world_size)
-            keep(run, positions, predictions, labels)
+            part, _ = local_slice(len(data), p.batch, run.loop.batch_size, run.rank, run.world_size)
+            keep(run, order[part], predictions, labels)
         if labels is not None:
             scores = run.stream.score(predictions.detach(), labels)
             online.count(run.online, data, run.strategy.rows, scores)

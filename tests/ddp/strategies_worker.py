@@ -70,8 +70,8 @@ def train(name, rank, world):
         for epoch in range(2):
             order = epoch_order(len(data), 0, e.index, epoch, torch.device("cpu"))
             for k in range(batches_per_epoch(len(data), local, world)):
-                positions, strategy.global_batch = local_slice(order, k, local, rank, world)
-                strategy.raw, labels = data.batch(positions)
+                part, strategy.global_batch = local_slice(len(data), k, local, rank, world)
+                strategy.raw, labels = data.batch(positions := order[part])
                 strategy.rows = positions if data.rows is None else data.rows[positions]
                 strategy.training_step((strategy.raw, labels), k).backward()
                 if world > 1:

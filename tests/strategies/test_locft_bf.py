@@ -68,7 +68,7 @@ def known(sizes, level, net, epochs=1):
     steps = []
     for epoch in sizes:
         for index, values in enumerate(epoch):
-            strategy.losses = lambda x, y, v=values: torch.tensor(v, requires_grad=True)
+            strategy.mean_loss = lambda x, y, v=values: torch.tensor(v, requires_grad=True).mean()
             strategy.global_batch = len(values)
             batch = torch.zeros(len(values), 5), torch.zeros(len(values), dtype=torch.int64)
             steps.append(strategy.training_step(batch, index) is not None)
@@ -88,7 +88,7 @@ def test_after_an_epoch_whose_mean_is_known_nothing_has(model):
     assert known([[[0.2]], [[0.5]]], 0.1, model())[1] == [True, True]
     assert known([[[0.9]], [[0.11]], [[0.5]]], 0.2, model())[1] == [True, False, False]  # each epoch's own mean
     strategy.begin(Experience(1, "f", Kind.LEARN, None))
-    strategy.losses = lambda x, y: torch.tensor([0.5], requires_grad=True)
+    strategy.mean_loss = lambda x, y: torch.tensor(0.5, requires_grad=True)
     assert strategy.training_step((torch.zeros(1, 5), torch.zeros(1, dtype=torch.int64)), 0) is not None
 
 

@@ -38,7 +38,7 @@ class Corrupted(Data):
     family: Family | None = None
     frost_folder: str | None = None
 
-    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+    def batch(self, positions: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         segment, image = self._split(positions)
         clean = self.inputs[image]
         made = torch.empty_like(clean)
@@ -61,7 +61,7 @@ class Corrupted(Data):
         numbers = [self.part_names().index(name) for name, _ in self.segments]
         return torch.tensor(numbers, device=rows.device)[rows // len(self.inputs)]
 
-    def _split(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, positions: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Segment and image of the samples at `positions` (B,)."""
         assert self.rows is not None
         rows = self.rows[positions]

@@ -65,7 +65,7 @@ class ImageFiles(Blocks):
     paths: tuple[Path, ...] = ()
     side: int = 224
 
-    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+    def batch(self, positions: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         rows = positions if self.rows is None else self.rows[positions]
         with ThreadPoolExecutor(8) as pool:
             images = list(pool.map(self._read, rows.tolist()))
