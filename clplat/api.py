@@ -109,7 +109,7 @@ def run_config(
     config: Config, *, dry_run: bool = False, quiet: bool = False, run_dir: Path | None = None, report: bool = True
 ) -> Result:
     """One run of a resolved configuration; `run_dir` overrides where it goes. Raises as `run` does."""
-    from clplat.report.write import report_run
+    from clplat.report import report_run
     from clplat.run.launch import launch
 
     if dry_run:
@@ -129,7 +129,7 @@ def resume(run_dir: str | Path, *, quiet: bool = False, **objects: Any) -> Resul
 
 
 def _go_on(run_dir: Path, config: Config, *, quiet: bool) -> Result:
-    from clplat.report.write import report_run
+    from clplat.report import report_run
     from clplat.run.launch import launch
 
     return launch(config, run_dir, quiet=quiet, resumed=True, report=report_run)

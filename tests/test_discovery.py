@@ -184,6 +184,20 @@ def test_unknown_group():
         discovery.entries("strategy")
 
 
+def test_a_part_of_ours_is_found_without_reading_the_others(monkeypatch: pytest.MonkeyPatch):
+    """They are looked up before the first step of every run."""
+    named = {"strategies": "er", "streams": "digits", "backbones": "vit_tiny", "heads": "linear", "merges": "none"}
+    whole = {group: discovery.entries(group)[name] for group, name in named.items()}
+    discovery._read_once.cache_clear()
+    monkeypatch.setattr(discovery, "entries", None)
+    monkeypatch.setattr(syntax, "read", lambda file, read=syntax.read: asked.append(file) or read(file))
+    for group, name in named.items():
+        asked: list[Path] = []
+        assert discovery.find(group, name) == whole[group]
+        beside = {f for f in asked if f.parent == whole[group].file.parent and not f.stem.startswith("_")}
+        assert beside == {whole[group].file}
+
+
 def test_two_strategies_in_one_file_are_a_fault(tmp_path: Path):
     path = tmp_path / "two.py"
     path.write_text(STRATEGY + "\n\nclass Fourth(Third):\n    pass\n")

@@ -72,12 +72,7 @@ def entries(group: str) -> dict[str, Entry]:
     """All parts of a group by name, sorted; ours first taken, a third party's of the same name as `name@package`."""
     if group not in GROUPS:
         raise UserError(f"group: unknown name '{group}'{did_you_mean(group, GROUPS)}")
-    if group == "heads":
-        found = _heads()
-    elif group == "backbones":
-        found = _backbones()
-    else:
-        found = _one_per_file(group)
+    found = _own(group)
     for point, package in _entry_points(group):
         name = point.name if point.name not in found else f"{point.name}@{package}"
         found[name] = _third_party(group, name, point.value)
@@ -100,7 +95,7 @@ def find(group: str, name: str, given: Mapping[str, Any] | None = None) -> Entry
         return Entry(name, group, Path(), name, made=given[name])
     if ".py" in name:
         return _from_path(group, name)
-    known = entries(group)
+    known = _own(group, name) or entries(group)
     for entry in known.values() if name not in known else ():
         if name in entry.aliases:
             return entry
@@ -176,9 +171,16 @@ def did_you_mean(word: str, known: Any, n: int = 3) -> str:
 # --- the package's own folders ------------------------------------------------------------------------------------
 
 
-def _one_per_file(group: str) -> dict[str, Entry]:
+def _own(group: str, name: str | None = None) -> dict[str, Entry]:
+    """The package's parts of a group: all, or the one of that name, for which no other file is parsed."""
+    if group == "heads":
+        return {n: entry for n, entry in _heads().items() if name in (None, n)}
+    return _backbones(name) if group == "backbones" else _one_per_file(group, name)
+
+
+def _one_per_file(group: str, name: str | None) -> dict[str, Entry]:
     """Strategies, streams and merges: the file's stem is the name; a leading underscore marks machinery."""
-    files = sorted(_folder(group).glob("*.py"))
+    files = [f for f in sorted(_folder(group).glob("*.py")) if name in (None, f.stem)]
     return dict(_read_once(group, tuple((f, f.stat().st_mtime_ns) for f in files)))
 
 
@@ -186,7 +188,7 @@ def _folder(group: str) -> Path:
     return _HOME.joinpath(*_PACKAGES.get(group, group).split("."))
 
 
-@functools.lru_cache(maxsize=6)
+@functools.lru_cache(maxsize=256)
 def _read_once(group: str, files: tuple[tuple[Path, int], ...]) -> dict[str, Entry]:
     """What is in files, as long as none of them changes: of every configuration that is read all are asked for."""
     public = [f for f, _ in files if not f.stem.startswith("_")]
@@ -257,14 +259,17 @@ def _texts(node: ast.AST | None) -> tuple[str, ...]:
     return tuple(n.value for n in items if isinstance(n, ast.Constant) and isinstance(n.value, str))
 
 
-def _backbones() -> dict[str, Entry]:
-    """Public functions annotated `-> Backbone` in clplat/backbones."""
+def _backbones(wanted: str | None) -> dict[str, Entry]:
+    """Public functions annotated `-> Backbone` in clplat/backbones; or the one that is wanted."""
     found = {}
     for file in _sources(_HOME / "backbones"):
+        if wanted is not None and f"def {wanted}(".encode() not in file.read_bytes():
+            continue
         for name, node in syntax.read(file).names.items():
             if not isinstance(node, ast.FunctionDef) or name.startswith("_") or node.returns is None:
                 continue
-            if ast.unparse(node.returns).strip("'\"").rpartition(".")[2] == "Backbone":
+            returned = ast.unparse(node.returns).strip("'\"").rpartition(".")[2]
+            if returned == "Backbone" and wanted in (None, name):
                 text = syntax.summary(syntax.docstring(node))
                 found[name] = Entry(name, "backbones", file, f"clplat.backbones.{file.stem}:{name}", text)
     return found
