@@ -64,7 +64,7 @@ class Data:
 
     def batch(self, positions: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         """Inputs (B, ...) and labels (B,) at `positions` (B,) int64 in [0, n); a slice of them where rows are given."""
-        rows = positions if self.rows is None else self.rows[positions]
+        rows: Any = positions if self.rows is None else self.rows[positions]
         inputs = self.inputs[rows]
         if self.world is not None:
             inputs = self.world(inputs)
@@ -78,7 +78,7 @@ class Data:
         """The same; inputs that are not in memory are read ahead for batches at `parts`, as `batch` takes them."""
         if isinstance(self.inputs, Tensor):
             return self
-        coming = parts if self.rows is None else map(self.rows.__getitem__, parts)
+        coming: Any = parts if self.rows is None else map(self.rows.__getitem__, parts)
         return dataclasses.replace(self, inputs=Ahead(self.inputs, coming))
 
     def row_ids(self) -> Tensor:

@@ -205,3 +205,16 @@ def test_real_models_by_hand_take_the_steps_of_the_platform(benchmarks: None) ->
             assert float(row.note.rpartition(" ")[2]) < 1e-5, row
     ours, by_hand = rows[-1].note.rpartition("accuracy ")[2].split(" and ")
     assert ours == by_hand
+
+
+@pytest.mark.slow
+def test_strategies_by_hand_end_with_the_losses_of_the_platform(benchmarks: None) -> None:
+    """Those that draw no samples: a pass, a penalty or an importance that one side left out would tell."""
+    from benchmarks import arithmetic
+
+    rows = {row.name.split(", ")[1]: row for row in arithmetic.rows(quick=True)}
+    assert list(rows) == list(arithmetic.LOOPS)
+    for name, row in rows.items():
+        assert 0 < min(row.pairs) <= row.median < math.inf
+        if name not in arithmetic.REPLAYS:
+            assert float(row.note.rpartition(" ")[2]) < 1e-5, row

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class ImageFiles(Blocks):
     side: int = 224
 
     def batch(self, positions: Tensor | slice) -> tuple[Tensor, Tensor | None]:
-        rows = positions if self.rows is None else self.rows[positions]
+        rows: Any = positions if self.rows is None else self.rows[positions]
         with ThreadPoolExecutor(8) as pool:
             images = list(pool.map(self._read, rows.tolist()))
         shape = (0, 3, self.side, self.side)
