@@ -2,7 +2,7 @@
 
 Options: --quick takes one short round of each and asserts nothing on times; --only NAME... takes some of the parts
 (steps, evaluation, startup, memory, peers, hnet, acu, corruptions, cotta, adapters, agents, dashboard, on_disk,
-real, smollm2, processes, arithmetic, long_streams); --table puts the results into README.md, a table for each
+real, smollm2, processes, arithmetic, allocation, long_streams); --table puts the results into README.md, a table for each
 processor, prints them, and measures nothing.
 """
 
@@ -38,6 +38,7 @@ PARTS = (
     "smollm2",
     "processes",
     "arithmetic",
+    "allocation",
     "long_streams",
 )
 VERSIONS = ("clplat", "torch", "lightning", "timm", "mlflow", "avalanche-lib", "stable-baselines3")

@@ -32,6 +32,7 @@ from clplat.lightning import Fabric
 from clplat.metrics.record import RunRecord
 from clplat.preprocessing import Preprocessing
 from clplat.run import checkpoint, compiling, elastic, filing, model, shadows
+from clplat.run.allocation import keep_freed
 from clplat.run.build import build, new_record, read_reference
 from clplat.run.given import check_travels
 from clplat.run.loop import Runner
@@ -158,6 +159,7 @@ def _work(
         atexit.register(_leave)
     if config.fabric.threads is not None:
         torch.set_num_threads(config.fabric.threads)
+    keep_freed()
     stream, strategy = build(config, start)
     if refused := faults(config, stream) or (compiling.check(fabric.device) if config.fabric.compile else []):
         raise UserError(*refused)
