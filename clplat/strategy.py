@@ -107,7 +107,10 @@ class Strategy(LightningModule):
     factored: ClassVar[bool] = False
     # Why it can't learn by weights of which each process holds a part (fabric.strategy fsdp); empty where a test has
     # seen it end where one process does. What a subclass adds has to be seen again: "" is not inherited, a reason is.
-    unshardable: ClassVar[str] = "it has not been seen to end where one process does"
+    unshardable: ClassVar[str] = 'it does not say that it was seen to (unshardable = "")'
+    # Seen to learn by weights in half precision (fabric.precision bf16-true), and the same where passes are computed
+    # again (loop.activation_checkpointing), which meet the module as it was before. Not inherited.
+    plain_passes: ClassVar[bool] = False
     # What of its loss is of a batch as a whole, so that accumulated batches are another step than one of their size;
     # empty where it is a mean over samples.
     whole_batch: ClassVar[str] = ""

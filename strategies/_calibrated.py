@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clplat import Data, Experience, require
 from clplat.strategies._lora import Adapted
+from clplat.strategies._once import shared
 from clplat.strategy import evaluating
 
 
@@ -40,13 +41,13 @@ class Calibrated(Adapted):
 
     @torch.no_grad()
     def _calibrate(
-        self, experience: Experience, take: Callable[[str, Tensor], None], chunk: int = 1, shared: bool = False
+        self, experience: Experience, take: Callable[[str, Tensor], None], chunk: int = 1, share: bool = False
     ) -> None:
         """Call `take(layer, x)` with the inputs x (n, d) of every adapted layer, in float64.
 
         Args:
             chunk: samples at a time; texts come one at a time, so that they have no padding.
-            shared: each process runs its part of the samples, which `take` may sum up; else every process runs all.
+            share: each process runs its part of the samples where it can, which `take` may sum up; else all run all.
         """
         data = experience.train
         assert data is not None
@@ -56,7 +57,7 @@ class Calibrated(Adapted):
         rows = torch.arange(count, device=data.inputs.device) * len(data) // count
         pixels = data.inputs.dtype.is_floating_point or data.inputs.dtype == torch.uint8
         parts = rows.split(chunk if pixels else 1)
-        if shared:
+        if share and shared(self):
             parts = parts[self.rank :: self.world_size]
         coming, targets = data.ahead(parts), data.targets()
 

@@ -25,7 +25,6 @@ class Summing(Strategy):
     needs_classes = True
     frozen_features = True
     unmergeable = "its classifier is solved from sums of features"
-    unshardable = "its classifier is solved from sums of features, in closed form"
     left: Tensor
     whole: Tensor
 

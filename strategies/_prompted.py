@@ -57,7 +57,7 @@ class Prompted(Strategy):
 
     def _made(self, inputs: Tensor) -> Sequence[Prefix]:
         with torch.no_grad(), evaluating(self.model.backbone):
-            query = self.model.backbone(inputs)
+            query = self.model.backbone.forward(inputs)  # within a pass of it
         return self._prefixes_for(query)
 
     def grow(self, experience: Experience) -> None:

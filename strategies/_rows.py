@@ -10,7 +10,7 @@ from torch import Tensor
 from clplat import Data, Strategy, UserError
 from clplat.backbones.base import Classifier, Head
 from clplat.components.prototypes import Prototypes
-from clplat.strategies._once import once
+from clplat.strategies._once import once, shared
 
 
 def require_rows(model: Classifier, done: str, linear: bool = False) -> None:
@@ -39,7 +39,7 @@ def class_means(strategy: Strategy, data: Data, classes: int, chunk: int = 32) -
     model: Any = strategy.model
     means = Prototypes(model.backbone.embed_dim).to(data.inputs.device)
     means.grow(classes)
-    means.open()
+    means.open(shared(strategy))
     for x, y in once(strategy, data, chunk):
         means.add(model.features(x), y)
     means.gather()

@@ -34,6 +34,7 @@ class ACIL(Summing):
     """
 
     paper = "arXiv:2205.14922"
+    unshardable = ""
     searched = {"gamma": (1e-3, 100.0, "log")}
     expansion: Tensor
 

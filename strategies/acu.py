@@ -43,6 +43,7 @@ class ACU(ACIL):
 
     kinds = frozenset({Kind.LEARN, Kind.FORGET})
     paper = "arXiv:2505.12239"
+    unshardable = ""
     erasure = (
         "exact: the sums that the head comes from are (with `bits`, bit for bit) those of a learner that never saw "
         "what was erased; the head solved from them is so to rounding (3.6e-11 of its size, after all was erased); the "

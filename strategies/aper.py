@@ -22,7 +22,7 @@ from torch import Tensor
 from clplat import Experience, require
 from clplat.components.prototypes import Prototypes
 from clplat.strategies._lora import Adapted
-from clplat.strategies._once import once
+from clplat.strategies._once import once, shared
 
 
 class APER(Adapted):
@@ -33,6 +33,7 @@ class APER(Adapted):
     """
 
     paper = "arXiv:2303.07338"
+    unshardable = ""
     unmergeable = "it trains in its first experience alone, and keeps the pretrained weights beside it"
     needs_classes = True
     adapted: Tensor
@@ -63,7 +64,7 @@ class APER(Adapted):
     @torch.no_grad()
     def end(self, experience: Experience) -> None:
         self.adapted.fill_(True)
-        self.prototypes.open()
+        self.prototypes.open(shared(self))
         for x, y in once(self, self.training_data(experience), self.chunk):
             self.prototypes.add(self._both(x), y)
         self.prototypes.gather()

@@ -75,6 +75,7 @@ class BiC(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1905.13260"
+    unshardable = ""
     searched = {"held_out": (0.05, 0.3), "temperature": (1.0, 5.0)}
     needs_classes = True
     replays = True

@@ -51,6 +51,7 @@ class CoACT(Adapted):
     """
 
     paper = "arXiv:2405.16625"
+    unshardable = "its slow teacher follows the whole weights of the last blocks"
     searched = {"lr": (1e-3, 1.0, "log"), "later_rate": (1e-3, 1.0, "log")}
     needs_classes = True
     whole_batch = "it contrasts the samples of a batch"

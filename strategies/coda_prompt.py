@@ -35,6 +35,7 @@ class CODAPrompt(Prompted):
     """
 
     paper = "arXiv:2211.13218"
+    unshardable = ""
     searched = {"orthogonality": (0.0, 0.5)}
 
     def __init__(self, *, blocks: int = 5, length: int = 4, components: int = 10, orthogonality: float = 0.0, **base):

@@ -23,6 +23,7 @@ class Cumulative(Strategy):
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1806.08568"
     unshardable = ""
+    plain_passes = True
     replays = True
     unbounded_memory = True
 

@@ -45,6 +45,7 @@ class DERpp(Strategy):
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2004.07211"
     unshardable = ""
+    plain_passes = True
     searched = {"logit_weight": (0.03, 3.0, "log"), "label_weight": (0.1, 3.0, "log")}
     needs_classes = True
     replays = True

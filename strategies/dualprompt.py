@@ -34,6 +34,7 @@ class DualPrompt(Prompted):
     """
 
     paper = "arXiv:2204.04799"
+    unshardable = ""
     searched = {"pull": None}
 
     def __init__(

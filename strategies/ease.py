@@ -26,7 +26,7 @@ from clplat import Experience, require
 from clplat.components.losses import own_losses
 from clplat.components.prototypes import Prototypes
 from clplat.strategies._lora import Adapted
-from clplat.strategies._once import once
+from clplat.strategies._once import once, shared
 
 
 def completed(means: Tensor, met: Tensor, home: Tensor) -> Tensor:
@@ -61,6 +61,7 @@ class EASE(Adapted):
     """
 
     paper = "arXiv:2403.12030"
+    unshardable = ""
     unmergeable = "its prototypes stand in the spaces of single adapters"
     searched = {"others": (0.0, 1.0)}
     needs_classes = True
@@ -97,7 +98,7 @@ class EASE(Adapted):
     def end(self, experience: Experience) -> None:
         self.over.fill_(len(self.spaces))
         for space in self.spaces:
-            space.open()
+            space.open(shared(self))
         for x, y in once(self, self.training_data(experience), self.chunk):
             for space, features in zip(self.spaces, self._features(x), strict=True):
                 space.add(features, y)

@@ -25,6 +25,7 @@ class ER(Strategy):
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1902.10486"
     unshardable = ""
+    plain_passes = True
     replays = True
 
     def __init__(self, *, memory: int = 500, replay_batch: int = 32, **base):

@@ -33,6 +33,7 @@ class ERACE(Strategy):
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2104.05025"
     unshardable = ""
+    plain_passes = True
     needs_classes = True
     replays = True
 

@@ -66,6 +66,7 @@ class EVA(Calibrated):
     """
 
     paper = "arXiv:2410.07170"
+    unshardable = ""
     searched = {"rho": [1.0, 2.0], "whiten": [False, True]}
 
     def __init__(

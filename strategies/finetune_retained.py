@@ -18,6 +18,7 @@ class FinetuneRetained(Rehearsal):
 
     kinds = frozenset({Kind.LEARN, Kind.FORGET})
     paper = "arXiv:2108.11577"
+    unshardable = ""
     replays = True
     erasure = "approximate: training goes on without the erased data; no guarantee beyond what is measured"
 

@@ -33,6 +33,7 @@ class GDumb(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "doi:10.1007/978-3-030-58536-5_31"
+    unshardable = ""
     needs_classes = True
     replays = True
     unmergeable = "it begins anew at each experience"

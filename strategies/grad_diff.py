@@ -32,6 +32,7 @@ class GradDiff(Paired):
     """
 
     paper = "arXiv:2203.12817"
+    unshardable = ""
     searched = {"forget_lr": (1e-5, 1e-2, "log"), "retain_weight": (0.3, 10.0, "log")}
     erasure = "approximate: the loss on the erased data is raised without bound; no guarantee beyond what is measured"
 

@@ -30,6 +30,7 @@ class GradientAscent(Rehearsal):
 
     kinds = frozenset({Kind.LEARN, Kind.FORGET})
     paper = "arXiv:2109.13398"
+    unshardable = ""
     replays = True
     erasure = "approximate: the loss on the erased data is raised to a bound; no guarantee beyond what is measured"
 

@@ -47,6 +47,7 @@ class GSLoRA(Paired):
     """
 
     paper = "arXiv:2403.11530"
+    unshardable = ""
     searched = {"sparsity": (1e-5, 1e-2, "log"), "bound_chance": (1.0, 4.0)}
     uses_features = False  # whether `_extra` has terms
     erasure = "approximate: adapted layers no longer recognise what was erased; all else, the head too, is as it was"

@@ -48,6 +48,7 @@ class GSLoRAPP(GSLoRA):
 
     paper = "arXiv:2501.09705"
     predicts_as_model = True
+    unshardable = ""
     searched = {"prototype_forgetting": (1e-3, 0.1, "log")}
     needs_classes = True  # prototypes are theirs
 

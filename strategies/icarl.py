@@ -58,6 +58,7 @@ class ICaRL(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1611.07725"
+    unshardable = ""
     needs_classes = True
     replays = True
 

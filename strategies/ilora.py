@@ -62,7 +62,7 @@ class ILoRA(Adapted):
     searched = {"slow_decay": (0.0, 0.999), "consistency_weight": (0.1, 10.0, "log")}
     replays = True
     unmergeable = "it predicts by a slow average of its own"
-    unshardable = "it predicts by an average of whole weights"
+    unshardable = ""
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ from clplat.components.losses import own_losses
 from clplat.components.per_parameter import attribute
 from clplat.components.sums import Sums
 from clplat.strategies._calibrated import Calibrated
+from clplat.strategies._once import shared
 
 Of = Literal["covariance", "inputs"]
 
@@ -39,8 +40,10 @@ class Products(Sums):
 
     def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
         super().__init__()
-        zeros = {n: layer.weight.new_zeros(layer.in_features, dtype=torch.float64) for n, layer in layers.items()}
-        self.of = {n: z.outer(z) for n, z in zeros.items()}
+        self.of = {
+            name: torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64, device=layer.weight.device)
+            for name, layer in layers.items()
+        }
 
     def add(self, name: str, x: Tensor) -> None:
         """Inputs (n, d) of a layer."""
@@ -88,6 +91,7 @@ class InfLoRA(Calibrated):
     """
 
     paper = "arXiv:2404.00228"
+    unshardable = ""
     searched = {"dropout": None, "threshold": (0.9, 0.999)}
     present: Tensor
 
@@ -136,8 +140,8 @@ class InfLoRA(Calibrated):
     def _products(self, experience: Experience) -> dict[str, Tensor]:
         """C of each layer that had inputs, by the weights as they are."""
         found = Products(self.adapters.base_layers())
-        found.open()
-        self._calibrate(experience, found.add, self.chunk, shared=True)
+        found.open(shared(self))
+        self._calibrate(experience, found.add, self.chunk, share=True)
         found.gather()
         return {name: c for name, c in found.of.items() if c.any()}
 

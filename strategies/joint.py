@@ -21,6 +21,7 @@ class Joint(Cumulative):
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1606.09282"
     unshardable = ""
+    plain_passes = True
     unmergeable = "it begins anew at each experience"
 
     def __init__(self, **base):

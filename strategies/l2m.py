@@ -54,6 +54,7 @@ class L2M(Prompted):
     """
 
     paper = "arXiv:2306.14884"
+    unshardable = ""
     searched = {"lr": (1e-5, 1e-2, "log"), "pull": None}
     favour: Tensor
 
@@ -80,7 +81,7 @@ class L2M(Prompted):
     def _choose(self, inputs: Tensor) -> Tensor:
         """Slots (B,) of inputs, for a backbone that is not modulated."""
         with torch.no_grad(), evaluating(self.model.backbone):
-            query = self.model.backbone(inputs)  # (B, D)
+            query = self.model.backbone.forward(inputs)  # (B, D); within a pass of it
         likeness = cosines(query, self.keys)  # (B, P)
         slots = ((likeness + 1) / 2 * self.favour if self.model.training else likeness).argmax(1)
         if self.model.training:  # measurements put the model alone into evaluation

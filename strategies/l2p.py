@@ -33,6 +33,7 @@ class L2P(Prompted):
     """
 
     paper = "arXiv:2112.08654"
+    unshardable = ""
     searched = {"pull": None}
 
     def __init__(self, *, blocks: int = 1, pool: int = 10, chosen: int = 5, length: int = 5, pull: float = 0.5, **base):

@@ -36,6 +36,7 @@ class LocFTBF(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2509.22072"
+    unshardable = ""
     searched = {"lr": (1e-5, 1e-2, "log"), "tuned": ["layer", "block"]}
     model: Classifier
     sums: Tensor

@@ -17,6 +17,7 @@ class SequentialLoRA(Adapted):
 
     paper = "arXiv:2106.09685"
     unshardable = ""
+    plain_passes = True
 
     def grow(self, experience: Experience) -> None:
         super().grow(experience)

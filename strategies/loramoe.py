@@ -48,6 +48,7 @@ class LoRAMoE(Strategy):
     kinds = frozenset({Kind.LEARN})
     factored = True
     paper = "arXiv:2312.09979"
+    unshardable = ""
     whole_batch = "its experts are to share the samples of a batch"
     searched = {"lr": (1e-5, 1e-2, "log"), "balance": (0.01, 1.0, "log")}
     model: Classifier

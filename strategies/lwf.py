@@ -43,7 +43,7 @@ class LwF(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:1606.09282"
-    unshardable = "its teacher is a copy of whole weights"
+    unshardable = ""
     searched = {"distill": (0.1, 10.0, "log"), "temperature": (1.0, 5.0)}
     needs_classes = True
     replays = True

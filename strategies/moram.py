@@ -58,6 +58,7 @@ class MoRAM(Strategy):
     kinds = frozenset({Kind.LEARN})
     factored = True
     paper = "arXiv:2506.21035"
+    unshardable = ""
     searched = {"lr": (5e-5, 5e-3, "log"), "temperature": (1e-3, 0.1, "log"), "threshold": (0.0, 0.5)}
     aliases = ("mora",)
     model: Classifier

@@ -17,6 +17,7 @@ class Naive(Strategy):
     kinds = frozenset({Kind.LEARN})
     paper = "doi:10.1016/S0079-7421(08)60536-8"
     unshardable = ""
+    plain_passes = True
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)

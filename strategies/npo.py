@@ -28,6 +28,7 @@ class NPO(GradDiff):
     """
 
     paper = "arXiv:2404.05868"
+    unshardable = ""
     searched = {"beta": (0.03, 3.0, "log")}
     compares = True
     erasure = "approximate: the erased answers' probability is pushed below what it was; no guarantee beyond that"

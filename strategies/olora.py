@@ -43,6 +43,7 @@ class OLoRA(Adapted):
 
     paper = "arXiv:2310.14152"
     unshardable = ""
+    plain_passes = True
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ class RandomLabels(Rehearsal):
 
     kinds = frozenset({Kind.LEARN, Kind.FORGET})
     paper = "arXiv:1911.04933"
+    unshardable = ""
     replays = True
     needs_classes = True
     erasure = "approximate: the erased data are taught under wrong labels; no guarantee beyond what is measured"

@@ -42,6 +42,7 @@ class RanPAC(ACIL):
     """
 
     paper = "arXiv:2307.02251"
+    unshardable = ""
     searched = {"gamma": None, "held_out": (0.1, 0.5)}
     chosen: Tensor
 

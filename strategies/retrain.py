@@ -25,6 +25,7 @@ class Retrain(Strategy):
 
     kinds = frozenset({Kind.LEARN, Kind.FORGET})
     paper = "arXiv:1912.03817"
+    unshardable = ""
     replays = True
     unbounded_memory = True
     unmergeable = "a request is answered by one training from the start, and would be exact no more"

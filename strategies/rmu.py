@@ -43,6 +43,7 @@ class RMU(GradDiff):
     """
 
     paper = "arXiv:2403.03218"
+    unshardable = ""
     searched = {"forget_lr": (1e-5, 0.1, "log"), "steering": (1.0, 100.0, "log"), "retain_weight": (0.1, 1200.0, "log")}
     compares = True
     erasure = "approximate: a layer's activations for the erased data are made noise; no guarantee beyond that"

@@ -41,6 +41,7 @@ class SalUn(RandomLabels):
     """
 
     paper = "arXiv:2310.12508"
+    unshardable = "it ranks single weights by whole gradients"
     searched = {"saliency": (0.1, 1.0), "retain_weight": (0.3, 3.0, "log")}
     erasure = "approximate: the erased data are taught under wrong labels, by some weights; no guarantee beyond that"
 

@@ -44,6 +44,7 @@ class SCRUB(Paired):
     """
 
     paper = "arXiv:2302.09880"
+    unshardable = ""
     needs_classes = True
     compares = True
     erasure = "approximate: answers for the erased data leave those of before; no guarantee beyond what is measured"

@@ -38,6 +38,7 @@ class SDLoRA(Adapted):
     """
 
     paper = "arXiv:2501.13198"
+    unshardable = ""
     present: Tensor
 
     def __init__(self, *, rank: int = 10, alpha: float = 8.0, **base):

@@ -24,6 +24,7 @@ class SimpleCIL(Summing):
     """Prototypes of a frozen backbone, compared by cosine. Shapes: B samples, D features, C classes."""
 
     paper = "arXiv:2303.07338"
+    unshardable = ""
 
     def __init__(self, **base):
         super().__init__(**base)

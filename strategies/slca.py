@@ -25,7 +25,7 @@ from clplat import Experience, Frozen, Kind, Strategy, require
 from clplat.backbones.base import Classifier
 from clplat.components.gaussians import Gaussians
 from clplat.components.losses import own_losses
-from clplat.strategies._once import once
+from clplat.strategies._once import once, shared
 from clplat.strategies._rows import require_rows
 
 
@@ -50,6 +50,7 @@ class SLCA(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2303.05118"
+    unshardable = ""
     searched = {"lr": (1e-3, 1.0, "log"), "backbone_rate": (1e-3, 1.0, "log")}
     needs_classes = True
     model: Classifier
@@ -113,7 +114,7 @@ class SLCA(Strategy):
         return self.mean(own_losses(self.model, x, y, self.present))
 
     def end(self, experience: Experience) -> None:
-        self.gaussians.open()
+        self.gaussians.open(shared(self))
         for x, y in once(self, self.training_data(experience), self.chunk):
             self.gaussians.add(self.model.features(x).detach(), y)
         self.gaussians.gather()

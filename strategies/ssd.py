@@ -37,6 +37,7 @@ class SSD(Rehearsal):
 
     kinds = frozenset({Kind.LEARN, Kind.FORGET})
     paper = "arXiv:2308.07707"
+    unshardable = "importances of single weights, taken of whole gradients, stand beside them"
     searched = {"alpha": (1.0, 100.0, "log"), "dampening": (0.1, 5.0, "log")}
     replays = True
     data_access = "the samples to erase, and a memory of what was learned; no training"

@@ -49,6 +49,7 @@ class VRLwF(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2207.09248"
+    unshardable = ""
     searched = {"lr": (1e-7, 1e-3, "log"), "image_weight": (0.1, 10.0, "log"), "text_weight": (0.1, 10.0, "log")}
     needs_classes = True
     whole_batch = "a sentence is compared with the images of a batch"

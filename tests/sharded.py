@@ -41,6 +41,7 @@ class Stopped(ER):
     """
 
     unshardable = ""
+    plain_passes = True
 
     def __init__(self, *, told: str, **base):
         super().__init__(**base)
@@ -61,6 +62,7 @@ class Halted(Naive):
     """
 
     unshardable = ""
+    plain_passes = True
 
     def __init__(self, *, told: str, **base):
         super().__init__(**base)
@@ -73,6 +75,7 @@ class Apart(Naive):
     """Fine-tuning whose processes draw other numbers when the head grows."""
 
     unshardable = ""
+    plain_passes = True
 
     def grow(self, experience: Experience) -> None:
         torch.rand(self.rank)

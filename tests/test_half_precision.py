@@ -87,6 +87,7 @@ def test_texts_are_encoded_by_frozen_weights_in_half_precision(tmp_path: Path, p
 
 @pytest.mark.parametrize(("given", "line"), [
     ({"strategy": "ewc"}, "bf16-true, but EWC has not been seen to learn by such weights (valid: 32-true, bf16-mixed)"),
+    ({"strategy": "lwf"}, "bf16-true, but LwF has not been seen to learn by such weights"),
     ({"strategy": "acil"}, "bf16-true, but ACIL has not been seen to learn by such weights"),
     ({"backbone": "cnn"}, "bf16-true, but backbone cnn has not been seen to compute in it (valid: language_model,"),
     ({"strategy": {"name": "naive", "optimizer": "adamw"}}, "bf16-true, but strategy.optimizer is adamw"),

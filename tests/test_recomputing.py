@@ -53,6 +53,7 @@ def test_without_gradients_nothing_is_computed_again() -> None:
 
 
 @pytest.mark.parametrize(("key", "value", "line"), [
+    ("strategy", "l2p", "true, but L2P has not been seen to learn the same with it"),
     ("strategy", "ewc", "true, but EWC has not been seen to learn the same with it (valid: false)"),
     ("backbone", "cnn", "backbone cnn keeps its activations (valid: language_model, text_encoder, vit, clip)"),
 ])  # fmt: skip

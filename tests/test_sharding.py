@@ -26,11 +26,12 @@ def refused(folder: Path, given: dict[str, Any], **more: Any) -> str:
 
 @pytest.mark.parametrize(("key", "value", "line"), [
     ("strategy", "agem", "fabric.strategy: fsdp, but AGEM can't learn by sharded weights: it projects whole gradients"),
-    ("strategy", "gdumb", "it has not been seen to end where one process does (valid: ddp)"),
+    ("strategy", "salun", "it ranks single weights by whole gradients (valid: ddp)"),
     ("backbone", "mlp", "but backbone mlp is not sharded (valid: language_model, text_encoder, vit, clip)"),
     ("merge", "lines", "merge: lines changes whole weights, but fabric.strategy is fsdp (valid: none)"),
     ("loop.diagnostics", ["intruder_dimensions"], "loop.diagnostics: they are of whole weights"),
-    ("stream", "unlearning", "the stream has experiences of kind forget (valid: learn)"),
+    ("stream", "corruptions", "the stream has experiences of kind adapt (valid: learn, forget)"),
+    ("stream", "unlearning", "audit.relearn_steps: 50, taken on a copy of whole weights, but fabric.strategy is fsdp"),
 ])  # fmt: skip
 def test_what_reads_whole_weights_is_refused(tmp_path: Path, key: str, value: Any, line: str) -> None:
     given = {**IMAGES, "strategy": "naive"} | ({"strategy": value} if key == "strategy" else {})
@@ -58,5 +59,5 @@ def test_gradients_that_one_process_lacks_count_as_zero(monkeypatch: pytest.Monk
 
 def test_that_it_was_seen_is_not_inherited_and_a_reason_is() -> None:
     assert not why_not_sharded(ER)
-    assert why_not_sharded(type("Mine", (ER,), {})) == "it has not been seen to end where one process does"
+    assert why_not_sharded(type("Mine", (ER,), {})) == 'it does not say that it was seen to (unshardable = "")'
     assert why_not_sharded(type("Mine", (EWC,), {})) == why_not_sharded(EWC) != ""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clplat.adapters.lora import LoRA
 from clplat.components.precision import wide
+from clplat.components.shards import is_sharded, parted
 from clplat.strategy import require
 
 
@@ -49,7 +50,7 @@ class WeightAverage(nn.Module):
         lora = self._lora[0]
         now = {name: wide(layer.weight) for name, layer in lora.base_layers().items()}
         for adapter in lora.active:
-            now = {name: now[name] + change for name, change in lora.delta(adapter).items()}
+            now = {name: now[name] + parted(change, now[name]) for name, change in lora.delta(adapter).items()}
         for slow, weight in zip(self.weights, now.values(), strict=True):
             slow.lerp_(weight, 1 - self.decay if self.count else 1.0)
         self.count += 1
@@ -59,18 +60,26 @@ class WeightAverage(nn.Module):
         """Predict with the average: it stands in for the layers' weights, and no adapter is in use; then go back."""
         lora = self._lora[0]
         layers = list(lora.base_layers().values())
-        fast = [layer.weight.data for layer in layers]
+        # What passes bring together of sharded weights is the part itself, wherever `data` points.
+        fast = [p.detach().clone() if is_sharded(p := layer.weight) else p.data for layer in layers]
         with lora.using():
             for slow, layer in zip(self.weights, layers, strict=True):
-                layer.weight.data = slow.data.to(layer.weight.dtype)
+                _put(layer.weight, slow.data.to(layer.weight.dtype))
             try:
                 yield
             finally:
                 for weight, layer in zip(fast, layers, strict=True):
-                    layer.weight.data = weight
+                    _put(layer.weight, weight)
 
     def get_extra_state(self) -> int:
         return self.count
 
     def set_extra_state(self, state: int | Tensor) -> None:
         self.count = int(state)
+
+
+def _put(parameter: Tensor, values: Tensor) -> None:
+    if is_sharded(parameter):
+        parameter.detach().copy_(values)
+    else:
+        parameter.data = values

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from clplat.backbones.base import Backbone, Projection, Role
+from clplat.components.shards import parted
 from clplat.errors import UserError
 from clplat.strategy import require
 
@@ -237,7 +238,7 @@ class LoRA(nn.Module):
         bases = self.base_layers()
         for name, change in self.delta(adapter).items():
             weight = bases[name].weight
-            weight.copy_((_wide(weight) + change).to(weight.dtype))
+            weight.copy_((_wide(weight) + parted(change, weight)).to(weight.dtype))
         for _, b in self.factors(adapter).values():
             b.zero_()
         self.use(*self.active, train=[a for a in self.trained if a != adapter])

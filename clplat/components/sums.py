@@ -29,9 +29,13 @@ class Sums(nn.Module):
         """Everything that is a sum over samples, as views; of symmetric matrices the part that is kept up."""
         raise NotImplementedError
 
-    def open(self) -> None:
-        """Begin to add. Under DDP process 0 keeps the sums and the others start theirs from zero."""
-        self.apart.fill_(world_size() > 1)
+    def open(self, shared: bool = True) -> None:
+        """Begin to add. Under DDP process 0 keeps the sums and the others start theirs from zero.
+
+        Args:
+            shared: each process adds samples of its own; else each adds all of them.
+        """
+        self.apart.fill_(shared and world_size() > 1)
         self.keep_on_one()
 
     def merge(self) -> None:

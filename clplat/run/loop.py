@@ -168,7 +168,7 @@ class Runner(RunState):
         started, loop = time.perf_counter(), self.loop
         subject = audit.Subject(
             self.strategy, self.stream, self.audit, loop.evaluate_on, loop.eval_batch_size, self.fabric.device,
-            self.fabric.autocast, self.rank, self.world_size, self.log.run_dir,
+            self.fabric.autocast, *self.share_of_tests, self.log.run_dir,
         )  # fmt: skip
         found = step(subject, experience)
         self.spent["eval_seconds"] += time.perf_counter() - started

@@ -11,7 +11,7 @@ import torch
 from clplat.backbones.base import Backbone
 from clplat.config.resolve import DEFAULTS
 from clplat.config.settings import Config
-from clplat.strategy import Strategy, why_not_sharded
+from clplat.strategy import Strategy
 
 KEY = "fabric.precision"
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
@@ -30,7 +30,7 @@ def faults(config: Config, strategy: Strategy) -> list[str]:
         return _coarse(strategy) if trained else []
     backbone = getattr(strategy.model, "backbone", None)
     found = []
-    if why_not_sharded(cls):  # it takes weights, gradients or statistics of them by hand
+    if not cls.__dict__.get("plain_passes"):
         found.append(f"{cls.__name__} has not been seen to learn by such weights (valid: 32-true, bf16-mixed)")
     if not (isinstance(backbone, Backbone) and backbone.narrowable):
         known = "language_model, text_encoder, vit"

@@ -14,22 +14,18 @@ from torch.utils.checkpoint import checkpoint
 
 from clplat.backbones.base import Backbone
 from clplat.config.settings import Config
-from clplat.strategy import Strategy, why_not_sharded
+from clplat.strategy import Strategy
 
 KEY = "loop.activation_checkpointing"
 
 
 def faults(config: Config, cls: type[Strategy], strategy: Strategy) -> list[str]:
-    """Why passes can't be computed again, one line each.
-
-    A second pass must meet the module as the first did, which is known of what is known of sharded weights: there a
-    test compares both, too.
-    """
+    """Why passes can't be computed again, one line each: a second pass must meet the module as the first did."""
     if not config.loop.activation_checkpointing:
         return []
     backbone = getattr(strategy.model, "backbone", None)
     found = []
-    if why_not_sharded(cls):
+    if not cls.__dict__.get("plain_passes"):
         found.append(f"{KEY}: true, but {cls.__name__} has not been seen to learn the same with it (valid: false)")
     if not (isinstance(backbone, Backbone) and backbone.shardable):
         known = "language_model, text_encoder, vit, clip"

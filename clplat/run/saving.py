@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clplat.backbones._weights import files_read
+from clplat.components.shards import whole
 from clplat.components.state import flatten, rng_state, set_rng_state
 from clplat.errors import UserError
 from clplat.metrics.record import ExperienceRecord, RunRecord
@@ -20,7 +21,7 @@ from clplat.run import checkpoint, filing
 from clplat.run.elastic import inherited
 from clplat.run.measuring import evaluate
 from clplat.run.predictions import held
-from clplat.run.sharding import parted_state, whole
+from clplat.run.sharding import parted_state
 from clplat.run.sources import Sources
 from clplat.run.state import RunState
 from clplat.run.step import carried

@@ -7,6 +7,7 @@ memories): every process holds it whole, and its gradients are averaged here, as
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from clplat.backbones.base import Backbone
+from clplat.components.shards import is_sharded, parted
 from clplat.config.resolve import DEFAULTS
 from clplat.config.settings import Config
 from clplat.lightning import Fabric
@@ -61,11 +63,6 @@ class Sharded(DDPStrategy):
         return norm
 
 
-def is_sharded(tensor: Any) -> bool:
-    """Whether this process holds a part of it only."""
-    return hasattr(tensor, "full_tensor")
-
-
 def sharding(fabric: Fabric) -> bool:
     """Whether the run's weights are sharded."""
     return isinstance(fabric.strategy, Sharded)
@@ -88,8 +85,14 @@ def faults(config: Config, cls: type[Strategy], strategy: Strategy, stream: Stre
             f"fabric.strategy: fsdp, but {cls.__name__} scores all classes in training, in as many passes as a "
             f"process's texts are long (valid: a strategy that takes the answers' own loss, or ddp)"
         )
-    if other := sorted({str(e.kind) for e in stream} - {str(Kind.LEARN)}):
-        found.append(f"fabric.strategy: fsdp, but the stream has experiences of kind {', '.join(other)} (valid: learn)")
+    kinds = {e.kind for e in stream}
+    if other := ", ".join(sorted(kinds - {Kind.LEARN, Kind.FORGET})):
+        found.append(f"fabric.strategy: fsdp, but the stream has experiences of kind {other} (valid: learn, forget)")
+    if Kind.FORGET in kinds and config.audit.enabled and config.audit.relearn_steps:
+        steps = config.audit.relearn_steps
+        found.append(
+            f"audit.relearn_steps: {steps}, taken on a copy of whole weights, but fabric.strategy is fsdp (valid: 0)"
+        )
     if config.merge.name != DEFAULTS["merge"]:
         found.append(f"merge: {config.merge.name} changes whole weights, but fabric.strategy is fsdp (valid: none)")
     if config.loop.diagnostics:
@@ -100,19 +103,54 @@ def faults(config: Config, cls: type[Strategy], strategy: Strategy, stream: Stre
 def shard(strategy: Strategy, device: torch.device) -> None:
     """Leave each process its part of the backbone, and of copies of it, moved to `device` block by block."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard
 
     # Said of any block whose output is a view; what is tested ends where one process does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for backbone in [m for m in strategy.modules() if isinstance(m, Backbone)]:
-        single = {p for p in backbone.parameters() if not p.ndim}  # a number can't be split
-        for part in (*backbone.blocks, backbone):
-            fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=single)
-        for module in backbone.modules():
-            if isinstance(module, FSDPModule) and device.type == "cpu":  # gloo knows no averages
-                module.set_force_sum_reduction_for_comms(True)
-        _gather_in_passes(backbone)
+        _split(backbone, _outline(backbone), mesh)
+
+
+def _split(backbone: Any, outline: Backbone, mesh: Any) -> None:
+    """Split one backbone, on which processes have the same weights.
+
+    Args:
+        outline: the same without weights, which copies are made of.
+    """
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    # A number, and what is still empty, can't be split.
+    single = {p for p in backbone.parameters() if not p.ndim or not p.numel()}
+    for part in (*backbone.blocks, backbone):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=single)
+    for module in backbone.modules():
+        if isinstance(module, FSDPModule) and mesh.device_type == "cpu":  # gloo knows no averages
+            module.set_force_sum_reduction_for_comms(True)
+    _gather_in_passes(backbone)
+    backbone.__dict__["outline"] = outline, mesh
+    type(backbone).__deepcopy__ = _copied  # of a class that FSDP made, and refuses to copy
+
+
+def _outline(backbone: Backbone) -> Backbone:
+    """A copy without the numbers of its parameters."""
+    blank = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in backbone.parameters()}
+    return copy.deepcopy(backbone, blank)
+
+
+def _copied(backbone: Any, memo: dict[int, Any]) -> Any:
+    """What `copy.deepcopy` gives for a sharded backbone: another, of which each process holds the same part."""
+    outline, mesh = backbone.__dict__["outline"]
+    new: Any = copy.deepcopy(outline)
+    own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    if own.keys() != {n for n, _ in (*new.named_parameters(), *new.named_buffers())}:
+        raise RuntimeError("a backbone that has grown since it was sharded can't be copied")
+    _split(new, outline, mesh)
+    new.to_empty(device=next(iter(own.values())).device)
+    with torch.no_grad():
+        for name, value in (*new.named_parameters(), *new.named_buffers()):
+            value.copy_(own[name])
+    memo[id(backbone)] = new
+    return new
 
 
 def _gather_in_passes(backbone: Any) -> None:
@@ -159,38 +197,6 @@ def average_gradients(parameters: Iterable[nn.Parameter], world_size: int) -> No
         flat /= world_size
         for p, grad in zip(same, flat.split([p.numel() for p in same]), strict=True):
             p.grad = grad.view_as(p)
-
-
-def whole(state: Any, keep: bool) -> Any:
-    """Nested dicts and lists with sharded tensors brought together, on the CPU; a collective call.
-
-    Args:
-        keep: whether this process keeps them; others get tensors without numbers.
-    """
-    seen: dict[int, Tensor] = {}  # tied weights are one tensor, and stay one
-
-    def brought(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: brought(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [brought(v) for v in value]
-        if not is_sharded(value):
-            return value
-        if id(value) not in seen:
-            found = value.detach().full_tensor()
-            seen[id(value)] = found.cpu() if keep else found.new_empty(0)
-        return seen[id(value)]
-
-    return brought(state)
-
-
-def parted(value: Any, like: Any) -> Any:
-    """This process's part of the whole tensor `value`, where `like` is sharded and of its shape; else `value`."""
-    if not is_sharded(like) or not isinstance(value, Tensor) or value.shape != like.shape:
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def parted_state(state: dict[str, Any], module: nn.Module) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class RunState:
         self.strategy = strategy.to(fabric.device)
         strategy._prepare, strategy.rank, strategy.world_size = stream.prepare, self.rank, self.world_size
         # Sharded weights come together in every pass: all processes must make the same passes, so each scores all.
-        rank, world = (0, 1) if self.sharded else (self.rank, self.world_size)
+        self.share_of_tests = rank, world = (0, 1) if self.sharded else (self.rank, self.world_size)
         shared: dict[str, Any] = {"device": fabric.device, "batch_size": loop.eval_batch_size, "rank": rank}
         shared |= {"world_size": world, "valid": loop.evaluate_on == "valid"}
         self.evaluate = Evaluator(stream, **shared)

@@ -10,7 +10,7 @@ from rings import SECOND_RING
 import clplat
 from clplat.commands import support
 from clplat.config import discovery
-from clplat.strategy import why_not_sharded
+from clplat.strategy import Strategy, why_not_sharded
 from clplat.stream import Kind
 from clplat.testing import CHECKS, Subject, judge
 from clplat.testing.checks_of_processes import compare, go_on, in_processes
@@ -91,9 +91,11 @@ def test_two_processes_and_one_that_goes_on_equal_one(name, check, seen):
 
 
 @pytest.mark.support
-@pytest.mark.parametrize("name", NAMES)
-def test_sharded_weights_are_allowed_or_the_reason_is_recorded(name, seen):
-    seen(name, "fsdp", why_not_sharded(subject(name).cls))  # tests/ddp/test_fsdp.py has seen all that are allowed
+@pytest.mark.parametrize("name", [n for n in NAMES if why_not_sharded(discovery.load("strategies", n))])
+def test_why_weights_are_not_sharded_is_recorded(name, seen):
+    why = why_not_sharded(subject(name).cls)
+    assert why != Strategy.unshardable
+    seen(name, "fsdp", why)  # what is allowed test_sharded.py sees
 
 
 def test_every_cell_of_the_support_matrix_is_recorded():

