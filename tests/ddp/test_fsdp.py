@@ -127,7 +127,8 @@ def test_the_audit_of_a_request_is_that_of_one_process(runs: tuple[Path, Path], 
     expected, found = (audited(folder) for folder in runs)
     assert expected["aggregates"]["accuracy_erased"] is not None
     assert len(found.pop("model_sha256")) == len(expected.pop("model_sha256")) == 64
-    assert found.pop("aggregates") == pytest.approx(expected.pop("aggregates"), abs=1e-4)
+    mine, other = ({k: v for k, v in f.pop("aggregates").items() if isinstance(v, float)} for f in (found, expected))
+    assert mine == pytest.approx(other, abs=1e-4)
     assert found == expected
 
 
