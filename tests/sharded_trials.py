@@ -21,7 +21,7 @@ BATCH = 5
 VIT, CLIP = BACKBONES[1], BACKBONES[3]
 # Adam makes whole steps of rounding where a gradient is zero, as that of the keys' biases is.
 ALSO = {"forget_optimizer": "sgd", "forget_lr": 0.05}
-STOPPED = ["gs_lora_pp", "npo"]  # and gone on with
+STOPPED = ["npo"]  # and gone on with
 
 
 def trial(name: str, fabric: Fabric | None, **how: Any) -> Trial:

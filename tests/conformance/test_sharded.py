@@ -48,6 +48,7 @@ def found(runs: Path, name: str, rank: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.support
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.thorough] * (n not in EACH)) for n in NAMES])
 def test_sharded_weights_end_where_one_process_does(runs: Path, name: str, seen: Any) -> None:
     expected = ended(trial(name, None))
@@ -60,7 +61,7 @@ def test_sharded_weights_end_where_one_process_does(runs: Path, name: str, seen:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STOPPED)
-def test_what_was_merged_and_copied_resumes_exactly(runs: Path, name: str) -> None:
+def test_what_was_copied_resumes_exactly(runs: Path, name: str) -> None:
     states = found(runs, name, 0)
     straight, resumed = (State({}, states[key]["tensors"]) for key in ("straight", "resumed"))
     assert not resumed.differences(straight)
