@@ -20,7 +20,7 @@ from clplat.testing.subject import BACKBONES, SEED, State, Subject, Trial
 BATCH = 5
 VIT, CLIP = BACKBONES[1], BACKBONES[3]
 # Adam makes whole steps of rounding where a gradient is zero, as that of the keys' biases is.
-ALSO = {"forget_optimizer": "sgd", "forget_lr": 0.05}
+ALSO = {"forget_optimizer": "sgd", "forget_lr": 0.05, "average_start": 0}
 STOPPED = ["npo"]  # and gone on with
 
 
@@ -29,7 +29,7 @@ def trial(name: str, fabric: Fabric | None, **how: Any) -> Trial:
     subject, world = Subject(name), fabric.world_size if fabric else 1
     subject.__dict__["backbone"] = CLIP if name == "vr_lwf" else VIT
     known = {o.name for o in discovery.options(subject.entry)}
-    own = {k: v for k, v in ALSO.items() if k in known and "lora" not in name}
+    own = {k: v for k, v in ALSO.items() if k in known}
     stream = TinyStream(subject.cls.kinds)
     strategy = subject.build(stream, **subject.options(world), **own)
     made = subject.trial(strategy, stream, fabric=fabric, batch_size=2 * BATCH // world, seed=SEED, **how)

@@ -107,8 +107,8 @@ def make_fabric(settings: FabricSettings) -> Fabric:
     if strategy == "fsdp":
         strategy = Sharded(start_method=method)
     elif settings.devices * settings.num_nodes > 1 or strategy == "ddp":
-        # Buffers hold memories and importances, which strategies keep equal themselves. Which parameters get no gradient
-        # changes from step to step (old heads, experts, prompts), and DDP told otherwise ends the run at the next one;
+        # Buffers hold memories and importances, which strategies keep equal themselves. Which parameters get no
+        # gradient changes from step to step (old heads, experts, prompts), and DDP told otherwise ends the run;
         # looking for them costs a walk over the graph, 21 µs of a step of ViT-tiny, and one more small all-reduce.
         known = inspect.signature(DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
