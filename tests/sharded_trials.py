@@ -14,6 +14,7 @@ from clplat.config import discovery
 from clplat.errors import Interrupted
 from clplat.lightning import Fabric
 from clplat.run import checkpoint
+from clplat.strategy import evaluating
 from clplat.testing.streams import TinyStream
 from clplat.testing.subject import BACKBONES, SEED, State, Subject, Trial
 
@@ -41,7 +42,10 @@ def ended(run: Trial) -> dict[str, Any]:
     """What a run ends with, sharded weights brought together; a collective call."""
     run.run()
     state = State.copy(whole(dict(run.strategy.state_dict(keep_vars=True)), keep=True))
-    return {"tensors": state.tensors, "matrix": run.record.matrix}
+    assert isinstance(run.stream, TinyStream)
+    with evaluating(run.strategy), torch.no_grad():
+        answers = run.strategy.predict(run.stream.probe)
+    return {"tensors": state.tensors, "matrix": run.record.matrix, "answers": answers}
 
 
 def resumed(name: str, fabric: Fabric, steps: int) -> dict[str, Any]:
