@@ -275,6 +275,15 @@ def test_runs_times_seeds():
     assert [c.seed for c in expand([], layer, [7])] == [7, 7]
     assert [c.seed for c in expand(["--seed", "5"], layer)] == [5, 5]
     assert all(c.loop.max_epochs == 2 for c in expand(["--loop.max_epochs", "2"], layer))
+    assert [c.name for c in expand(config=layer, seeds=[1], only=["small"])] == ["demo/small"]
+
+
+def test_only_names_runs():
+    layer = {"strategy": "naive", "runs": {"a": {}, "b": {}}}
+    with pytest.raises(UserError, match=r"only: 'c' is no run of the configuration \(valid: a, b\)"):
+        expand(config=layer, only=["a", "c"])
+    with pytest.raises(UserError, match=r"only: 'a' is no run of the configuration \(valid: none: it has no runs:\)"):
+        expand(config={"strategy": "naive"}, only=["a"])
 
 
 def test_faults_of_all_runs_are_reported_once():

@@ -16,7 +16,7 @@ import pytest
 
 import clplat
 from clplat.cli import COMMANDS
-from clplat.commands.arguments import parse_seeds, parser_for, split
+from clplat.commands.arguments import parse_names, parse_seeds, parser_for, split
 from clplat.config import discovery
 from clplat.config.resolve import expand, find_config, read_yaml
 from clplat.testing import run_checks
@@ -105,7 +105,7 @@ def check_command(words):
         check(plan, plan.keys)
     elif command in ("run", "validate") and (keys or args.config):
         seeds = parse_seeds(args.seeds) if getattr(args, "seeds", None) else None
-        assert expand(keys, args.config, seeds)
+        assert expand(keys, args.config, seeds, parse_names(getattr(args, "only", None)))
 
 
 def test_there_is_something_to_check():

@@ -107,6 +107,11 @@ def split(argv: list[str], parser: Parser) -> tuple[list[str], list[str]]:
     return own, keys
 
 
+def parse_names(words: list[str] | None) -> list[str] | None:
+    """Names, one a word or separated by commas."""
+    return None if words is None else [name for word in words for name in word.split(",") if name]
+
+
 def parse_seeds(words: list[str]) -> list[int]:
     """`0..4` (both ends included), `0,1,2`, `[0, 1, 2]`, `7`, or several of these.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clplat import errors
-from clplat.commands.arguments import Parser, add_launcher, parse_seeds
+from clplat.commands.arguments import Parser, add_launcher, parse_names, parse_seeds
 from clplat.commands.keys import keys_help
 from clplat.config.given import keys_of
 from clplat.config.reading import read_yaml
@@ -29,8 +29,13 @@ TAKES_KEYS = True
 
 
 def configure(parser: Parser) -> None:
-    parser.usage = "clplat run [CONFIG] [--key value ...] [--seeds 0..4] [--fresh] | clplat run --resume RUN_DIR"
+    parser.usage = (
+        "clplat run [CONFIG] [--key value ...] [--only RUN] [--seeds 0..4] [--fresh] | clplat run --resume RUN_DIR"
+    )
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file, shipped experiment, or a run's folder")
+    parser.add_argument(
+        "--only", nargs="+", metavar="RUN", help="those of `runs:` with these names: er lora, or er,lora"
+    )
     parser.add_argument("--seeds", nargs="+", metavar="N", help="run each seed: 0..4, or 0,1,2")
     parser.add_argument("--resume", metavar="RUN_DIR", help="go on from the last good checkpoint of a run")
     parser.add_argument("--fresh", action="store_true", help="of several runs, also those anew that are there already")
@@ -62,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
     if seeds is not None and any(k.partition("=")[0] == "--seed" for k in args.keys):
         raise UserError("seeds: give --seed or --seeds, not both")
     try:
-        configs = expand(args.keys, args.config, seeds)
+        configs = expand(args.keys, args.config, seeds, parse_names(args.only))
     except Refused as refused:
         from clplat.run.trying import all_faults  # which imports torch
 
@@ -86,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
 def _resume(args: argparse.Namespace) -> int:
     extra = [args.config] if args.config else []
     extra += [k.partition("=")[0] for k in args.keys if k.startswith("--")]
-    extra += [f"--{k}" for k in ("seeds", "fresh", "jobs", "launcher", "resource") if getattr(args, k)]
+    extra += [f"--{k}" for k in ("only", "seeds", "fresh", "jobs", "launcher", "resource") if getattr(args, k)]
     if extra:
         raise UserError(
             f"resume: goes on with the run's own configuration and takes nothing else (got {', '.join(extra)})"

@@ -78,12 +78,13 @@ def resolve(
 
 def expand(
     argv: list[str] | None = None, config: str | Path | Mapping[str, Any] | None = None,
-    seeds: Sequence[int] | None = None, **overrides: Any,
+    seeds: Sequence[int] | None = None, only: Sequence[str] | None = None, **overrides: Any,
 ) -> list[Config]:  # fmt: skip
     """All runs of a configuration: each of its `runs:` (name → partial override) under each seed.
 
     Args:
         seeds: instead of the configuration's `seeds:`; without either, its one seed.
+        only: names under `runs:`, of which alone runs are made.
         overrides: as in `resolve`, over each of the runs.
 
     Raises:
@@ -101,6 +102,11 @@ def expand(
         own_seeds = None
     found: list[Config] = []
     rest: list[Config] = []
+    if only is not None:
+        valid = ", ".join(runs or ()) or "none: it has no runs:"
+        whose = name or "the configuration"
+        faults += [f"only: {one!r} is no run of {whose} (valid: {valid})" for one in only if one not in (runs or ())]
+        runs = {label: override for label, override in (runs or {}).items() if label in only}
     for label, override in (runs or {None: {}}).items():
         try:
             one = _resolve([layer, override, overrides], argv or [], name, label)
