@@ -101,6 +101,19 @@ def test_another_stream_is_tuned_on_and_the_best_is_of_the_own_one(tmp_path):
     assert "# Tuned on another stream (rotated) and transferred." in result.best_config.read_text()
 
 
+def test_what_adapts_is_tuned_by_its_errors_on_another_stream(tmp_path):
+    """Which holds nothing back, since it learns nothing: it is scored as its data arrive, and on nothing else."""
+    base = {"name": "corruptions", "samples": 16, "source": False, "corruptions": ["fog"]}
+    section = {"space": {"strategy.neighbours": {"choices": [1, 3]}}, "sampler": "grid", "metric": "online_error",
+               "protocol": {"stream": {**base, "corruptions": ["contrast"]}}}  # fmt: skip
+    path = write(tmp_path, section, stream=base, strategy="lame", tracking={"enabled": False})
+    result = sweep(path, quiet=True)
+    assert {t["state"] for t in result.trials} == {"complete"}
+    assert all(0 < t["value"] <= 1 for t in result.trials)
+    (run,) = (result.folder / "trial-0000").glob("*/summary.json")
+    assert all(score is None for row in json.loads(run.read_text())["accuracy_matrix"] for score in row)
+
+
 def test_one_configuration_for_all_streams_is_judged_by_their_mean(tmp_path):
     folders = []
 
