@@ -26,7 +26,7 @@ STOPPED = ["npo"]  # and gone on with
 
 
 def trial(name: str, fabric: Fabric | None, **how: Any) -> Trial:
-    """A run of one epoch an experience, of batches of 2 · BATCH over all processes."""
+    """A run of one epoch an experience as a rule, of batches of 2 · BATCH over all processes."""
     subject, world = Subject(name), fabric.world_size if fabric else 1
     subject.__dict__["backbone"] = CLIP if name == "vr_lwf" else VIT
     known = {o.name for o in discovery.options(subject.entry)}
@@ -34,7 +34,8 @@ def trial(name: str, fabric: Fabric | None, **how: Any) -> Trial:
     stream = TinyStream(subject.cls.kinds)
     strategy = subject.build(stream, **subject.options(world), **own)
     made = subject.trial(strategy, stream, fabric=fabric, batch_size=2 * BATCH // world, seed=SEED, **how)
-    made.loop = replace(made.loop, max_epochs=1, eval_every=None)
+    epochs = 3 if name == "gs_lora_pp" else None  # of a request, so that its average is not the weights themselves
+    made.loop = replace(made.loop, max_epochs=1, forget_epochs=epochs, eval_every=None)
     return made
 
 

@@ -56,8 +56,8 @@ def test_sharded_weights_end_where_one_process_does(runs: Path, name: str, seen:
     for rank in range(2):
         straight = found(runs, name, rank)["straight"]
         assert straight["matrix"] == expected["matrix"]
-        if name == "gs_lora_pp":  # what it predicts with is not its weights
-            torch.testing.assert_close(straight["answers"], expected["answers"], atol=1e-3, rtol=1e-3)
+        if name == "gs_lora_pp":  # it predicts with others than its weights, whose answers are 3e-5 away
+            torch.testing.assert_close(straight["answers"], expected["answers"], atol=1e-5, rtol=0)
         assert not State({}, straight["tensors"]).differences(State({}, expected["tensors"]), 1e-5)
     seen(name, "fsdp")
 
