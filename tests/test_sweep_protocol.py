@@ -110,7 +110,7 @@ def test_what_adapts_is_tuned_by_its_errors_on_another_stream(tmp_path):
     result = sweep(path, quiet=True)
     assert {t["state"] for t in result.trials} == {"complete"}
     assert all(0 < t["value"] <= 1 for t in result.trials)
-    (run,) = (result.folder / "trial-0000").glob("*/summary.json")
+    (run,) = (result.folder / "trial-0000").rglob("summary.json")
     assert all(score is None for row in json.loads(run.read_text())["accuracy_matrix"] for score in row)
 
 

@@ -151,7 +151,7 @@ def test_processes_share_the_samples(stream):
     strategy.grow(stream[0])
     strategy.world_size = 2
     for strategy.rank in (0, 1):
-        strategy._calibrate(stream[0], lambda _, x: parts.append(x), chunk=7, shared=True)
+        strategy._calibrate(stream[0], lambda _, x: parts.append(x), chunk=7, share=True)
     assert [len(part) for part in parts] == [7, 7, 7, 3]
     whole = torch.cat([parts[0], parts[2], parts[1], parts[3]])
     assert torch.equal(whole, stream[0].train.all()[0])

@@ -73,7 +73,7 @@ def test_batches_hold_prompts_of_similar_length(sets):
 def test_a_run_takes_the_batches_as_its_stream_arranges_them(sets, tmp_path, monkeypatch):
     taken, original = [], Data.batch
     monkeypatch.setattr(Text, "arrange", lambda self, data, order, batch_size: order.sort().values)
-    monkeypatch.setattr(Data, "batch", lambda self, at: (taken.append(at.tolist()), original(self, at))[1])
+    monkeypatch.setattr(Data, "batch", lambda self, at: (taken.append(self.rows[at].tolist()), original(self, at))[1])
     config = _config(sets, tmp_path, loop={"batch_size": 4, "max_epochs": 1, "checkpoint_seconds": None})
     plain, options = config["stream"], {k: v for k, v in config["stream"].items() if k != "name"}
     for stream in (plain, {"name": "unlearning", "base": "text", "base_options": options, "count": 1}):
