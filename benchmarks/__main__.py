@@ -2,8 +2,8 @@
 
 Options: --quick takes one short round of each and asserts nothing on times; --only NAME... takes some of the parts
 (steps, evaluation, startup, memory, peers, hnet, acu, corruptions, cotta, adapters, agents, dashboard, on_disk,
-real, smollm2, processes, arithmetic, allocation, long_streams); --table puts the results into README.md, a table for
-each processor, prints them, and measures nothing.
+real, smollm2, processes, arithmetic, allocation, compiled, long_streams); --table puts the results into README.md, a
+table for each processor, prints them, and measures nothing.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ PARTS = (
     "processes",
     "arithmetic",
     "allocation",
+    "compiled",
     "long_streams",
 )
 VERSIONS = ("clplat", "torch", "lightning", "timm", "mlflow", "avalanche-lib", "stable-baselines3")

@@ -90,6 +90,8 @@ class Meter:
 class Ours:
     """Training through clplat's runner: each turn is an experience."""
 
+    memory = None  # that is known here
+
     def __init__(self, strategy: Any, work: Work, fabric: Any = None) -> None:
         from clplat import Data, Experience, Kind, Stream
         from clplat.config.settings import FabricSettings, LoopSettings
@@ -112,7 +114,7 @@ class Ours:
         stream.answers = work.answers
         batch = work.batch // fabric.world_size
         loop = LoopSettings(batch_size=batch, representation=False, checkpoint_seconds=None, log_every=10**9)
-        self.meter: Meter = Meter(work)
+        self.work, self.meter = work, Meter(work)
         log = RunLog(None, time.perf_counter(), self.meter)  # type: ignore[arg-type]
         self.runner = Unsaved(strategy, stream, loop, fabric, 0, log, new_record(stream))
 
@@ -175,7 +177,7 @@ class Hand:
         self.meter.losses.append(torch.stack(losses).float().mean().item())
 
 
-def compare(name: str, ours: Ours, hand: Hand, limit: float | None = None, note: str = "") -> Row:
+def compare(name: str, ours: Ours, hand: Hand | Ours, limit: float | None = None, note: str = "") -> Row:
     """A row of the two in turns: who comes first alternates, and the first pair sets up and is not counted.
 
     The note tells the largest difference of a turn's mean loss, where nothing but rounding can make one.
