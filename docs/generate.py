@@ -122,26 +122,31 @@ def demo_table() -> str:
 
 
 def benchmarks_table() -> str:
-    """The fullest results of `make bench`, the newest of those: the figures that have a limit, and the peer's."""
-    files = [json.loads(file.read_text(encoding="utf-8")) for file in BENCHMARKS.glob("*.json")]
+    """Of each part of `make bench` its newest results: the figures that have a limit, and the peer's."""
+    files = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(BENCHMARKS.glob("*.json"))]
     if not files:
         return paragraph("No results are checked in yet; `make bench` measures them.")
-    found = max(files, key=lambda results: (len({row["part"] for row in results["rows"]}), results["date"]))
-    rows = []
-    for row in found["rows"]:
-        if row["part"] != "peers" and (row["limit"] is None or row["unit"] == "kB"):
-            continue  # these stand in benchmarks/README.md alone
-        unit = "×" if row["how"] == "ratio" else row["unit"]
-        shown = ".3g" if row["how"] == "ratio" else "+.1f"
-        middle, low, high = (f"{row[k]:{shown}} {unit}" for k in ("median", "min", "max"))
-        sides = [f"{row[k]:{'.0f' if row['unit'] == 'MB' else '.3g'}} {row['unit']}" for k in ("base", "ours")]
-        limit = "—" if row["limit"] is None else f"{row['limit']:g} {unit}" + ("" if row["passed"] else ", not kept")
-        rows.append([row["name"], *sides, f"{middle} ({low} to {high})", limit])
-    head = ["figure", "by hand", "clplat (or the peer named)", "pairs: median (min to max)", "limit"]
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    days = sorted({row["date"][:10] for row in found["rows"]})
-    text = f"""Two cores ({found["processor"]}), one thread; {versions}. Measured on {" and ".join(days)}. All
-        figures, and what each is: [benchmarks/](benchmarks)."""
+    newest = {}
+    for results in files:
+        for row in results["rows"]:
+            newest[row["part"]] = max(newest.get(row["part"], ""), row["date"])
+    rows, sources = [], {}
+    for part in newest:
+        for row, source in ((row, facts) for facts in files for row in facts["rows"] if row["part"] == part):
+            plain = part != "peers" and (row["limit"] is None or row["unit"] == "kB")
+            if row["date"] != newest[part] or plain:
+                continue  # these stand in benchmarks/README.md alone
+            unit = "×" if row["how"] == "ratio" else row["unit"]
+            shown = ".3g" if row["how"] == "ratio" else "+.1f"
+            middle, low, high = (f"{row[k]:{shown}} {unit}" for k in ("median", "min", "max"))
+            sides = [f"{row[k]:{'.0f' if row['unit'] == 'MB' else '.3g'}} {row['unit']}" for k in ("base", "ours")]
+            most = "—" if row["limit"] is None else f"{row['limit']:.3g} {unit}" + ", not kept" * (not row["passed"])
+            where = source["processor"].replace("(R)", "").removesuffix(" Processor")
+            rows.append([row["name"], *sides, f"{middle} ({low} to {high})", most, f"{where}, {row['date'][:10]}"])
+            sources[where] = ", ".join(f"{name} {number}" for name, number in source["versions"].items())
+    head = ["figure", "by hand", "clplat (or the peer named)", "pairs: median (min to max)", "limit", "measured on"]
+    versions = "; ".join(f"{where}: {found}" for where, found in sources.items())
+    text = f"Machines of two cores, one thread. {versions}. All figures, and what each is: [benchmarks/](benchmarks)."
     return table(head, rows) + "\n" + paragraph(text)
 
 
