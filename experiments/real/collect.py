@@ -3,9 +3,9 @@
     python experiments/real/collect.py cifar100 RUNS [--sweeps DIR ...]
     python experiments/real/collect.py cifar100
 
-RUNS is the folder of the runs, a DIR one of a study (with sweep.json). Without them the page is made of the results
-that are here. Every number comes from them, by the functions that `clplat report` uses: mean ± half the 95 % interval
-over seeds (Student's t), and differences from a reference, seed by seed.
+RUNS is the folder of the runs, a DIR one of a study (with sweep.json). Without a DIR the studies that are here stay;
+without RUNS the page is made of the results that are here. Every number comes from them, by the functions that `clplat
+report` uses: mean ± half the 95 % interval over seeds (Student's t), and differences from a reference, seed by seed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,13 @@ from clplat.files import put_parts, write_atomic
 from clplat.report import compare, write_report
 
 HERE = Path(__file__).parent
+LEARNED = {"average_accuracy": "average accuracy", "forgetting": "forgetting", "plasticity": "just learned"}
+ADAPTED = {
+    "last_round_error": "error in the last round",
+    "round_drift": "above the first round by",
+    "online_error": "error of all rounds",
+    "source_accuracy": "right on clean images, at the end",
+}
 KEPT = ("strategy", "head", "name", "seed", "status", "git_commit", "accuracy_matrix", "metrics", "cost")
 Groups = dict[str, compare.Group]
 
@@ -35,12 +42,16 @@ class Page:
         results: its runs and studies.
         references: what the other arms are compared with: what a practitioner would do anyway.
         answer: the figures of the page's first lines.
+        metrics: name → head of its column; the first is what arms are compared by.
+        figure: of `clplat report` that the page shows.
     """
 
     readme: str
     results: str
     references: tuple[str, ...]
     answer: Callable[[Groups], str]
+    metrics: Mapping[str, str] = field(default_factory=lambda: LEARNED)
+    figure: str = "accuracy-per-experience"
 
 
 def percent(found: compare.Estimate, sign: str = "") -> str:
@@ -53,9 +64,9 @@ def percent(found: compare.Estimate, sign: str = "") -> str:
     return f"{100 * found.mean:{sign}.1f}{cut}"
 
 
-def more(groups: Groups, arm: str, reference: str) -> compare.Estimate:
-    """By how much average accuracy is above the reference's, seed by seed."""
-    return compare.paired(groups[arm], groups[reference], "average_accuracy").difference
+def more(groups: Groups, arm: str, reference: str, metric: str = "average_accuracy") -> compare.Estimate:
+    """By how much a metric is above the reference's, seed by seed."""
+    return compare.paired(groups[arm], groups[reference], metric).difference
 
 
 def groups_of(results: Mapping[str, Any]) -> Groups:
@@ -71,22 +82,15 @@ def groups_of(results: Mapping[str, Any]) -> Groups:
     }
 
 
-def arms_table(groups: Groups, references: tuple[str, ...]) -> str:
-    """Seeds, accuracy, forgetting, what was just learned, differences from references, time and memory of each arm."""
-    heads = [
-        "arm",
-        "seeds",
-        "average accuracy",
-        "forgetting",
-        "just learned",
-        *(f"more than `{r}`" for r in references),
-    ]
+def arms_table(groups: Groups, page: Page) -> str:
+    """Seeds, metrics, differences from references, time and memory of each arm."""
+    first = next(iter(page.metrics))
+    heads = ["arm", "seeds", *page.metrics.values(), *(f"more than `{r}`" for r in page.references)]
     heads += ["train s", "kept MB"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, group in groups.items():
-        cells = [str(len(group.counted))]
-        cells += [percent(group.estimate(m)) for m in ("average_accuracy", "forgetting", "plasticity")]
-        cells += ["" if r == name else percent(more(groups, name, r), "+") for r in references]
+        cells = [str(len(group.counted)), *(percent(group.estimate(m)) for m in page.metrics)]
+        cells += ["" if r == name else percent(more(groups, name, r, first), "+") for r in page.references]
         seconds, kept = (group.estimate(m).mean or 0.0 for m in ("train_seconds", "stored_bytes"))
         lines.append(f"| `{name}` | " + " | ".join(cells) + f" | {seconds:.1f} | {kept / 1e6:.1f} |")
     return "\n".join(lines)
@@ -117,6 +121,17 @@ def adapters_answer(groups: Groups) -> str:
     return "\n".join(lines)
 
 
+def adapting_answer(groups: Groups) -> str:
+    """CoTTA in the last round, next to what a practitioner would do: nothing, batch statistics, TENT, EATA."""
+    lines = []
+    for reference in (r for r in PAGES["cotta"].references if r in groups):
+        mean = percent(groups[reference].estimate("last_round_error"))
+        apart = percent(more(groups, "cotta", reference, "last_round_error"), "+")
+        lines.append(f"- `{reference}`, {mean} %; `cotta` {apart} points")
+    mean = percent(groups["cotta"].estimate("last_round_error"))
+    return f"Error in the last of ten rounds: `cotta` {mean} %, next to\n\n" + "\n".join(lines)
+
+
 def sweeps_table(studies: list[Any]) -> str:
     """Metric on validation data of each value tried of what was searched, by arm; the best one in bold."""
     tables: dict[str, list[Any]] = {}
@@ -141,6 +156,14 @@ def sweeps_table(studies: list[Any]) -> str:
 
 PAGES = {
     "cifar100": Page("README.md", "results.json", ("er", "ncm"), frozen_answer),
+    "cotta": Page(
+        "README_cotta.md",
+        "results_cotta.json",
+        ("source", "bn_adapt", "tent", "eata"),
+        adapting_answer,
+        ADAPTED,
+        "online-error-by-round",
+    ),
     "text_classes": Page("README_text_classes.md", "results_text_classes.json", ("lora", "er", "ncm"), adapters_answer),
 }
 
@@ -148,7 +171,7 @@ PAGES = {
 def parts_of(page: Page, results: Mapping[str, Any]) -> dict[str, str]:
     """Name → text of the page's generated parts."""
     groups = groups_of(results)
-    parts = {"answer": page.answer(groups), "arms": arms_table(groups, page.references)}
+    parts = {"answer": page.answer(groups), "arms": arms_table(groups, page)}
     return parts | ({"sweeps": sweeps_table(results["sweeps"])} if results["sweeps"] else {})
 
 
@@ -169,13 +192,15 @@ def _take_in(name: str, page: Page, folder: Path, sweeps: list[Path]) -> None:
     folders = sorted(file.parent for file in folder.rglob("summary.json"))
     runs = [run for run in compare.load_summaries(folders) if run["status"] == "complete"]
     kept = [{k: run[k] for k in KEPT} | {"config": run["config"]["strategy"]} for run in runs]
-    facts = {"experiment": f"real/{name}", "sweeps": [study_of(sweep) for sweep in sweeps], "runs": kept}
+    file = HERE / page.results
+    known = json.loads(file.read_text(encoding="utf-8"))["sweeps"] if file.is_file() else []
+    facts = {"experiment": f"real/{name}", "sweeps": [study_of(sweep) for sweep in sweeps] or known, "runs": kept}
     lists = {k: "[\n" + ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in v) + "\n ]"
              if isinstance(v, list) else json.dumps(v) for k, v in facts.items()}  # fmt: skip
     text = ",\n".join(f' "{k}": {v}' for k, v in lists.items())
-    write_atomic(HERE / page.results, f"{{\n{text}\n}}\n")
+    write_atomic(file, f"{{\n{text}\n}}\n")
     write_report(folders, folder / "comparison")
-    shutil.copyfile(folder / "comparison" / "figures" / "accuracy-per-experience.svg", HERE / f"{name}.svg")
+    shutil.copyfile(folder / "comparison" / "figures" / f"{page.figure}.svg", HERE / f"{name}.svg")
 
 
 def study_of(folder: Path) -> dict[str, Any]:
