@@ -238,7 +238,8 @@ class Strategy(LightningModule):
 
     def mean_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """`self.mean(self.losses(inputs, labels))`, cross-entropy's mean in one operation where that is the same."""
-        if self._even and type(self).losses is Strategy.losses:
+        cls = type(self)
+        if self._even and cls.losses is Strategy.losses and cls.mean is Strategy.mean:
             return losses(self.model, inputs, labels, mean=True)
         return self.mean(self.losses(inputs, labels))
 

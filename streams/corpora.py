@@ -93,18 +93,19 @@ class Corpora(Predicted):
             file = find(name, root, "general_texts") if is_file(name) else None
             return cut(_texts(folder / name, part) if file is None else [read_text(file)], known, max_length)
 
-        train, test = ({n: _first(n, p, read(n, p), most) for n in names}
+        notes = ["stream: scores are 1 / perplexity, and so is what figures and tables call accuracy"]
+        train, test = ({n: _first(n, p, read(n, p), most, notes) for n in names}
                        for p, most in (("train", train_blocks), ("test", test_blocks)))  # fmt: skip
         names = _ordered(names, order, train, seed or 0)
         made = _experiences(names, train, test, validation, seed or 0)
-        self.notes = ("stream: scores are 1 / perplexity, and so is what figures and tables call accuracy",)
+        self.notes = tuple(notes)
         super().__init__(made, num_classes=0, input_shape=(2, 1))
         facts = {"tokenizer": tokenizer or "bytes", "fingerprint": known.fingerprint, "chat": False}
         self.origin = {"text": facts | {"max_length": max_length, "cue": False}, "shape": (2, 1)}
         # Asked for text, which evaluation never does, a model writes the next token.
         self.answers = Answers(torch.zeros(0, 0, dtype=torch.int64), known.end, known.size, new_tokens=1)
         if texts:
-            sets = [(called(n), _first(n, "test", read(n, "test"), None)) for n in texts]
+            sets = [(called(n), _first(n, "test", read(n, "test"), None, notes)) for n in texts]
             self.general = {"perplexity": Passages([(name, to_predict(*own)) for name, own in sets])}
 
 
@@ -158,12 +159,14 @@ def _texts(folder: Path, part: str) -> list[str]:
     return [row["text"] for row in rows]
 
 
-def _first(name: str, part: str, found: Blocks, most: int | None) -> Blocks:
-    """The blocks of a part that are kept."""
+def _first(name: str, part: str, found: Blocks, most: int | None, notes: list[str]) -> Blocks:
+    """The blocks of a part that are kept; `notes` takes a line for what is left out unasked."""
     first, others = found
     if not len(first):
         raise MissingError(f"stream: the {part} text of {name} has less than two tokens: put a longer one there")
     if part == "train" and len(first) > 1 and int(others[-1, -1]) < 0:
+        if most is None or most >= len(first):
+            notes.append(f"stream: the last {1 + int((others[-1] >= 0).sum())} training tokens of {name} are left out")
         first, others = first[:-1], others[:-1]
     return first[:most], others[:most]
 

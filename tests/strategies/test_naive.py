@@ -33,8 +33,13 @@ def test_the_mean_is_of_the_losses_that_a_strategy_or_its_model_writes(linear):
         def losses(self, inputs, labels):
             return 2 * super().losses(inputs, labels)
 
+    class Tripled(Naive):
+        def mean(self, losses):
+            return 3 * super().mean(losses)
+
     x, y = torch.eye(2), torch.tensor([0, 1])
     plain, doubled = Naive(model=linear()), Doubled(model=linear())
+    assert Tripled(model=linear()).mean_loss(x, y).item() == pytest.approx(3 * plain.mean_loss(x, y).item())
     assert doubled.mean_loss(x, y).item() == pytest.approx(2 * plain.mean_loss(x, y).item())
     plain.model.losses = lambda inputs, labels: labels.float()
     assert plain.mean_loss(x, y).item() == 0.5

@@ -54,6 +54,8 @@ def scores(strategy, stream, size=4):
 
 def test_blocks_of_each_domain_hold_its_texts(corpora):
     stream = Corpora(**corpora)
+    assert "the last 20 training tokens of bees are left out" in stream.notes[1]
+    assert not any("bees" in note for note in Corpora(**corpora, train_blocks=2).notes)  # asked for
     assert [e.name for e in stream] == ["bees", "cars", "wasps"]
     assert [e.kind for e in stream] == [Kind.LEARN] * 3
     for e in stream:
