@@ -154,16 +154,18 @@ class General:
             found["accuracy"] = Questions(tasks, spoken, generated, per_class)
         if self.texts:
             length = spoken.max_length
-            found["perplexity"] = Passages([self._passages(name, spoken.tokenizer, length) for name in self.texts])
+            passages = [self._passages(name, spoken.tokenizer, length, per_class) for name in self.texts]
+            found["perplexity"] = Passages(passages)
         return found
 
-    def _passages(self, name: str, tokenizer: Tokenizer, length: int) -> tuple[str, Data]:
-        """What a set is called, and its blocks: of a file, or of the test prompts of a task."""
+    def _passages(self, name: str, tokenizer: Tokenizer, length: int, per_class: int | None) -> tuple[str, Data]:
+        """What a set is called, and its blocks: of a file, or of the test prompts of a task, `per_class` of each."""
         if is_file(name):
             documents = [read_text(find(name, self.source.root, "general_texts"))]
         else:
             (task,) = self.source.read([name], "error", (False, False, False), [])
-            documents = [row.prompt for row in task.test]
+            which = some(class_ids(task, task.test), per_class, generator(0, f"general {task.name}"))
+            documents = [task.test[i].prompt for i in which.tolist()]
         first, others = cut(documents, tokenizer, length)
         if not len(first):
             raise UserError(f"stream.general_texts: {name} has less than two tokens (valid: a text that has more)")

@@ -100,7 +100,8 @@ class Text(Stream):
         experiences: how many where repetition is above 0, at least one a task: a new one in each until all are met;
             null: one a task.
         train_per_class: keep so many training samples of each class of a task, drawn, ≥ 1; null keeps all.
-        test_per_class: the same for test samples, drawn alike for every seed.
+        test_per_class: the same for test samples, those of `general` and `general_texts` too, drawn alike for every
+            seed.
         validation: share, in [0, 1), of each class's training samples held out.
 
     Raises:

@@ -99,6 +99,16 @@ def test_texts_of_a_task_are_its_test_prompts_without_a_template(options):
     assert torch.equal(labels, inputs[:, 2].long())
 
 
+def test_of_a_tasks_texts_so_many_of_each_class_are_read_and_of_a_file_all(options):
+    def tokens(**more):
+        return [int((e.test.all()[0][:, 2:] >= 0).sum()) for e in Text(**options | more).general["perplexity"]]
+
+    (file, all_four), (same_file, two) = tokens(), tokens(test_per_class=2)
+    assert same_file == file
+    # The end token is between texts; the first token of each block of 40 is not predicted.
+    assert (all_four, two) == (4 * 16 + 3 - 2, 2 * 16 + 1 - 1)
+
+
 @pytest.mark.parametrize("candidates", ["all", "prompt"])
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_a_set_is_a_choice_among_its_own_answers(options, candidates, family):
