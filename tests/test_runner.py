@@ -280,3 +280,38 @@ def test_a_head_of_class_means_is_filled_by_the_loop(tmp_path: Path) -> None:
     assert means["naive"] == means["joint"]
     assert min(means["joint"]) > 130
     assert run.accuracy_matrix[-1][0] > 0.5  # the means of old classes were made anew by the retrained backbone
+
+
+@pytest.mark.parametrize("experience", range(5))
+def test_a_stop_in_an_evaluation_does_not_wait_for_it_and_resumes_equal(
+    experience: int, straight: tuple[dict[str, Any], int], tmp_path: Path, make_runner: Any
+) -> None:
+    small = {"loop.eval_batch_size": 16}
+    first, scored = make_runner(tmp_path, **small), list[int]()
+    logits = first.evaluate._logits
+
+    def stopping(*arguments: Any) -> torch.Tensor:
+        if len(first.record.matrix) == experience + 1:
+            first.stop_requested = True
+            torch.rand(3)  # what an evaluation draws is drawn anew
+            scored.append(first.progress.experience)
+        return logits(*arguments)
+
+    first.evaluate._logits = stopping
+    with pytest.raises(Interrupted, match=rf"stopped in experience {experience} .*before its scores"):
+        first.run()
+    assert scored == [experience]  # one batch of several
+    state, _ = checkpoint.load_newest(tmp_path / "checkpoints")
+    assert state is not None
+    second = make_runner(tmp_path, state["metrics_offset"], **small)
+    restore(second, state)
+    second.run()
+    assert_equal(outcome(second), straight[0])
+
+
+def test_a_stop_in_the_first_evaluation_says_that_there_is_no_checkpoint(tmp_path: Path, make_runner: Any) -> None:
+    runner = make_runner(tmp_path)
+    runner.stop_requested = True
+    with pytest.raises(Interrupted, match="no checkpoint yet"):
+        runner.run()
+    assert not list((tmp_path / "checkpoints").glob("*"))

@@ -320,3 +320,51 @@ def test_what_a_checkpoint_takes_is_measured(tmp_path: Path, make_runner: Any, m
     runner.save()
     runner.writer.wait()
     assert runner.spent["save_seconds"] == first + runner.save_seconds
+
+
+# --- where experiences end --------------------------------------------------------------------------------------------
+
+
+def saved_at(runner: Any, monkeypatch: pytest.MonkeyPatch, costs: float) -> list[tuple[int, bool]]:
+    """(experience, whether it is trained) at each checkpoint of a run whose checkpoints cost so many seconds each."""
+    found, save = list[tuple[int, bool]](), saving.save
+
+    def noted(run: Any) -> None:
+        found.append((run.progress.experience, run.progress.trained))
+        save(run)
+        run.save_seconds = costs
+
+    monkeypatch.setattr(saving, "save", noted)
+    runner.run()
+    return found
+
+
+@pytest.mark.parametrize("whole", [{"loop.checkpoint_seconds": None}, {"loop.checkpoint_every": 10**6}])
+def test_every_end_is_saved_where_none_is_by_time(
+    make_runner: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    runner = make_runner(tmp_path, **whole)
+    ends = [end for e in range(len(runner.stream)) for end in ((e, True), (e + 1, False))]
+    assert saved_at(runner, monkeypatch, costs=1e6) == ends
+
+
+def test_by_time_ends_are_saved_that_are_worth_it_and_those_of_requests_and_the_last(
+    make_runner: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runner = make_runner(tmp_path, **{"loop.checkpoint_seconds": 1e6})
+    kinds = [str(e.kind) for e in runner.stream]
+    request = kinds.index("forget")
+    expected = [(0, True), (request, True), (request + 1, False), (len(kinds), False)]  # the first costs nothing yet
+    assert saved_at(runner, monkeypatch, costs=1e6) == expected
+
+
+def test_a_watched_run_that_is_stopped_is_saved_though_it_is_not_worth_it(
+    make_runner: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runner = make_runner(tmp_path, **{"loop.checkpoint_seconds": 1e6})
+    runner.watch = lambda record: len(record.matrix) == 3
+    with pytest.raises(Interrupted, match="after experience 1"):
+        saved_at(runner, monkeypatch, costs=1e6)
+    state, _ = checkpoint.load_newest(tmp_path / "checkpoints")
+    assert state is not None
+    assert state["progress"]["experience"] == 2

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _PLAIN = (bool, int, float, str, type(None))
+_TYPES = frozenset(_PLAIN)
 
 
 def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
@@ -31,6 +32,8 @@ def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
             raise TypeError(f"checkpoint: keys of {path or 'the state'} must be all strings or all integers")
         return {"$dict": keys, "items": {str(k): flatten(v, tensors, f"{path}/{k}") for k, v in state.items()}}
     if isinstance(state, list | tuple):
+        if set(map(type, state)) <= _TYPES:  # long lists of numbers, whose paths nobody asks for
+            return list(state)
         return [flatten(v, tensors, f"{path}/{i}") for i, v in enumerate(state)]
     if isinstance(state, _PLAIN):
         return state
@@ -45,6 +48,8 @@ def unflatten(plain: Any, tensors: dict[str, Tensor]) -> Any:
         key = int if plain["$dict"] == "int" else str
         return {key(k): unflatten(v, tensors) for k, v in plain["items"].items()}
     if isinstance(plain, list):
+        if set(map(type, plain)) <= _TYPES:
+            return list(plain)
         return [unflatten(v, tensors) for v in plain]
     return plain
 

@@ -43,8 +43,9 @@ class LoopSettings:
         checkpoint_every: save after so many steps, and wait until that is on the disk; null only at experience
             boundaries and by time, written while the run goes on. While acting, a step in the environment after which
             nothing is trained counts as one too.
-        checkpoint_seconds: save after so many seconds, or later where that would take more than 2 % of the time; null
-            only at experience boundaries and by steps.
+        checkpoint_seconds: save after so many seconds, and at experience boundaries, or later where that would take
+            more than 2 % of the time (never later at the boundaries of a request or at the stream's end); null only at
+            experience boundaries, all of them, and by steps.
         checkpoint_whole: write weights, too, that are as they were read from a .safetensors file; false names the file
             and its SHA-256, and needs it to read the checkpoint.
         checkpoint_sharded: under `fabric.strategy: fsdp` each process writes its own part of weights and moments, in a

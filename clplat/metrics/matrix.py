@@ -54,7 +54,9 @@ def average_incremental_accuracy(matrix: Matrix, active: NDArray[np.bool_]) -> f
     >>> round(average_incremental_accuracy(R, np.array([[False, False], [True, False], [True, True]])), 3)
     0.775
     """
-    return _mean(_mean(row[on]) for row, on in zip(matrix, active, strict=True) if on.any())
+    counts = active.sum(1)
+    sums = np.where(active, matrix, 0.0).sum(1)
+    return _mean(sums[counts > 0] / counts[counts > 0])
 
 
 def forgetting(matrix: Matrix, columns: Sequence[int]) -> float:
@@ -76,13 +78,12 @@ def forgetting(matrix: Matrix, columns: Sequence[int]) -> float:
     0.15
     """
     last = len(matrix) - 1
-
-    def drop(j: int) -> float:
-        if np.isnan(matrix[j + 1 :, j]).any():
-            return float("nan")
-        return float(np.nanmax(matrix[1:last, j]) - matrix[last, j])
-
-    return _mean(drop(j) for j in columns if j + 1 < last)
+    past = [j for j in columns if j + 1 < last]
+    scores = matrix[1:, past]  # (n, |C|)
+    since = np.arange(1, last + 1)[:, None] > past
+    if not past or (np.isnan(scores) & since).any():
+        return float("nan")
+    return _mean(np.fmax.reduce(scores[:-1]) - scores[-1])
 
 
 def backward_transfer(matrix: Matrix, columns: Sequence[int]) -> float:
@@ -143,7 +144,9 @@ def transfer(matrix: Matrix, columns: Sequence[int]) -> float:
     >>> round(transfer(R, [0, 1, 2]), 3)  # (0.2 + (0.1 + 0.4) / 2) / 2
     0.225
     """
-    return _mean(_mean(matrix[1 : j + 1, j]) for j in columns if j > 0)
+    later = [j for j in columns if j > 0]
+    before = np.arange(1, len(matrix))[:, None] <= later  # (n, |C|)
+    return _mean(np.where(before, matrix[1:, later], 0.0).sum(0) / np.array(later))
 
 
 def average(matrix: Matrix, columns: Sequence[int]) -> float:
@@ -162,7 +165,7 @@ def average(matrix: Matrix, columns: Sequence[int]) -> float:
     >>> round(average(R, [0, 1]), 3)
     0.6
     """
-    return _mean(_mean(matrix[1:, j]) for j in columns)
+    return _mean(matrix[1:, columns].mean(0)) if len(matrix) > 1 else float("nan")
 
 
 def last(matrix: Matrix, columns: Sequence[int]) -> float:
@@ -244,8 +247,12 @@ def stability(matrix: Matrix, columns: Sequence[int]) -> float:
     >>> round(stability(R, [0, 1, 2]), 3)  # B = (−0.3 + 0 − 0.3) / 3
     0.8
     """
-    n = len(matrix)
-    change = _mean(matrix[i, j] - matrix[j + 1, j] for j in columns for i in range(j + 2, n))
+    past = [j for j in columns if j + 2 < len(matrix)]
+    learned = np.array(past, dtype=int) + 1
+    after = np.arange(len(matrix))[:, None] > learned  # (n + 1, |C|)
+    if not past:
+        return float("nan")
+    change = float(np.where(after, matrix[:, past] - matrix[learned, past], 0.0).sum() / after.sum())
     return 1.0 + min(change, 0.0) if not np.isnan(change) else change
 
 
@@ -270,5 +277,5 @@ def intransigence(matrix: Matrix, reference: Matrix, columns: Sequence[int]) -> 
 
 def _mean(values: Iterable[float]) -> float:
     """Mean, NaN if there are none or one of them is NaN."""
-    listed = [float(v) for v in values]
+    listed = values.tolist() if isinstance(values, np.ndarray) else [float(v) for v in values]
     return sum(listed) / len(listed) if listed else float("nan")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clplat.metrics import adaptation, anytime, general, matrix, online, perplexity, returns, unlearning
 from clplat.metrics.adaptation import ReturnCurve
@@ -15,22 +14,24 @@ from clplat.metrics.anytime import Evaluation
 from clplat.metrics.catalogue import METRICS
 from clplat.metrics.matrix import Matrix
 from clplat.metrics.record import ExperienceRecord, RunRecord
+from clplat.metrics.rows import Rows
 from clplat.metrics.unlearning import Request
 from clplat.stream import Kind
 
 UNMEASURED = "a score it needs was not measured"
 
 
-def summarize(record: RunRecord) -> tuple[dict[str, float | None], dict[str, str]]:
+def summarize(record: RunRecord, rows: Rows | None = None) -> tuple[dict[str, float | None], dict[str, str]]:
     """Every metric of the group "metrics" in the catalogue, and a reason for each that is None.
 
     Args:
         record: of a finished run or of one under way; counts what has finished.
+        rows: what is known of its matrix from an earlier call.
 
     Returns:
         (name → value or None, name → reason for each None).
     """
-    run = _Run(record)
+    run = _Run(record, rows or Rows())
     table: dict[str, Callable[[], float | str]] = {}
     for part in (_learning, _references, _anytime, _erasure, _online, _adaptation, _sequences, _general, _domains):
         table |= part(run)
@@ -45,15 +46,15 @@ def summarize(record: RunRecord) -> tuple[dict[str, float | None], dict[str, str
     return values, why
 
 
-def per_experience(record: RunRecord) -> dict[str, float]:
+def per_experience(record: RunRecord, rows: Rows | None = None) -> dict[str, float]:
     """What to log after an experience: every metric that has a value by now, under the summary's names.
 
     Besides: `accuracy/<experience name>` for each test set measured in the last row, `general/<name>` and
     `perplexity/<name>` of sets that no experience learns, the last experience's `representation/<name>` values,
     `online_error/<domain>` of what was adapted to in it, and `return/<name>` in each of several environments after
-    acting in one.
+    acting in one. Arguments are those of `summarize`.
     """
-    values, _ = summarize(record)
+    values, _ = summarize(record, rows)
     logged = {name: value for name, value in values.items() if value is not None}
     last = record.matrix[-1] if record.matrix else []
     logged |= {f"accuracy/{e.name}": float(a) for e, a in zip(record.experiences, last, strict=False) if a is not None}
@@ -69,7 +70,7 @@ def per_experience(record: RunRecord) -> dict[str, float]:
 
 def per_request(record: RunRecord) -> list[dict[str, float | None]]:
     """For each request done, `index` of its experience and the terms of the metrics of erasure; None: not defined."""
-    run = _Run(record)
+    run = _Run(record, Rows())
     terms = unlearning.per_request(run.scores, run.requests, run.sizes, run.forgets)
     return [
         {"index": q.index, **{k: v if math.isfinite(v) else None for k, v in t.items()}}
@@ -80,10 +81,9 @@ def per_request(record: RunRecord) -> list[dict[str, float | None]]:
 class _Run:
     """A record as the pure functions take it: arrays, and the columns that count."""
 
-    def __init__(self, record: RunRecord) -> None:
+    def __init__(self, record: RunRecord, rows: Rows) -> None:
         experiences = record.experiences
         self.record = record
-        self.scores = _array(record.matrix, len(experiences))
         self.finished = max(len(record.matrix) - 1, 0)
         done = list(enumerate(experiences))[: self.finished]
         self.kinds = {e.kind for e in experiences}
@@ -97,25 +97,8 @@ class _Run:
         ]
         erased = {j for q in self.requests for j in q.erased}
         self.whole = [j for j in self.learned if j not in erased]
-        self.kept, self.active = self._kept()
-
-    def _kept(self) -> tuple[Matrix, NDArray[np.bool_]]:
-        """R with each learned test set's accuracy on what is not erased by that row, and (n + 1, E) bool where it is.
-
-        Active are the test sets learned by that row and not erased as a whole.
-        """
-        kept, active = self.scores.copy(), np.zeros(self.scores.shape, dtype=bool)
-        for i in range(1, len(kept)):
-            sizes = {j: n for j, n in self.sizes.items() if j < i}
-            requests = [q for q in self.requests if q.index < i]
-            for j, accuracy in unlearning.kept_accuracy(self.scores[i], requests, sizes).items():
-                kept[i, j], active[i, j] = accuracy, True
-        return kept, active
-
-    def sample_accuracy(self, row: int) -> float:
-        """Accuracy of a row over all test samples learned by it and not erased."""
-        sizes = {j: n for j, n in self.sizes.items() if j < row}
-        return unlearning.pooled_accuracy(self.scores[row], [q for q in self.requests if q.index < row], sizes)
+        rows.take(record.matrix, len(experiences), self.sizes, self.requests)
+        self.scores, self.kept, self.active, self.pooled = rows.scores, rows.kept, rows.active, rows.pooled
 
     def lacking(self, kind: Kind) -> str:
         """Why there is nothing of a kind to measure."""
@@ -141,11 +124,9 @@ def _learning(run: _Run) -> dict[str, Callable[[], float | str]]:
         "average_incremental_accuracy": lambda: (
             none_learned or matrix.average_incremental_accuracy(run.kept[after_learning], run.active[after_learning])
         ),
-        "sample_accuracy": lambda: none_learned or erased or pooled or run.sample_accuracy(last),
+        "sample_accuracy": lambda: none_learned or erased or pooled or float(run.pooled[last]),
         "average_incremental_sample_accuracy": lambda: (
-            none_learned
-            or pooled
-            or float(np.mean([run.sample_accuracy(i) for i in after_learning if run.active[i].any()]))
+            none_learned or pooled or float(np.mean([run.pooled[i] for i in after_learning if run.active[i].any()]))
         ),
         "forgetting": lambda: none_learned or whole or followed or matrix.forgetting(run.scores, run.whole),
         "backward_transfer": lambda: (

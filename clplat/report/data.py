@@ -92,17 +92,30 @@ def titles(groups: Sequence[Group]) -> list[str]:
     return found
 
 
-def mean_matrix(group: Group) -> list[list[Estimate]]:
-    """Accuracy matrix of a group: cell by cell over its seeds; rows of an interrupted run that are missing stay out."""
+def scored(group: Group) -> list[int]:
+    """Columns of a group's accuracy matrices that have a number."""
+    rows = [row for run in group.counted for row in run.get("accuracy_matrix") or []]
+    return sorted({j for row in rows for j, value in enumerate(row) if value is not None and _number(value)})
+
+
+def mean_matrix(group: Group, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None
+                ) -> list[list[Estimate]]:  # fmt: skip
+    """Accuracy matrix of a group: cell by cell over its seeds; rows of an interrupted run that are missing stay out.
+
+    Args:
+        rows, columns: those wanted, of those that there are; None: all.
+    """
     matrices = [run.get("accuracy_matrix") or [] for run in group.counted]
-    rows = max(map(len, matrices), default=0)
-    columns = max((len(row) for matrix in matrices for row in matrix), default=0)
+    height = max(map(len, matrices), default=0)
+    width = max((len(row) for matrix in matrices for row in matrix), default=0)
 
     def cell(matrix: list[list[float | None]], i: int, j: int) -> float | None:
         value = matrix[i][j] if i < len(matrix) and j < len(matrix[i]) else None
         return value if _number(value) else None
 
-    return [[estimate([cell(m, i, j) for m in matrices], FRACTION) for j in range(columns)] for i in range(rows)]
+    across = [j for j in (range(width) if columns is None else columns) if j < width]
+    down = [i for i in (range(height) if rows is None else rows) if i < height]
+    return [[estimate([cell(m, i, j) for m in matrices], FRACTION) for j in across] for i in down]
 
 
 def series(index: int, label: str, x: list[float], values: list[Estimate]) -> Series | None:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from clplat.report import adaptation, general, interaction
-from clplat.report.compare import Estimate, Group
+from clplat.report.compare import Group
 from clplat.report.data import (
     Log,
     average_curve,
     list_curve,
     longest_experiences,
     mean_matrix,
+    scored,
     series,
     step_curve,
     titles,
@@ -24,6 +25,7 @@ from clplat.report.spec import Bar, Bars, Figure, Heat, Lines, Panel, Point, Sca
 _LONGEST = 40  # characters of a test set's title over a chart; the matrix and the table of experiences have all
 _BANDS = "Bands: 95 % interval over seeds; of two, thin lines, one a seed."
 MOST_PANELS = 12
+MOST_CELLS = 60  # of a matrix in a row or column: more can't be told apart on a screen
 _TRADE_OFFS = (
     ("stability", "plasticity", "Plasticity against stability", "Up and to the right is better."),
     ("retain_accuracy", "forget_accuracy", "Erasure against retention", "Down and to the right is better."),
@@ -82,25 +84,29 @@ def _name(names: Sequence[str], j: int) -> str:
     return names[j] if j < len(names) else str(j + 1)
 
 
-def _scored(matrices: list[list[list[Estimate]]]) -> list[int]:
-    """Columns with a number in any of the matrices."""
-    return sorted({j for m in matrices for row in m for j, cell in enumerate(row) if cell.mean is not None})
+def _spread(items: Sequence[int], most: int) -> list[int]:
+    """At most so many of the items, evenly spaced, the first and the last among them."""
+    count = len(items)
+    return list(items) if count <= most else [items[round(k * (count - 1) / (most - 1))] for k in range(most)]
 
 
 def _matrices(groups: list[Group], names: Sequence[str]) -> Figure | None:
     panels: list[Panel] = []
+    shown = _spread(range(len(names)), MOST_CELLS)
     for index, group in enumerate(groups):
-        matrix = mean_matrix(group)
         # One test set among many experiences (adapting: the clean one) is a line, which has a chart of its own.
-        if len(_scored([matrix])) < min(2, len(names)):
+        if len(scored(group)) < min(2, len(names)):
             continue
-        columns = [_name(names, j) for j in range(len(matrix[0]))]
-        rows = ["before", *(_name(names, i) for i in range(len(matrix) - 1))]
+        matrix = mean_matrix(group, [0, *(j + 1 for j in shown)], shown)
+        columns = [_name(names, j) for j in shown[: len(matrix[0])]]
+        rows = ["before", *(_name(names, j) for j in shown[: len(matrix) - 1])]
         panels.append(Heat(group.label, index, rows, columns, matrix))
     caption = (
         "Row: after which experience. Column: which test set. Mean over seeds; a blank cell was not measured. "
         "The line under a cell marks the experience just trained; to its right lie those still to come."
     )
+    if len(shown) < len(names):
+        caption += f" {len(shown)} of {len(names)} experiences are drawn, evenly spaced; summary.json has all."
     alt = "Heat maps of the accuracy matrix, one for each strategy: " + ", ".join(p.title for p in panels) + "."
     return Figure("accuracy-matrix", "Accuracy matrix", caption, alt, panels)
 
@@ -126,14 +132,13 @@ def _averages(groups: list[Group], logs: dict[Group, list[Log]]) -> Figure | Non
 
 
 def _per_experience(groups: list[Group], experiences: list[dict[str, Any]]) -> Figure | None:
-    matrices = [mean_matrix(g) for g in groups]
-    scored = shown = _scored(matrices)
-    if len(scored) > MOST_PANELS:
-        shown = [scored[round(k * (len(scored) - 1) / (MOST_PANELS - 1))] for k in range(MOST_PANELS)]
+    known = sorted({j for g in groups for j in scored(g)})
+    shown = _spread(known, MOST_PANELS)
+    matrices = [mean_matrix(g, columns=shown) for g in groups]
     panels: list[Panel] = []
     names = cut_apart(titles(groups), _LONGEST)
-    for j in shown:
-        columns = [[row[j] for row in m] if m and j < len(m[0]) else [] for m in matrices]
+    for place, j in enumerate(shown):
+        columns = [[row[place] for row in m] if m and place < len(m[0]) else [] for m in matrices]
         lines = _kept([
             series(i, g.label, [float(r) for r in range(len(c))], c)
             for i, (g, c) in enumerate(zip(groups, columns, strict=True))
@@ -144,8 +149,8 @@ def _per_experience(groups: list[Group], experiences: list[dict[str, Any]]) -> F
             name, marks = ("source data", []) if adapted else (_name(names, j), [j + 1])
             panels.append(Lines(name, "experiences finished", "", lines, y_range=(0, 1), marks=marks))
     caption = "Accuracy on each test set as the run goes on. The thin line marks the end of its own experience."
-    if len(scored) > MOST_PANELS:
-        caption += f" {MOST_PANELS} of {len(scored)} test sets are drawn, evenly spaced; the matrix has all."
+    if len(shown) < len(known):
+        caption += f" {MOST_PANELS} of {len(known)} test sets are drawn, evenly spaced; summary.json has all."
     alt = f"Small charts of accuracy over time for {len(panels)} test sets."
     return Figure("accuracy-per-experience", "Accuracy on each experience", caption, alt, panels)
 

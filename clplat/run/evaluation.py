@@ -6,7 +6,7 @@ Shapes: T test sets (columns of the accuracy matrix), n samples of all of them, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +27,16 @@ class _Group:
     task: int | None
     features: dict[int, Tensor] = field(default_factory=dict)  # of this process's batches, where they never change
 
+    def __post_init__(self) -> None:
+        self.held = self.columns.unique().tolist()  # test sets
+
     def asks(self, positions: Tensor, asked: range | None) -> bool:
         """Whether any of the samples at `positions` (B,) is of a test set that is asked for; None asks for all."""
         return asked is None or any(j in asked for j in self.columns[positions].unique().tolist())
+
+
+class Stopped(Exception):  # noqa: N818 - no fault
+    """An evaluation was left in the middle, as asked."""
 
 
 class Evaluator:
@@ -68,14 +75,18 @@ class Evaluator:
             self.counts.index_add_(0, group.columns.cpu(), weights.cpu())
 
     @torch.no_grad()
-    def __call__(self, strategy: Strategy, asked: range | None = None) -> list[float | None]:
+    def __call__(
+        self, strategy: Strategy, asked: range | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> list[float | None]:
         """Score in [0, 1] on each test set; None where an experience has none. Leaves all modes as they were.
 
         Args:
             asked: test sets to score; the others are None, too. Batches are cut as for all of them, so that what is
                 scored does not depend on what is not; those that hold none of its samples are left out.
+            stop: asked before each batch whether to leave off.
 
         Raises:
+            Stopped: `stop` said so.
             DivergedError: outputs are NaN or infinite; on all processes. (−∞ is a class that is out of the question.)
         """
         totals = torch.zeros(len(self.stream) + 1, dtype=torch.float64, device=self.device)  # last: not finite
@@ -86,11 +97,15 @@ class Evaluator:
         size = strategy.evaluation_batch or self.batch_size
         with evaluating(strategy):
             for group in self.groups:
+                if asked is not None and not any(j in asked for j in group.held):
+                    continue
                 every = torch.arange(len(group.data), device=group.columns.device).split(size)
                 own = enumerate(every[self.rank :: self.world_size])
                 wanted = [(k, positions) for k, positions in own if group.asks(positions, asked)]
                 coming = group.data.ahead(p for k, p in wanted if k not in group.features)
                 for number, positions in wanted:
+                    if stop():
+                        raise Stopped
                     data = coming.subset(positions)
                     logits = self._logits(strategy, group, number, data)
                     totals[-1] += not_finite(logits)

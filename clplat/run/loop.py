@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clplat.components.state import rng_state, set_rng_state
 from clplat.erasure.audit import audit
 from clplat.errors import Interrupted, OutOfMemory
 from clplat.metrics.cost import step_flops
 from clplat.run import budget, filing, general, measuring, saving
 from clplat.run.compiling import compile_passes
-from clplat.run.evaluation import renew_means
+from clplat.run.evaluation import Stopped, renew_means
 from clplat.run.interaction import PAUSE
 from clplat.run.progress import Progress
 from clplat.run.state import RunState
@@ -80,18 +81,22 @@ class Runner(RunState):
         cost = self.record.cost
         cost["warmup_seconds"] = float(cost.get("warmup_seconds") or 0.0) + warm_up(self.fabric)
         if not self.progress.measured_first_row:
-            self.record.matrix.append(measuring.row(self, 0))
-            general.measure(self)
+            try:
+                self.record.matrix.append(measuring.row(self, 0))
+                general.measure(self)
+            except Stopped:
+                raise Interrupted("stopped before the first experience, where there is no checkpoint yet") from None
             self.progress.measured_first_row = True
         last = min(len(self.stream), self.loop.stop_after or len(self.stream))
         while self.progress.experience < last:
             experience = self.stream[self.progress.experience]
             if not self.progress.trained:
                 self._train(experience)
-                self.save()
+                self._save_between(experience)
             self._finish(experience)
-            self.save()
+            self._save_between(experience, ended=self.progress.experience == last)
             if self.watch is not None and self.progress.experience < last and self.watch(self.record):
+                self.save()
                 self.writer.wait()
                 raise Interrupted(f"stopped after experience {experience.index} ({experience.name})")
 
@@ -153,8 +158,16 @@ class Runner(RunState):
 
     def _finish(self, experience: Experience) -> None:
         """Measure everything after an experience and move on to the next."""
-        general.measure(self)
-        p, found = self.progress, measuring.measure_experience(self, experience)
+        p, measured, drawn = self.progress, len(self.record.general), rng_state()
+        try:
+            general.measure(self)
+            found = measuring.measure_experience(self, experience)
+        except Stopped:  # the whole evaluation is made anew
+            del self.record.general[measured:]
+            set_rng_state(drawn)
+            self.save()
+            self.writer.wait()
+            raise Interrupted(f"stopped in experience {p.experience} ({experience.name}), before its scores") from None
         found |= self._audit(audit.after, experience) or {}
         self.log.experience(p.experience + 1, found)
         self.progress = Progress(p.experience + 1, total_steps=p.total_steps, measured_first_row=True)
@@ -200,6 +213,11 @@ class Runner(RunState):
 
     def _update(self, loss: Tensor | None) -> None:
         update(self, loss)
+
+    def _save_between(self, experience: Experience, *, ended: bool = False) -> None:
+        """A checkpoint where an experience ends, if it is worth its time; always of a request, and of the last."""
+        if ended or experience.kind is Kind.FORGET or saving.worth(self):
+            self.save()
 
     def save(self) -> None:
         """Take a checkpoint, written while the run goes on; a collective call under DDP."""

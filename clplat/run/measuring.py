@@ -26,12 +26,16 @@ def evaluate(run: RunState, asked: range | None = None, evaluator: Evaluator | N
     """Scores on the test sets `asked`, all for None, by the run's evaluator or another.
 
     Raises:
+        Stopped: the one process that there is was asked to stop. Between steps a stop waits for the evaluation, which
+            could not be made up for.
         DivergedError: outputs are not finite; says when.
     """
     started = time.perf_counter()
     try:
         with run.fabric.autocast():
-            scores = (evaluator or run.evaluate)(run.strategy, asked)
+            inside = evaluator is run.evaluate_inside or run.world_size > 1
+            stop = (lambda: False) if inside else (lambda: run.stop_requested)
+            scores = (evaluator or run.evaluate)(run.strategy, asked, stop)
     except DivergedError as error:
         flush(run)  # a loss not yet read comes first
         raise _diverged(run, str(error)) from error
@@ -138,7 +142,7 @@ def measure_experience(run: RunState, experience: Experience) -> dict[str, float
     spent = {f"cost/{k}": v for k, v in record.cost.items() if v is not None}
     merged = {f"merge/{k}": v for k, v in run.merging.measurements().items()} if run.merging is not None else {}
     own = {f"strategy/{k}": v for k, v in run.strategy.measurements().items()}
-    return per_experience(record) | spent | own | merged
+    return per_experience(record, run.rows) | spent | own | merged
 
 
 def health(strategy: Strategy, stream: Stream, experience: Experience) -> dict[str, float | None]:

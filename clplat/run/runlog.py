@@ -38,6 +38,7 @@ class RunLog:
     ) -> None:
         self.run_dir, self.started, self.display, self.tracker = run_dir, started, display, tracker
         self._file, self._tracking = None, False
+        self._entered: list[str] = []  # events that others follow in the ledger: they change no more
         if run_dir is not None:
             path = run_dir / "metrics.jsonl"
             path.touch()
@@ -87,7 +88,9 @@ class RunLog:
     def ledger(self, events: list[dict[str, Any]]) -> None:
         """What was learned and erased so far, whole or not at all."""
         if self.run_dir is not None:
-            write_atomic(self.run_dir / "ledger.json", to_json(events, indent=1))
+            self._entered += [to_json(e) for e in events[len(self._entered) : -1]]
+            lines = [*self._entered, to_json(events[-1])]
+            write_atomic(self.run_dir / "ledger.json", "[" + ",\n ".join(lines) + "]\n")
 
     def offset(self) -> int:
         """Bytes written so far."""

@@ -191,10 +191,26 @@ def due(run: RunState) -> bool:
     every, seconds = loop.checkpoint_every, loop.checkpoint_seconds
     found = bool(every and p.steps // every > run.saved_step // every)  # what was due and could not be is made up for
     if seconds:
-        last = run.writer
-        wait = max(seconds - last.seconds, (run.save_seconds + last.processor) / SHARE)
-        found |= not last.busy and time.monotonic() - run.saved_at >= wait
+        found |= _affordable(run, seconds - run.writer.seconds)
     return bool(run.fabric.broadcast(found)) if run.world_size > 1 and seconds else found
+
+
+def worth(run: RunState) -> bool:
+    """Whether a checkpoint is to be written where an experience ends; a collective call under DDP.
+
+    It always is where none is written by time, or each of so many steps is asked for: then the places are told.
+    """
+    if run.loop.checkpoint_every or run.loop.checkpoint_seconds is None:
+        return True
+    found = _affordable(run)
+    return bool(run.fabric.broadcast(found)) if run.world_size > 1 else found
+
+
+def _affordable(run: RunState, least: float = 0.0) -> bool:
+    """Whether the last checkpoint is written, `least` seconds ago, and another costs at most `SHARE` of the time."""
+    last = run.writer
+    wait = max(least, (run.save_seconds + last.processor) / SHARE)
+    return not last.busy and time.monotonic() - run.saved_at >= wait
 
 
 def _add_late_columns(run: RunState, facts: Sequence[ExperienceRecord]) -> None:

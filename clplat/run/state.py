@@ -19,6 +19,7 @@ from clplat.data.batches import local_slice
 from clplat.erasure.ledger import Ledger
 from clplat.lightning import Fabric
 from clplat.metrics.record import RunRecord
+from clplat.metrics.rows import Rows
 from clplat.run.budget import steps_bought
 from clplat.run.diagnosing import Diagnostics
 from clplat.run.evaluation import Evaluator
@@ -67,6 +68,7 @@ class RunState:
         self.sharded = sharding(fabric)
         if self.sharded:
             shard(strategy, fabric.device)
+        self.rows = Rows()
         self.strategy = strategy.to(fabric.device)
         strategy._prepare, strategy.rank, strategy.world_size = stream.prepare, self.rank, self.world_size
         # Sharded weights come together in every pass: all processes must make the same passes, so each scores all.

@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from clplat.report import compare, write_report
 
 HERE = Path(__file__).parent
 LEARNED = {"average_accuracy": "average accuracy", "forgetting": "forgetting", "plasticity": "just learned"}
+SPOKEN = LEARNED | {"general_accuracy": "other task", "general_drop": "lost of it", "general_perplexity_ratio":
+                    "perplexity, of that before"}  # fmt: skip
 ADAPTED = {
     "last_round_error": "error in the last round",
     "round_drift": "above the first round by",
@@ -106,11 +109,11 @@ def frozen_answer(groups: Groups) -> str:
     )
 
 
-def adapters_answer(groups: Groups) -> str:
+def adapters_answer(groups: Groups, references: Sequence[str] = ("lora", "er", "ncm")) -> str:
     """Of what protects adapters or weights: which is above sequential LoRA, and which above the practitioner's ways."""
     asked = [name for name in ("ilora", "olora", "moram", "svd_orthogonal") if name in groups]
     lines = []
-    for reference in (r for r in PAGES["text_classes"].references if r in groups):
+    for reference in (r for r in references if r in groups):
         found = {name: more(groups, name, reference) for name in asked}
         said: dict[str, list[str]] = {"above it beyond the interval": [], "not": [], "too few seeds to say": []}
         for name, by in found.items():
@@ -163,6 +166,13 @@ PAGES = {
         adapting_answer,
         ADAPTED,
         "online-error-by-round",
+    ),
+    "llm": Page(
+        "README_llm.md",
+        "results_llm.json",
+        ("lora", "replay"),
+        partial(adapters_answer, references=("lora", "lora_slow", "replay")),
+        SPOKEN,
     ),
     "text_classes": Page("README_text_classes.md", "results_text_classes.json", ("lora", "er", "ncm"), adapters_answer),
 }

@@ -157,6 +157,22 @@ def test_killed_while_a_checkpoint_is_written_beside_the_loop_resumes_exactly(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [60, 105])
+def test_killed_where_ends_of_experiences_were_not_worth_a_checkpoint_resumes_exactly(
+    count: int, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """By the default interval: what is lost is several experiences, a log and a ledger that say they are done."""
+    config = str(write_config(tmp_path, checkpoint_every=None, checkpoint_seconds=60))
+    killed = command("backward", count, signal.SIGKILL, "run", config, "--quiet")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = command("none", 0, 0, "run", "--resume", str(only_run(tmp_path)), "--quiet")
+    assert again.returncode == 0, again.stderr
+    finished, expected = result(only_run(tmp_path)), dict(uninterrupted)
+    finished.pop("config_sha256"), expected.pop("config_sha256")
+    assert finished == expected
+
+
+@pytest.mark.slow
 def test_killed_twice_in_a_row_resumes_exactly(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
     command("backward", 50, signal.SIGKILL, "run", str(write_config(tmp_path)), "--quiet")
     run_dir = only_run(tmp_path)

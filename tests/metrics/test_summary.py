@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from clplat.files import to_json
 from clplat.metrics import METRICS, per_experience, summarize
 from clplat.metrics.record import ExperienceRecord, RunRecord
+from clplat.metrics.rows import Rows
 from clplat.stream import Kind
 
 NAMES = {n for n, info in METRICS.items() if info.group == "metrics"}
@@ -285,3 +286,31 @@ def test_one_environment_is_no_sequence():
 def test_returns_that_were_not_measured_elsewhere_are_said():
     run = acted([None, None])
     assert summarize(run)[1]["final_return"] == "a score it needs was not measured"
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_rows_known_from_before_change_no_number(data):
+    """After each experience, with and without them; requests erase a part or the whole of what was learned."""
+    kinds = data.draw(st.lists(st.sampled_from([L, F]), min_size=2, max_size=6))
+    full, shares = record(kinds), st.sampled_from([None, 0.0, 0.25, 0.5, 1.0])
+    for i, kind in enumerate(kinds):
+        before = [j for j in range(i) if kinds[j] is L]
+        if kind is F and before:
+            full.experiences[i].erases = ((data.draw(st.sampled_from(before)), data.draw(st.sampled_from([50, 100]))),)
+    rows = Rows()
+    for _ in range(len(kinds) + 1):
+        full.matrix.append([data.draw(shares) for _ in kinds])
+        assert repr(per_experience(full, rows)) == repr(per_experience(full))
+    full.experiences.append(ExperienceRecord("late", L, 10, 100))  # a column more, and another last row
+    full.matrix = [[*row, 0.5] for row in full.matrix]
+    assert repr(summarize(full, rows)) == repr(summarize(full))
+
+
+def test_a_row_known_from_before_is_not_read_again():
+    rows, run = Rows(), record([L, L], [[0.1, 0.1], [0.9, 0.2]])
+    per_experience(run, rows)
+    run.matrix[1][0] = 0.0
+    run.matrix.append([0.5, 0.8])
+    assert rows.scores[1, 0] == 0.9
+    assert per_experience(run, rows)["plasticity"] == pytest.approx((0.9 + 0.8) / 2)

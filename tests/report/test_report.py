@@ -288,6 +288,15 @@ def test_long_streams_and_many_groups(fabricate, report):
     assert "er (memory 11)" in page.text
 
 
+def test_of_a_very_long_stream_the_matrix_shows_some_each_beside_its_own_row(fabricate, tmp_path):
+    page = write_report([fabricate(experiences=150)], tmp_path / "out").read_text()
+    assert "60 of 150 experiences are drawn, evenly spaced" in Outline(page).text
+    own = re.findall(r'class="own"[^<]*/><title>after (digits \d+, \d+), test set (digits \d+, \d+): ', page)
+    assert len(own) == 60
+    assert all(row == column for row, column in own)
+    assert [own[0][0], own[-1][0]] == ["digits 0, 1", "digits 298, 299"]
+
+
 def test_sixty_runs_take_little_time_and_space(fabricate, tmp_path):
     runs = [fabricate(strategy="er", seed=k, options={"memory": m}) for m in range(12) for k in range(5)]
     start = time.process_time()
