@@ -2,8 +2,8 @@
 
 Options: --quick takes one short round of each and asserts nothing on times; --only NAME... takes some of the parts
 (steps, evaluation, startup, memory, peers, hnet, acu, corruptions, cotta, adapters, agents, dashboard, on_disk,
-real, smollm2, processes, arithmetic, allocation, compiled, long_streams); --table puts the results into README.md, a
-table for each processor, prints them, and measures nothing.
+real, smollm2, processes, arithmetic, overhead, allocation, compiled, long_streams); --table puts the results into
+README.md, a table for each processor, prints them, and measures nothing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ PARTS = (
     "smollm2",
     "processes",
     "arithmetic",
+    "overhead",
     "allocation",
     "compiled",
     "long_streams",

@@ -200,7 +200,56 @@ class Agem(Loop):
         self.keep(*self.data, torch.zeros(len(self.data[1]), CLASSES))
 
 
-LOOPS = {"derpp": Derpp, "er_ace": ErAce, "lwf": Lwf, "ewc": Ewc, "si": Si, "agem": Agem}
+class Olora(Loop):
+    """peft's adapters, one a turn and all in use, whose inputs' directions are kept off those before; λ1 = 0.5."""
+
+    options = {"projections": [], "dropout": 0.0, "alpha": 8.0, "optimizer": "sgd"}  # noqa: RUF012
+
+    def turn(self, number: int) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        torch.manual_seed(number)
+        config = LoraConfig(r=8, lora_alpha=8, lora_dropout=0.0, target_modules=["qkv", "attn.proj"])
+        inject_adapter_in_model(config, self.net.trunk, f"task{number}")
+        del self.net.trunk.peft_config
+        layers = [m for m in self.net.trunk.modules() if hasattr(m, "lora_A") and hasattr(m, "set_adapter")]
+        for layer in layers:
+            layer.set_adapter(list(layer.lora_A))
+        learned = [(n, p) for n, p in self.net.named_parameters() if f"task{number}." in n or n.startswith("head")]
+        self.net.requires_grad_(False)
+        for _, parameter in learned:
+            parameter.requires_grad_(True)
+        self.pairs = []
+        for layer in layers if number else []:
+            past = torch.cat([layer.lora_A[f"task{k}"].weight.detach() for k in range(number)])
+            self.pairs.append((past, layer.lora_A[f"task{number}"]))
+        self.train(self.make([p for _, p in learned]), self.batches(number))
+
+    def step_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        loss = super().step_loss(x, y)
+        if not self.pairs:
+            return loss
+        past, new = torch.stack([p for p, _ in self.pairs]), torch.stack([a.weight for _, a in self.pairs])
+        return loss + 0.5 * (past @ new.mT).abs().sum()
+
+
+class Slca(Loop):
+    """Two rates, and the classes at hand alone; features of every class are drawn for its head between turns."""
+
+    options = {"lr": RATE, "align_epochs": 0, "momentum": 0.9}  # noqa: RUF012
+
+    def turn(self, number: int) -> None:
+        torch.manual_seed(number)
+        slow = {"params": list(self.net.trunk.parameters()), "lr": 0.01 * RATE}
+        optimizer = torch.optim.SGD([slow, {"params": list(self.net.head.parameters())}], lr=RATE, momentum=0.9)
+        self.train(optimizer, self.batches(number))
+
+    def step_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        present = torch.ones(CLASSES, dtype=torch.bool)
+        return F.cross_entropy(self.net(x).masked_fill(~present, -torch.inf), y)
+
+
+LOOPS = {"derpp": Derpp, "er_ace": ErAce, "lwf": Lwf, "ewc": Ewc, "si": Si, "agem": Agem, "olora": Olora, "slca": Slca}
 REPLAYS = ("derpp", "er_ace", "agem")
 
 
@@ -216,7 +265,7 @@ def rows(quick: bool = False) -> list[Row]:
         torch.manual_seed(0)
         work = Work((x[:size], y[:size]), CLASSES, BATCH, device, rounds=2 if quick else 9)
         pair = with_head(vit_tiny((1, 8, 8), depth=1 if quick else 4), CLASSES, Images, device)
-        strategy = discovery.load("strategies", name)(model=pair.model, lr=RATE, **loop.options)
+        strategy = discovery.load("strategies", name)(model=pair.model, **{"lr": RATE} | loop.options)
         hand: Any = loop(pair.net, work)
         hand.memory = hand.kept if name in REPLAYS else None  # whose losses can't be compared
         found.append(compare(f"step, {name}, with its passes", Ours(strategy, work), hand, None if quick else LIMIT))

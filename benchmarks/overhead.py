@@ -1,4 +1,4 @@
-"""Every strategy that learns, in clplat's loop and in the barest loop: what of a step is the platform's, not the method's.
+"""Every strategy that learns, in clplat's loop and in the barest one: what of a step is the platform's.
 
 ViT-tiny with 2 blocks and random weights on digits, batches of 32; both sides are the same strategy with small options,
 from the same weights and draws, on the same batches, and must end with the same losses. What the method itself computes
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.in_turn import Meter, Ours, Work
 from benchmarks.timing import Row, paired
+from clplat.errors import UserError
 
 CLASSES, BATCH, LIMIT = 10, 32, 1 / 0.95
 NEEDLESS = ("joint", "retrain")  # what they keep is all data: a turn is longer than the one before
@@ -30,6 +31,8 @@ class Steps(Meter):
             self.started = self.now
 
     def finish(self) -> None:
+        if self.taken <= self.skip:
+            raise UserError(f"a turn of {self.taken} steps")
         self.spent.append((self.now - self.started) / (self.taken - self.skip))
         self.taken = 0
 
@@ -107,7 +110,6 @@ def rows(quick: bool = False) -> list[Row]:
     from benchmarks.hand import digits
     from clplat import Kind
     from clplat.config import discovery
-    from clplat.errors import UserError
 
     x, y = digits()
     size = 64 if quick else 256
@@ -127,7 +129,7 @@ def rows(quick: bool = False) -> list[Row]:
         print(f"{name}: {found[name]:.3f}, difference in loss {gap:.1e}", file=sys.stderr, flush=True)
     most = sorted(found, key=lambda n: -found[n])[:3]
     note = "most: " + ", ".join(f"{n} {found[n]:.3f}" for n in most) + f"; largest difference in loss {max(gaps):.1e}"
-    note += f"; on other networks: {', '.join(others)}" if others else ""
+    note += f"; not on this network, or by one step alone: {', '.join(others)}" if others else ""
     values = list(found.values())
     row = paired(f"step of {len(found)} strategies, each in the barest loop", "ratio", values, [1.0] * len(values),
                  "ratio", None if quick else LIMIT, note)  # fmt: skip

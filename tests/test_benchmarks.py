@@ -218,3 +218,24 @@ def test_strategies_by_hand_end_with_the_losses_of_the_platform(benchmarks: None
         assert 0 < min(row.pairs) <= row.median < math.inf
         if name not in arithmetic.REPLAYS:
             assert float(row.note.rpartition(" ")[2]) < 1e-5, row
+
+
+@pytest.mark.slow
+def test_strategies_in_the_barest_loop_end_with_the_losses_of_the_platform(benchmarks: None) -> None:
+    from benchmarks import overhead
+
+    (row,) = overhead.rows(quick=True)
+    assert len(row.pairs) == 3
+    assert 0 < min(row.pairs) <= row.median < math.inf
+    assert row.note.endswith("largest difference in loss 0.0e+00")
+
+
+@pytest.mark.slow
+def test_a_longer_stream_next_to_a_short_one(benchmarks: None) -> None:
+    from benchmarks import long_streams
+
+    rows = long_streams.rows(quick=True)
+    assert [row.name.partition(",")[0] for row in rows] == [
+        "time of an experience", "folder of an experience", "report.html of an experience", "peak memory",
+    ]  # fmt: skip
+    assert all(0 < row.ours < math.inf and 0 < row.base < math.inf for row in rows)

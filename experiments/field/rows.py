@@ -36,15 +36,18 @@ SEEDS = ("0", "1", "2")
 STREAMS = {
     "cifar100": ("average_accuracy", ("forgetting", "plasticity")),
     "text": ("average_accuracy", ("forgetting", "plasticity")),
+    "requests": ("h_mean", ("forget_accuracy", "retain_accuracy")),
     "corruptions": ("online_error", ("last_round_error", "source_drop")),
 }
 # What is not tuned, the same for all that have it: room for samples.
 FIXED: dict[str, dict[str, Any]] = {
     "cifar100": {"memory": 500},
     "text": {"memory": 60},
+    "requests": {"memory": 2400, "replay_batch": 24},  # all that is at hand
     "corruptions": {"augmentations": 4, "fisher_weight": 0.0},  # images of the source are not there
 }
-IDLE = {"corruptions": {"lr"}}  # of what learns, and nothing is learned there
+# With these options `lr` does nothing: no task is learned, and what else is done has its own rate or takes no step.
+IDLE = {"corruptions": {"adapt_lr", "lr"}, "requests": {"forget_lr", "dampening"}}
 Groups = dict[str, compare.Group]
 
 
@@ -55,7 +58,7 @@ def fixed_and_space(stream: str, strategy: str) -> tuple[dict[str, Any], dict[st
     fixed = {k: v for k, v in FIXED[stream].items() if k in known}
     space = {}
     for name, declared in searched(entry).items():
-        if name in fixed or name in IDLE.get(stream, ()):
+        if name in fixed or (name == "lr" and known & IDLE.get(stream, set())):
             continue
         how = {"choices": declared} if isinstance(declared, list) else {"low": declared[0], "high": declared[1]}
         space[f"strategy.{name}"] = how | ({"log": True} if declared[2:] == ("log",) else {})

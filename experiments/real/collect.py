@@ -1,6 +1,6 @@
 """Takes in new runs of an experiment of this folder: its results, its figure, and the generated parts of its page.
 
-    python experiments/real/collect.py cifar100 RUNS [--sweeps DIR ...]
+    python experiments/real/collect.py cifar100 RUNS [--sweeps ARM/DIR ...]
     python experiments/real/collect.py cifar100
 
 RUNS is the folder of the runs, a DIR one of a study (with sweep.json). Without a DIR the studies that are here stay;
@@ -152,7 +152,7 @@ def sweeps_table(studies: list[Any]) -> str:
             cells = [
                 f"{'**' * (v == best)}{100 * found[v]:.1f}{'**' * (v == best)}" if v in found else "" for v in values
             ]
-            lines.append(f"| `{study['trials'][0]['strategy']}` | " + " | ".join(cells) + " |")
+            lines.append(f"| `{study.get('arm') or study['trials'][0]['strategy']}` | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -214,11 +214,12 @@ def _take_in(name: str, page: Page, folder: Path, sweeps: list[Path]) -> None:
 
 
 def study_of(folder: Path) -> dict[str, Any]:
-    """What is kept of a study: its trials, and which strategy they ran."""
+    """What is kept of a study: its trials, which strategy they ran, and the arm that its folder is named by."""
     study = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     name = json.loads(next(Path(study["trials"][0]["folder"]).rglob("summary.json")).read_text())["strategy"]
     trials = [{k: t[k] for k in ("params", "value", "state")} | {"strategy": name} for t in study["trials"]]
-    return {k: study[k] for k in ("study", "metric", "evaluated_on", "seeds", "best")} | {"trials": trials}
+    facts = {k: study[k] for k in ("study", "metric", "evaluated_on", "seeds", "best")}
+    return facts | {"arm": folder.parent.name, "trials": trials}
 
 
 if __name__ == "__main__":
