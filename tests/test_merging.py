@@ -204,6 +204,29 @@ def test_somf_trains_a_mask_that_gives_up_what_harms_the_past() -> None:
     assert not merge.before
 
 
+def test_somf_halves_its_rate_by_a_cosine_and_draws_anew_for_each_experience(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, draws = list[float](), list[Tensor]()
+    step, rand = torch.optim.Adam.step, torch.rand
+
+    def stepping(self: Any, *arguments: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    def drawing(*arguments: Any, **options: Any) -> Tensor:
+        draws.append(rand(*arguments, **options))
+        return draws[-1]
+
+    monkeypatch.setattr(torch.optim.Adam, "step", stepping)
+    monkeypatch.setattr(torch, "rand", drawing)
+    strategy, merge = remembering(), SOMF(steps=2, lr=0.1)
+    for _ in range(2):
+        merge.begin(strategy)
+        merge.end(strategy)
+    assert rates == pytest.approx([0.1, 0.05] * 2)
+    first, second = draws[: len(draws) // 2], draws[len(draws) // 2 :]
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 def test_somf_needs_a_memory() -> None:
     assert "keeps none" in SOMF().faults(learner())[0]
     assert not SOMF().faults(learner(cls=ER))

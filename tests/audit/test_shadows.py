@@ -23,7 +23,9 @@ from clplat.metrics.membership import logit_confidences
 from clplat.report.evidence import evidence
 from clplat.run import shadows
 from clplat.run.build import build_stream
+from clplat.run.launch import make_fabric
 
+MODELS = ("original", "unlearned")
 INPUTS = torch.arange(24.0)[:, None]
 LABELS = torch.arange(24) % 2
 TESTS = 100 + torch.arange(8.0)[:, None]
@@ -114,7 +116,7 @@ def test_the_report_has_numbers_interval_count_and_cost(runs):
     assert found == json.loads((audit_dir(runs[1], entry["index"]) / "lira.json").read_text())
     assert (found["shadows"], found["erased"], found["unseen"]) == (4, 24, 24)
     assert found["seconds"] > 0
-    for model in ("original", "unlearned"):
+    for model in MODELS:
         assert found[model]["low"] <= found[model]["auc"] <= found[model]["high"]
     page = (runs[1] / "erasure.html").read_text()
     assert "4 shadow models in" in page
@@ -184,3 +186,28 @@ def test_a_dry_run_of_what_makes_shadow_models_takes_its_two_steps(tmp_path):
     """It ends early by itself, which is no reason to refuse what the run itself would do."""
     result = clplat.run(CONFIG, quiet=True, dry_run=True, output=str(tmp_path), audit={"shadows": 4})
     assert len(result.accuracy_matrix) == 2  # before anything, and after the first experience
+
+
+def test_before_a_request_is_before_all_that_come_in_a_row(monkeypatch):
+    """As the run's audit has it: of two requests, both scores are of the second, the first's before either."""
+    config = resolve(config=CONFIG | {"stream": CONFIG["stream"] | {"count": 2, "size": 4, "positions": "end"}})
+    stream, stops = build_stream(config), []
+    assert [e.kind for e in stream] == [Kind.LEARN, Kind.LEARN, Kind.FORGET, Kind.FORGET]
+    monkeypatch.setattr(shadows.Runner, "run", lambda self: stops.append(self.loop.stop_after))
+    monkeypatch.setattr(shadows.audit, "logits_of", lambda *_: torch.zeros(4, 10))
+    fabric = make_fabric(config.fabric)
+    fabric.launch()
+    erased = stream[3].train
+    picked = shadows.Candidates(erased.inputs[:4], erased.labels[:4], erased.rows, torch.zeros(0), {}, "")
+    assert set(shadows._shadow(config, stream, 3, picked, 0, fabric)) == {"original", "unlearned"}
+    assert stops == [2, 4]
+
+
+@pytest.mark.slow
+def test_every_shadow_model_has_a_seed_of_its_own_and_none_the_runs(runs, tmp_path, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(shadows, "_shadow", lambda *a: seeds.append(a[4]) or {m: np.zeros(48) for m in MODELS})
+    folder = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    config = resolve(config=folder / "config.yaml")
+    shadows.attack(replace(config, audit=replace(config.audit, shadows=4)), folder, None)
+    assert len({config.seed, *seeds}) == 5

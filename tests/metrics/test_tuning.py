@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clplat.adapters.effective import effective_weights
 from clplat.adapters.lora import LoRA
+from clplat.backbones.heads import Growing
 from clplat.backbones.language_model import language_model
 from clplat.backbones.mlp import mlp
 from clplat.backbones.vit import vit_micro
@@ -150,6 +151,19 @@ def test_a_language_model_is_compared_with_itself_as_the_run_began(family: str) 
         each = [diagnostics.measure(strategy, row[None])["tuning_contribution"] for row in inputs]
         assert whole == pytest.approx(sum(each) / 5, rel=1e-4)  # type: ignore[arg-type]  # padding counts for nothing
         assert 0 < whole < 1
+
+
+def test_intruders_of_an_experience_are_against_the_weights_it_began_with() -> None:
+    torch.manual_seed(0)
+    backbone = vit_micro((1, 8, 8), patch_size=4, dim=16, depth=1, heads=2)
+    strategy = Naive(model=backbone.assemble(Growing(16, 2), None))
+    diagnostics = Diagnostics(["intruder_dimensions"], strategy)
+    names = "intruder_dimensions", "new_intruder_dimensions"
+    with torch.no_grad():
+        backbone.blocks[0].mlp.fc1.weight += 9 * torch.randn(64, 1) @ torch.randn(1, 16)
+    first, second = (diagnostics.measure(strategy, None) for _ in range(2))
+    assert first[names[0]] == first[names[1]] == second[names[0]] != 0
+    assert second[names[1]] == 0  # nothing was learned between
 
 
 IMAGES: dict[str, Any] = {

@@ -157,3 +157,13 @@ def test_resumes(experiences, resumes):
 def test_refuses_what_is_out_of_range(wrong):
     with pytest.raises(UserError, match=rf"strategy.{next(iter(wrong))}: .* is out of range"):
         make(**wrong)
+
+
+def test_a_prototype_is_made_up_from_the_space_that_its_class_was_first_met_in():
+    """Class 0 was met again in space 1, where class 2 would stand in for it in space 2."""
+    torch.manual_seed(0)
+    means = torch.randn(3, 4, 5, dtype=torch.float64)
+    met = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 0], [0, 1, 1, 1]], dtype=torch.bool)
+    found = completed(means, met, torch.tensor([0, 0, 1, 0]))
+    likeness = torch.tensor([cos(means[0, 0].numpy(), means[0, k].numpy()) for k in (1, 3)])
+    torch.testing.assert_close(found[2, 0], likeness.softmax(0) @ means[2, [1, 3]])
