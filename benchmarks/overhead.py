@@ -1,8 +1,9 @@
 """Every strategy that learns, in clplat's loop and in the barest one: what of a step is the platform's.
 
 ViT-tiny with 2 blocks and random weights on digits, batches of 32; both sides are the same strategy with small options,
-from the same weights and draws, on the same batches, and must end with the same losses. What the method itself computes
-is on both sides (`arithmetic` writes that out by hand); here stands what hooks, batches, checks, counts and logs add.
+from the same weights and draws, on the same batches, and end with the same losses (a choice among nearly equal weights,
+as LIFT's, may fall otherwise by rounding). What the method itself computes is on both sides (`arithmetic` writes that out
+by hand); here stands what hooks, batches, checks, counts and logs add.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from benchmarks.in_turn import Meter, Ours, Work
 from benchmarks.timing import Row, paired
 from clplat.errors import UserError
 
-CLASSES, BATCH, LIMIT = 10, 32, 1 / 0.95
+CLASSES, BATCH, RATE, LIMIT = 10, 32, 1e-4, 1 / 0.95
 NEEDLESS = ("joint", "retrain")  # what they keep is all data: a turn is longer than the one before
 
 
@@ -47,6 +48,7 @@ class Bare:
         from clplat import Data, Experience, Kind
         from clplat.components.memory import Bounded
         from clplat.data.batches import epoch_order
+        from clplat.run.schedule import rate_factor
 
         torch.manual_seed(number)
         strategy, losses = self.strategy, list[Tensor]()
@@ -59,7 +61,9 @@ class Bare:
         data = strategy.training_data(experience)
         for memory in (m for m in strategy.modules() if isinstance(m, Bounded)):
             memory.open = True
-        for index, rows in enumerate(epoch_order(len(data), 0, number, 0, self.work.device).split(self.work.batch)):
+        batches = epoch_order(len(data), 0, number, 0, self.work.device).split(self.work.batch)
+        rates = [] if optimizer is None else [group["lr"] for group in optimizer.param_groups]
+        for index, rows in enumerate(batches):
             strategy.raw, y = data.batch(rows)
             strategy.rows, strategy.global_batch = data.row_ids()[rows], len(rows)
             loss = strategy.training_step((strategy.raw, y), index)
@@ -67,6 +71,9 @@ class Bare:
                 loss.backward()
                 losses.append(loss.detach())
                 strategy.on_after_backward()
+                factor = rate_factor(index, len(batches), strategy.schedule, strategy.warmup)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
                 strategy.on_before_optimizer_step(optimizer)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -87,7 +94,8 @@ def sides(name: str, depth: int, work: Work) -> tuple[Ours, Bare]:
         torch.manual_seed(0)
         backbone = vit_tiny((1, 8, 8), depth=depth)
         model = backbone.assemble(Growing(backbone.embed_dim, CLASSES), None)
-        built.append(subject.cls(model=model, **subject.options()))
+        options = subject.options()
+        built.append(subject.cls(model=model, **options | ({"lr": RATE} if "lr" in options else {})))
     ours = Ours(built[0], work)
     ours.meter = Steps(work)
     ours.runner.log.display = ours.meter  # type: ignore[assignment]
@@ -114,7 +122,7 @@ def rows(quick: bool = False) -> list[Row]:
     x, y = digits()
     size = 64 if quick else 256
     names = [n for n, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat.")]
-    found, others, gaps = dict[str, float](), list[str](), list[float]()
+    found, others, gaps = dict[str, float](), list[str](), dict[str, float]()
     for name in ("naive", "er", "acil") if quick else sorted(set(names) - set(NEEDLESS)):
         if Kind.LEARN not in discovery.load("strategies", name).kinds:
             continue
@@ -125,10 +133,11 @@ def rows(quick: bool = False) -> list[Row]:
             others.append(name)
             continue
         found[name] = statistics.median(pairs)
-        gaps.append(gap)
+        gaps[name] = gap
         print(f"{name}: {found[name]:.3f}, difference in loss {gap:.1e}", file=sys.stderr, flush=True)
     most = sorted(found, key=lambda n: -found[n])[:3]
-    note = "most: " + ", ".join(f"{n} {found[n]:.3f}" for n in most) + f"; largest difference in loss {max(gaps):.1e}"
+    apart = ", ".join(f"{n} {gap:.1e}" for n, gap in gaps.items() if gap) or "none"
+    note = "most: " + ", ".join(f"{n} {found[n]:.3f}" for n in most) + f"; differences in loss: {apart}"
     note += f"; not on this network, or by one step alone: {', '.join(others)}" if others else ""
     values = list(found.values())
     row = paired(f"step of {len(found)} strategies, each in the barest loop", "ratio", values, [1.0] * len(values),
