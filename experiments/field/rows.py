@@ -71,6 +71,12 @@ def tune_and_run(stream: str, strategy: str, output: Path) -> None:
     fixed, space = fixed_and_space(stream, strategy)
     flags = [f"--strategy={strategy}", *(f"--strategy.{k}={v}" for k, v in fixed.items())]
     clplat, best = [sys.executable, "-m", "clplat"], [base, *flags]
+    start = (output / stream / "start").resolve()  # weights to start from are made once for all
+    for part in (folder / "study", folder / "runs"):
+        part.mkdir(parents=True, exist_ok=True)
+        start.mkdir(exist_ok=True)
+        if not (part / "start").is_symlink():
+            (part / "start").symlink_to(start)
     if space:
         study = folder / "study"
         best = [str(study / f"{stream}_sweep" / "best.yaml")]
