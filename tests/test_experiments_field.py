@@ -52,6 +52,10 @@ def test_what_is_not_tuned_is_not_searched() -> None:
     assert space.keys() == {"strategy.adapt_lr", "strategy.margin", "strategy.redundancy"}
     assert space["strategy.adapt_lr"] == {"low": 1e-5, "high": 0.1, "log": True}
     assert rows.fixed_and_space("cifar100", "simplecil") == ({}, {})
+    of_requests = {name: rows.fixed_and_space("requests", name)[1] for name in ("random_labels", "grad_diff", "ssd")}
+    assert {name: "strategy.lr" in space for name, space in of_requests.items()} == {
+        "random_labels": True, "grad_diff": False, "ssd": False,
+    }  # fmt: skip
 
 
 def test_strategies_that_are_not_told_apart_are_named() -> None:
