@@ -2,8 +2,8 @@
 
 ViT-tiny with 2 blocks and random weights on digits, batches of 32; both sides are the same strategy with small options,
 from the same weights and draws, on the same batches, and end with the same losses (a choice among nearly equal weights,
-as LIFT's, may fall otherwise by rounding). What the method itself computes is on both sides (`arithmetic` writes that out
-by hand); here stands what hooks, batches, checks, counts and logs add.
+as LIFT's, may fall otherwise by rounding). What the method itself computes is on both sides (`arithmetic` writes that
+out by hand); here stands what hooks, batches, checks, counts and logs add.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class _Group:
         return asked is None or any(j in asked for j in self.columns[positions].unique().tolist())
 
 
-class Stopped(Exception):  # noqa: N818 - no fault
+class Stopped(Exception):
     """An evaluation was left in the middle, as asked."""
 
 
