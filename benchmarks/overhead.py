@@ -126,7 +126,7 @@ def rows(quick: bool = False) -> list[Row]:
     for name in ("naive", "er", "acil") if quick else sorted(set(names) - set(NEEDLESS)):
         if Kind.LEARN not in discovery.load("strategies", name).kinds:
             continue
-        work = Work((x[:size], y[:size]), CLASSES, BATCH, torch.device("cpu"), rounds=2 if quick else 7)
+        work = Work((x[:size], y[:size]), CLASSES, BATCH, torch.device("cpu"), rounds=2 if quick else 3)
         try:
             pairs, gap = ratios(name, 1 if quick else 2, work)
         except UserError:
