@@ -54,6 +54,8 @@ def average_incremental_accuracy(matrix: Matrix, active: NDArray[np.bool_]) -> f
     >>> round(average_incremental_accuracy(R, np.array([[False, False], [True, False], [True, True]])), 3)
     0.775
     """
+    if not len(matrix) or np.isnan(matrix[-1, active[-1]]).any():
+        return float("nan")
     counts = active.sum(1)
     sums = np.where(active, matrix, 0.0).sum(1)
     return _mean(sums[counts > 0] / counts[counts > 0])
@@ -79,6 +81,8 @@ def forgetting(matrix: Matrix, columns: Sequence[int]) -> float:
     """
     last = len(matrix) - 1
     past = [j for j in columns if j + 1 < last]
+    if np.isnan(matrix[-1, past]).any():  # as where only the newest test set is scored: no need to look further
+        return float("nan")
     scores = matrix[1:, past]  # (n, |C|)
     since = np.arange(1, last + 1)[:, None] > past
     if not past or (np.isnan(scores) & since).any():
@@ -145,6 +149,8 @@ def transfer(matrix: Matrix, columns: Sequence[int]) -> float:
     0.225
     """
     later = [j for j in columns if j > 0]
+    if len(matrix) < 2 or np.isnan(matrix[1, later]).any():
+        return float("nan")
     before = np.arange(1, len(matrix))[:, None] <= later  # (n, |C|)
     return _mean(np.where(before, matrix[1:, later], 0.0).sum(0) / np.array(later))
 
@@ -165,7 +171,9 @@ def average(matrix: Matrix, columns: Sequence[int]) -> float:
     >>> round(average(R, [0, 1]), 3)
     0.6
     """
-    return _mean(matrix[1:, columns].mean(0)) if len(matrix) > 1 else float("nan")
+    if len(matrix) < 2 or np.isnan(matrix[-1, columns]).any():
+        return float("nan")
+    return _mean(matrix[1:, columns].mean(0))
 
 
 def last(matrix: Matrix, columns: Sequence[int]) -> float:
@@ -248,10 +256,10 @@ def stability(matrix: Matrix, columns: Sequence[int]) -> float:
     0.8
     """
     past = [j for j in columns if j + 2 < len(matrix)]
-    learned = np.array(past, dtype=int) + 1
-    after = np.arange(len(matrix))[:, None] > learned  # (n + 1, |C|)
-    if not past:
+    if not past or np.isnan(matrix[-1, past]).any():
         return float("nan")
+    learned = np.array(past) + 1
+    after = np.arange(len(matrix))[:, None] > learned  # (n + 1, |C|)
     change = float(np.where(after, matrix[:, past] - matrix[learned, past], 0.0).sum() / after.sum())
     return 1.0 + min(change, 0.0) if not np.isnan(change) else change
 

@@ -367,7 +367,7 @@ def _domains(run: _Run) -> dict[str, Callable[[], float | str]]:
     several = (perplexity.perplexity_forgetting, perplexity.perplexity_backward_transfer,
                perplexity.perplexity_forward_transfer)  # fmt: skip
     with np.errstate(divide="ignore", over="ignore"):
-        values = 1 / run.scores
+        values = 1 / (run.scores if fault is None else run.scores[:0])
 
     def of(metric: Callable[[Matrix, list[int]], float]) -> Callable[[], float | str]:
         return lambda: fault or (followed if metric in several else None) or metric(values, run.learned)
