@@ -332,3 +332,8 @@ def test_types_in_words():
 def test_objects_are_no_values():
     with pytest.raises(ValueError, match="is no plain value"):
         parse_value(Option("x", Any, None), object())
+
+
+def test_a_folder_of_experiments_is_answered_with_what_is_in_it() -> None:
+    with pytest.raises(UserError, match=r"'demo' is neither a file nor an experiment \(did you mean demo/digits\?\)"):
+        find_config("demo")

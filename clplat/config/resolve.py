@@ -145,7 +145,8 @@ def find_config(name: str | Path) -> Path:
     if stems:
         raise UserError(f"config: '{name}' is the name of several experiments ({', '.join(stems)})")
     by_stem = {k.rpartition("/")[2]: k for k in shipped}
-    near = difflib.get_close_matches(wanted, [*shipped, *by_stem], n=3)
+    inside = [k for k in shipped if k.startswith(f"{wanted}/")][:3]
+    near = inside or difflib.get_close_matches(wanted, [*shipped, *by_stem], n=3)
     hint = ", ".join(dict.fromkeys(by_stem.get(k, k) for k in near))
     hint = f" (did you mean {hint}?)" if hint else ""
     if "=" in wanted:

@@ -81,11 +81,11 @@ def forgetting(matrix: Matrix, columns: Sequence[int]) -> float:
     """
     last = len(matrix) - 1
     past = [j for j in columns if j + 1 < last]
-    if np.isnan(matrix[-1, past]).any():  # as where only the newest test set is scored: no need to look further
+    if not past or np.isnan(matrix[-1, past]).any():  # where only the newest is scored: no need to look further
         return float("nan")
     scores = matrix[1:, past]  # (n, |C|)
     since = np.arange(1, last + 1)[:, None] > past
-    if not past or (np.isnan(scores) & since).any():
+    if (np.isnan(scores) & since).any():
         return float("nan")
     return _mean(np.fmax.reduce(scores[:-1]) - scores[-1])
 

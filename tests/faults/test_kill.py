@@ -138,22 +138,26 @@ def test_killed_run_resumes_exactly(event: str, count: int, tmp_path: Path, unin
     assert not list(run_dir.rglob("*.part"))
 
 
+def killed_and_resumed(folder: Path, event: str, count: int, seconds: float, uninterrupted: dict[str, Any]) -> None:
+    """A run that is saved by time, killed and gone on with, ends as the one that was not."""
+    config = str(write_config(folder, checkpoint_every=None, checkpoint_seconds=seconds))
+    killed = command(event, count, signal.SIGKILL, "run", config, "--quiet")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = command("none", 0, 0, "run", "--resume", str(only_run(folder)), "--quiet")
+    assert again.returncode == 0, again.stderr
+    finished, expected = result(only_run(folder)), dict(uninterrupted)
+    finished.pop("config_sha256"), expected.pop("config_sha256")  # the checkpoint interval differs on purpose
+    assert finished == expected
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", halved([3, 6, 8, 22, 25, 34, 41]))
 def test_killed_while_a_checkpoint_is_written_beside_the_loop_resumes_exactly(
     count: int, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
     """Whatever the loop has done meanwhile: steps, lines of the log, the ledger."""
-    config = str(write_config(tmp_path, checkpoint_every=None, checkpoint_seconds=0.001))
-    killed = command("writing", count, signal.SIGKILL, "run", config, "--quiet")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    run_dir = only_run(tmp_path)
-    again = command("none", 0, 0, "run", "--resume", str(run_dir), "--quiet")
-    assert again.returncode == 0, again.stderr
-    finished, expected = result(run_dir), dict(uninterrupted)
-    finished.pop("config_sha256"), expected.pop("config_sha256")  # the checkpoint interval differs on purpose
-    assert finished == expected
-    assert not list(run_dir.rglob("*.part"))
+    killed_and_resumed(tmp_path, "writing", count, 0.001, uninterrupted)
+    assert not list(only_run(tmp_path).rglob("*.part"))
 
 
 @pytest.mark.slow
@@ -162,14 +166,7 @@ def test_killed_where_ends_of_experiences_were_not_worth_a_checkpoint_resumes_ex
     count: int, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
     """By the default interval: what is lost is several experiences, a log and a ledger that say they are done."""
-    config = str(write_config(tmp_path, checkpoint_every=None, checkpoint_seconds=60))
-    killed = command("backward", count, signal.SIGKILL, "run", config, "--quiet")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    again = command("none", 0, 0, "run", "--resume", str(only_run(tmp_path)), "--quiet")
-    assert again.returncode == 0, again.stderr
-    finished, expected = result(only_run(tmp_path)), dict(uninterrupted)
-    finished.pop("config_sha256"), expected.pop("config_sha256")
-    assert finished == expected
+    killed_and_resumed(tmp_path, "backward", count, 60, uninterrupted)
 
 
 @pytest.mark.slow

@@ -161,3 +161,11 @@ def test_transfer_average_last_of_a_frozen_and_of_a_constant_model():
     moved = constant.copy()
     moved[[1, 2, 3], [0, 1, 2]] = 0.9  # the diagonal
     assert m.transfer(moved, range(3)) == m.transfer(constant, range(3))
+
+
+def test_nothing_measured_yet_is_no_number():
+    """No row at all: NaN, and no failure."""
+    empty = np.empty((0, 3))
+    for f in (m.forgetting, m.stability, m.transfer, m.average):
+        assert math.isnan(f(empty, [])), f
+    assert math.isnan(m.average_incremental_accuracy(empty, np.zeros((0, 3), dtype=bool)))
