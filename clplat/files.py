@@ -74,7 +74,10 @@ def put_parts(page: Path, parts: Mapping[str, str]) -> None:
 
 def to_json(value: Any, **options: Any) -> str:
     """JSON in which a NaN or infinity, which JSON lacks, is null."""
-    return json.dumps(_finite(value), allow_nan=False, **options)
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:  # there is one
+        return json.dumps(_finite(value), allow_nan=False, **options)
 
 
 def _finite(value: Any) -> Any:

@@ -33,7 +33,7 @@ def average_accuracy(matrix: Matrix, columns: Sequence[int]) -> float:
     >>> round(average_accuracy(R, [0, 1]), 3)
     0.65
     """
-    return _mean(matrix[-1, j] for j in columns)
+    return _mean(matrix[-1, list(columns)])
 
 
 def average_incremental_accuracy(matrix: Matrix, active: NDArray[np.bool_]) -> float:
@@ -107,8 +107,8 @@ def backward_transfer(matrix: Matrix, columns: Sequence[int]) -> float:
     >>> round(backward_transfer(R, [0, 1, 2]), 3)  # ((0.5 − 0.7) + (0.9 − 0.8)) / 2
     -0.05
     """
-    last = len(matrix) - 1
-    return _mean(matrix[last, j] - matrix[j + 1, j] for j in columns if j + 1 < last)
+    past = np.array([j for j in columns if j + 2 < len(matrix)], dtype=int)
+    return _mean(matrix[-1, past] - matrix[past + 1, past])
 
 
 def forward_transfer(matrix: Matrix, columns: Sequence[int]) -> float:
@@ -128,7 +128,8 @@ def forward_transfer(matrix: Matrix, columns: Sequence[int]) -> float:
     >>> round(forward_transfer(R, [0, 1, 2]), 3)  # ((0.2 − 0.1) + (0.4 − 0.1)) / 2
     0.2
     """
-    return _mean(matrix[j, j] - matrix[0, j] for j in columns if 0 < j < len(matrix) - 1)
+    later = np.array([j for j in columns if 0 < j < len(matrix) - 1], dtype=int)
+    return _mean(matrix[later, later] - matrix[0, later])
 
 
 def transfer(matrix: Matrix, columns: Sequence[int]) -> float:
@@ -193,7 +194,7 @@ def last(matrix: Matrix, columns: Sequence[int]) -> float:
     >>> round(last(R, [0, 1]), 3)
     0.65
     """
-    return _mean(matrix[-1, j] for j in columns)
+    return _mean(matrix[-1, list(columns)])
 
 
 def plasticity(matrix: Matrix, columns: Sequence[int]) -> float:
@@ -211,7 +212,8 @@ def plasticity(matrix: Matrix, columns: Sequence[int]) -> float:
     >>> round(plasticity(R, [0, 1]), 3)
     0.85
     """
-    return _mean(matrix[j + 1, j] for j in columns)
+    learned = np.array(columns, dtype=int)
+    return _mean(matrix[learned + 1, learned])
 
 
 def relative_plasticity(matrix: Matrix, reference: Matrix, columns: Sequence[int]) -> float:

@@ -84,9 +84,9 @@ class _Run:
     def __init__(self, record: RunRecord, rows: Rows) -> None:
         experiences = record.experiences
         self.record = record
+        self.kinds = [e.kind for e in experiences]  # of the whole stream; a list, since a member's hash is slow
         self.finished = max(len(record.matrix) - 1, 0)
         done = list(enumerate(experiences))[: self.finished]
-        self.kinds = {e.kind for e in experiences}
         self.learned = [j for j, e in done if e.kind is Kind.LEARN and e.test_samples > 0]
         self.sizes = {j: experiences[j].test_samples for j in self.learned}
         self.forgets = [j for j, e in done if e.kind is Kind.FORGET]
@@ -126,7 +126,7 @@ def _learning(run: _Run) -> dict[str, Callable[[], float | str]]:
         ),
         "sample_accuracy": lambda: none_learned or erased or pooled or float(run.pooled[last]),
         "average_incremental_sample_accuracy": lambda: (
-            none_learned or pooled or float(np.mean([run.pooled[i] for i in after_learning if run.active[i].any()]))
+            none_learned or pooled or float(np.mean(run.pooled[after_learning][run.active[after_learning].any(axis=1)]))
         ),
         "forgetting": lambda: none_learned or whole or followed or matrix.forgetting(run.scores, run.whole),
         "backward_transfer": lambda: (
@@ -169,19 +169,17 @@ def _anytime(run: _Run) -> dict[str, Callable[[], float | str]]:
     record, names = run.record, ("average_anytime_accuracy", "worst_case_accuracy", "minimum_accuracy", "stability_gap")
     evaluations = [Evaluation(v["step"], v["experience"], _array([v["scores"]], run.scores.shape[1])[0])
                    for v in record.anytime]  # fmt: skip
+    fault = None if Kind.LEARN in run.kinds else run.lacking(Kind.LEARN)
+    if not evaluations:
+        fault = fault or "no evaluation ran inside an experience (loop.eval_every is not set, or exceeds its steps)"
+        return dict.fromkeys(names, lambda: fault)
     begun = max([run.finished - 1, *(v.experience for v in evaluations)])
     taken = {j for e in record.experiences[: begun + 1] for j, _ in e.erases}
     met = [j for j, e in enumerate(record.experiences[: begun + 1])
            if e.kind is Kind.LEARN and e.test_samples > 0 and j not in taken]  # fmt: skip
-    fault = None
-    if Kind.LEARN not in run.kinds:
-        fault = run.lacking(Kind.LEARN)
-    elif not evaluations:
-        fault = "no evaluation ran inside an experience (loop.eval_every is not set, or exceeds its steps)"
-    elif not met:
-        fault = "every learned test set is erased, in part or as a whole"
-    if fault is not None:
-        return dict.fromkeys(names, lambda: fault or UNMEASURED)
+    if fault or not met:
+        fault = fault or "every learned test set is erased, in part or as a whole"
+        return dict.fromkeys(names, lambda: fault)
     ended = [j for j in met if j < run.finished]
     within = [v for v in evaluations if v.experience < run.finished]
     followed = None if any(j + 1 < run.finished for j in ended) else "no experience has finished after a learned one"
@@ -242,9 +240,9 @@ def _online(run: _Run) -> dict[str, Callable[[], float | str]]:
     fault = None if segments else run.lacking(Kind.ADAPT)
     single = None if len({s.round for s in segments}) > 1 else "no second round has finished"
     unsaid = None if any(s.severity for s in segments) else "the stream states no severity"
-    adapts = [i for i, e in enumerate(run.record.experiences) if e.kind is Kind.ADAPT]
-    before = adapts[0] if adapts else 0
-    clean = [j for j, e in enumerate(run.record.experiences)
+    experiences = run.record.experiences if segments else []
+    before = next((i for i, e in enumerate(experiences) if e.kind is Kind.ADAPT), 0)
+    clean = [j for j, e in enumerate(experiences)
              if e.test_samples > 0 and (e.kind is Kind.ADAPT or (e.kind is Kind.LEARN and j < before))]  # fmt: skip
     unscored = None if clean else "no clean test set is scored"
     after = run.scores[-1, clean] if len(run.scores) else np.array([])

@@ -210,6 +210,8 @@ def kept_accuracy(row: NDArray[np.floating], requests: Sequence[Request], sizes:
     >>> kept_accuracy(np.array([0.9, 0.45, 0.0]), [Request(2, 50, {1: 50})], {0: 100, 1: 100})
     {0: 0.9, 1: 0.9}
     """
+    if not requests:
+        return dict(zip(sizes, row[list(sizes)].tolist(), strict=True))
     lost = dict.fromkeys(sizes, 0)
     for q in requests:
         for j, samples in q.erased.items():

@@ -69,10 +69,14 @@ class Evaluator:
         self.rank, self.world_size = rank, world_size
         self.groups = list(_groups(stream, valid, limit))
         self.strategy: Strategy | None = None
-        self.counts = torch.zeros(len(stream), dtype=torch.float64)
-        for group in self.groups:
+        counts = torch.zeros(len(stream), dtype=torch.float64)
+        self._holding: list[list[int]] = [[] for _ in stream]  # test set → its groups
+        for number, group in enumerate(self.groups):
             weights = stream.weights(group.data.targets()).double()
-            self.counts.index_add_(0, group.columns.cpu(), weights.cpu())
+            counts.index_add_(0, group.columns.cpu(), weights.cpu())
+            for j in group.held:
+                self._holding[j].append(number)
+        self.counts: list[float] = counts.tolist()
 
     @torch.no_grad()
     def __call__(
@@ -96,9 +100,7 @@ class Evaluator:
                 group.features.clear()
         size = strategy.evaluation_batch or self.batch_size
         with evaluating(strategy):
-            for group in self.groups:
-                if asked is not None and not any(j in asked for j in group.held):
-                    continue
+            for group in self._asked(asked):
                 every = torch.arange(len(group.data), device=group.columns.device).split(size)
                 own = enumerate(every[self.rank :: self.world_size])
                 wanted = [(k, positions) for k, positions in own if group.asks(positions, asked)]
@@ -118,11 +120,17 @@ class Evaluator:
         if broken:
             total = sum(len(group.data) for group in self.groups)
             raise DivergedError(f"outputs are NaN or infinite for {int(broken)} of {total} test samples")
-        scored = range(len(sums)) if asked is None else asked
-        return [
-            self.stream.pooled(t / c) if c and j in scored else None
-            for j, (t, c) in enumerate(zip(sums, self.counts.tolist(), strict=True))
-        ]
+        scores: list[float | None] = [None] * len(sums)
+        for j in range(len(sums)) if asked is None else asked:
+            if self.counts[j]:
+                scores[j] = self.stream.pooled(sums[j] / self.counts[j])
+        return scores
+
+    def _asked(self, asked: range | None) -> list[_Group]:
+        """Groups that hold any of the test sets `asked`, in order; found from these, which may be few of many."""
+        if asked is None:
+            return self.groups
+        return [self.groups[number] for number in sorted({n for j in asked for n in self._holding[j]})]
 
     def _logits(self, strategy: Strategy, group: _Group, number: int, data: Data) -> Tensor:
         """Logits (B, C) of this process's batch `number` of a group."""
