@@ -37,6 +37,8 @@ class Frozen(Backbone):
         folder: of files of features; None keeps none.
     """
 
+    fixed = True  # to whoever would train copies of all parameters
+
     def __init__(self, net: Backbone, made: str, folder: Path | None) -> None:
         super().__init__()
         self.net, self.made, self.folder = net.eval().requires_grad_(False), made, folder

@@ -206,3 +206,15 @@ def test_processes_that_write_side_by_side_keep_the_records_of_both(count: list[
     _Kept._open.clear()
     assert torch.equal(made(tmp_path)(x), torch.cat(first))
     assert count == [2, 2, 2]
+
+
+def test_erased_samples_are_relearned_by_what_stands_on_the_features(tmp_path: Path) -> None:
+    """The audit trains copies of all parameters but those of the network, which a learner on features does not have."""
+    result = clplat.run(
+        strategy={"name": "finetune_retained", "memory": 40}, backbone={"name": "frozen", **OPTIONS}, head="linear",
+        stream={"name": "unlearning", "base": "digits", "unit": "class", "count": 1, "size": 2}, output=str(tmp_path),
+        loop={"max_steps": 20}, audit={"relearn_steps": 3, "relearn_lr": 0.5}, tracking={"enabled": False}, seed=0,
+    )  # fmt: skip
+    (file,) = Path(result.run_dir).glob("audit/*/unlearned.json")
+    relearned = json.loads(file.read_text())["relearn"]
+    assert relearned["why"] is None and len(relearned["accuracies"]) > 1

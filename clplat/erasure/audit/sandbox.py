@@ -41,7 +41,8 @@ def relearn(
 
     By an optimizer of the strategy's kind (its momentum; no weight decay), all samples in each step, in evaluation
     mode, so that nothing is drawn and batch statistics stand still; frozen parameters are trained too: whoever wants
-    the data back is not bound by what the strategy trains.
+    the data back is not bound by what the strategy trains. The network in backbone `frozen` stays: a learner on
+    features does not have it.
 
     Args:
         strategy: in evaluation mode.
@@ -56,11 +57,12 @@ def relearn(
         "accuracies": [a_0, ...] before each step and after the last; "why": None, or why it stopped before the first.
     """
     module = _Predicting(strategy, among)
-    copies = {n: p.detach().clone() for n, p in module.named_parameters()}
+    fixed = tuple(f"{name}." for name, part in module.named_modules() if getattr(part, "fixed", False))
+    copies = {n: p.detach().clone() for n, p in module.named_parameters() if not n.startswith(fixed)}
     for copy in copies.values():
         copy.requires_grad_(copy.is_floating_point())
     trained = [c for c in copies.values() if c.requires_grad]
-    state = copies | {n: b.detach().clone() for n, b in module.named_buffers()}
+    state = copies | {n: b.detach().clone() for n, b in module.named_buffers() if not n.startswith(fixed)}
     optimizer = _optimizer(strategy, trained, lr) if trained else None
     accuracies: list[float] = []
     with torch.enable_grad():
