@@ -54,6 +54,8 @@ class RMU(GradDiff):
     ):  # fmt: skip
         super().__init__(retain_weight=retain_weight, forget_lr=forget_lr, **base)
         blocks = self.model.backbone.blocks
+        if not blocks:
+            raise UserError("strategy: rmu needs blocks, one of whose outputs it steers")
         self.layer = len(blocks) // 4 if layer is None else layer
         require("layer", layer, 0 <= self.layer < len(blocks), f"0 to {len(blocks) - 1}, or null")
         require("steering", steering, steering > 0, "> 0")

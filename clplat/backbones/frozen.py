@@ -78,10 +78,15 @@ class Frozen(Backbone):
         with torch.autocast(inputs.device.type, enabled=False):
             if self.folder is None:
                 return self.net(inputs).float()
-            kept, keys = self._file(), _digests(inputs)
-            if any(key not in kept for key in keys):
-                # All of the batch, so that a kernel sees as many rows as who asks chose.
-                kept.add(keys, self.net(inputs).float().cpu())
+            found: Tensor = _Looked.apply(inputs, self)
+            return found
+
+    def looked_up(self, inputs: Tensor) -> Tensor:
+        """Features (B, D) of inputs (B, ...), from the file where they are there."""
+        kept, keys = self._file(), _digests(inputs)
+        if any(key not in kept for key in keys):
+            # All of the batch, so that a kernel sees as many rows as who asks chose.
+            kept.add(keys, self.net(inputs).float().cpu())
         return kept.rows(keys).to(inputs.device)
 
     def _file(self) -> _Kept:
@@ -97,6 +102,25 @@ class Frozen(Backbone):
             self._kept = _Kept.of(self.folder / f"{digest.hexdigest()[:32]}.features", self.embed_dim)
             self._weights = version
         return self._kept
+
+
+class _Looked(torch.autograd.Function):
+    """`Frozen.looked_up` as one operation: gradients of single samples (`vmap`, `grad`) see no number inside it."""
+
+    @staticmethod
+    def forward(inputs: Tensor, net: Frozen) -> Tensor:
+        return net.looked_up(inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, None], inputs: Tensor, net: Frozen) -> tuple[Tensor, int]:
+        """Inputs of shape (groups, b, ...), all of them as one batch."""
+        assert in_dims[0] is not None
+        rows = inputs.movedim(in_dims[0], 0)
+        return _Looked.apply(rows.flatten(0, 1), net).unflatten(0, rows.shape[:2]), 0
 
 
 class _Kept:

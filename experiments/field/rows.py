@@ -4,9 +4,9 @@
     python experiments/field/rows.py
 
 Each strategy is tuned by STREAM_sweep.yaml, over the ranges that it declares, and its best settings are run on
-`SEEDS`; `FIXED` has what is not tuned. What is there already under DIR (runs/field) is used again. Then results,
-STREAM.yaml with an arm for each row, and the tables of README.md are made anew; without arguments the last two, of the
-results that are here.
+`SEEDS`; `FIXED` has what is not tuned. What is there already under DIR (runs/field) is used again. One that is refused
+on this stream has its reason for a row. Then results, STREAM.yaml with an arm for each row, and the tables of
+README.md are made anew; without arguments the last two, of the results that are here.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ FIXED: dict[str, dict[str, Any]] = {
 }
 # With these options `lr` does nothing: no task is learned, and what else is done has its own rate or takes no step.
 IDLE = {"corruptions": {"adapt_lr", "lr"}, "requests": {"forget_lr", "dampening"}}
+KINDS = {"cifar100": {"learn"}, "text": {"learn"}, "requests": {"learn", "forget"}, "corruptions": {"adapt"}}
 Groups = dict[str, compare.Group]
 
 
@@ -66,11 +67,20 @@ def fixed_and_space(stream: str, strategy: str) -> tuple[dict[str, Any], dict[st
 
 
 def tune_and_run(stream: str, strategy: str, output: Path) -> None:
-    """The study of a strategy, and its best configuration on every seed; nothing is done twice."""
+    """The study of a strategy, and its best configuration on every seed; nothing is done twice.
+
+    Where it is refused, `refused.txt` says why instead.
+    """
     folder, base = output / stream / strategy, f"field/{stream}_sweep"
     fixed, space = fixed_and_space(stream, strategy)
     flags = [f"--strategy={strategy}", *(f"--strategy.{k}={v}" for k, v in fixed.items())]
     clplat, best = [sys.executable, "-m", "clplat"], [base, *flags]
+    folder.mkdir(parents=True, exist_ok=True)
+    checked = subprocess.run([*clplat, "validate", *best], capture_output=True, text=True, check=False)
+    if checked.returncode == 2:
+        said = [line.removeprefix("clplat: ") for line in checked.stderr.splitlines() if line.startswith("clplat: ")]
+        write_atomic(folder / "refused.txt", said[-1])
+        return
     start = (output / stream / "start").resolve()  # weights to start from are made once for all
     for part in (folder / "study", folder / "runs"):
         part.mkdir(parents=True, exist_ok=True)
@@ -90,8 +100,11 @@ def take_in(stream: str, output: Path) -> None:
     """Put every row that is whole under `output` into the stream's results, in the place of an older one."""
     file = HERE / f"results_{stream}.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"rows": {}, "runs": []}
+    refused = known.setdefault("refused", {})
     rows, kept = known["rows"], {(run["strategy"], run["seed"]): run for run in known["runs"]}
     for folder in sorted((output / stream).glob("*/")):
+        if (folder / "refused.txt").is_file():
+            refused[folder.name] = (folder / "refused.txt").read_text(encoding="utf-8")
         found = sorted(f.parent for f in (folder / "runs").rglob("summary.json"))
         runs = [run for run in compare.load_summaries(found) if run["status"] == "complete"]
         if len(runs) < len(SEEDS):
@@ -105,7 +118,8 @@ def take_in(stream: str, output: Path) -> None:
             kept[name, run["seed"]] = {k: run[k] for k in KEPT} | {"name": f"field-{stream}/{name}"}
     first = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in sorted(rows.items()))
     second = ",\n".join(f"  {json.dumps(run, ensure_ascii=False)}" for _, run in sorted(kept.items()))
-    text = f' "experiment": "field/{stream}",\n "rows": {{\n{first}\n }},\n "runs": [\n{second}\n ]'
+    why = json.dumps(refused, ensure_ascii=False, indent=2, sort_keys=True)
+    text = f' "experiment": "field/{stream}",\n "refused": {why},\n "rows": {{\n{first}\n }},\n "runs": [\n{second}\n ]'
     write_atomic(file, f"{{\n{text}\n}}\n")
 
 
@@ -176,6 +190,16 @@ def answer(stream: str, results: Mapping[str, Any]) -> str:
     )
 
 
+def missing(stream: str, results: Mapping[str, Any]) -> str:
+    """Strategies of the stream's kinds that have no row: not run yet, or refused, with the reason."""
+    asked = {n for n, e in discovery.entries("strategies").items() if KINDS[stream] <= set(map(str, e.kinds))}
+    by_reason: dict[str, list[str]] = {}
+    for name in sorted(asked - set(results["rows"])):
+        by_reason.setdefault(results.get("refused", {}).get(name, "Not run yet"), []).append(f"`{name}`")
+    lines = [f"- {reason}: {', '.join(names)}" for reason, names in sorted(by_reason.items())]
+    return "Without a row:\n\n" + "\n".join(lines) if lines else "Every strategy of its kind has a row."
+
+
 def overall(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Ranks of strategies that are in both streams that are learned."""
     both = [list(groups_of(results[s]).values()) for s in ("cifar100", "text") if s in results]
@@ -201,6 +225,7 @@ def parts_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         known = results.get(stream)
         parts |= {f"{stream}-answer": answer(stream, known) if known else "No row was run yet."}
         parts |= {stream: table(stream, known) if known else "No row was run yet."}
+        parts |= {f"{stream}-missing": missing(stream, known or {"rows": {}})}
     return parts
 
 

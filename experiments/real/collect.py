@@ -32,6 +32,7 @@ ADAPTED = {
     "online_error": "error of all rounds",
     "source_accuracy": "right on clean images, at the end",
 }
+REQUESTED = {"retain_accuracy": "retained", "forget_accuracy": "erased", "average_accuracy": "test sets, at the end"}
 KEPT = ("strategy", "head", "name", "seed", "status", "git_commit", "accuracy_matrix", "metrics", "cost")
 Groups = dict[str, compare.Group]
 
@@ -135,6 +136,21 @@ def adapting_answer(groups: Groups) -> str:
     return f"Error in the last of ten rounds: `cotta` {mean} %, next to\n\n" + "\n".join(lines)
 
 
+def requests_answer(groups: Groups) -> str:
+    """Each way to answer a request, next to training anew without what it erases."""
+    lines = []
+    for unit in ("classes", "samples"):
+        anew = groups[f"retrain_{unit}"]
+        mean, erased = (percent(anew.estimate(m)) for m in ("retain_accuracy", "forget_accuracy"))
+        lines.append(f"- {unit}: `{anew.label}` {mean} % on what is retained, {erased} % on what is erased;")
+        for name in (f"{way}_{unit}" for way in ("acu", "finetune", "relabel")):
+            kept, gone = (
+                percent(more(groups, name, anew.label, m), "+") for m in ("retain_accuracy", "forget_accuracy")
+            )
+            lines[-1] += f" `{name}` {kept} and {gone} points,"
+    return "\n".join(line.removesuffix(",") for line in lines)
+
+
 def sweeps_table(studies: list[Any]) -> str:
     """Metric on validation data of each value tried of what was searched, by arm; the best one in bold."""
     tables: dict[str, list[Any]] = {}
@@ -174,6 +190,7 @@ PAGES = {
         partial(adapters_answer, references=("lora", "lora_slow", "replay")),
         SPOKEN,
     ),
+    "requests": Page("README_requests.md", "results_requests.json", (), requests_answer, REQUESTED),
     "text_classes": Page("README_text_classes.md", "results_text_classes.json", ("lora", "er", "ncm"), adapters_answer),
 }
 

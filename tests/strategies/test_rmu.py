@@ -6,6 +6,7 @@ import torch
 from clplat import Data, Experience, Kind
 from clplat.backbones.base import Classifier
 from clplat.backbones.cnn import slim_resnet18
+from clplat.backbones.frozen import Frozen
 from clplat.backbones.heads import Growing, Linear
 from clplat.backbones.mlp import mlp
 from clplat.backbones.vit import vit_micro
@@ -159,6 +160,9 @@ def test_a_backbone_without_ffn_layers_is_refused_and_frozen_ones_are_noted():
     backbone = slim_resnet18((3, 8, 8))
     with pytest.raises(UserError, match="rmu needs FFN layers up to block"):
         RMU(model=Classifier(backbone, Growing(backbone.embed_dim, CLASSES)))
+    kept = Frozen(network().backbone, "", None)
+    with pytest.raises(UserError, match="rmu needs blocks"):
+        RMU(model=Classifier(kept, Growing(kept.embed_dim, CLASSES)))
     assert not RMU(model=network()).notes
     frozen = network()
     frozen.backbone.requires_grad_(False)
