@@ -190,7 +190,14 @@ PAGES = {
         partial(adapters_answer, references=("lora", "lora_slow", "replay")),
         SPOKEN,
     ),
-    "requests": Page("README_requests.md", "results_requests.json", (), requests_answer, REQUESTED),
+    "requests": Page(
+        "README_requests.md",
+        "results_requests.json",
+        (),
+        requests_answer,
+        REQUESTED,
+        "unlearning-unit-class-size-5-forget-accuracy-retain-accuracy",
+    ),
     "text_classes": Page("README_text_classes.md", "results_text_classes.json", ("lora", "er", "ncm"), adapters_answer),
 }
 
