@@ -48,7 +48,8 @@ FIXED: dict[str, dict[str, Any]] = {
 }
 # With these options `lr` does nothing: no task is learned, and what else is done has its own rate or takes no step.
 IDLE = {"corruptions": {"adapt_lr", "lr"}, "requests": {"forget_lr", "dampening"}}
-KINDS = {"cifar100": {"learn"}, "text": {"learn"}, "requests": {"learn", "forget"}, "corruptions": {"adapt"}}
+# Whose rows belong there: of what learns alone; of what else answers requests, or adapts, by that.
+KINDS = {"cifar100": {"learn"}, "text": {"learn"}, "requests": {"learn", "forget"}, "corruptions": {"learn", "adapt"}}
 Groups = dict[str, compare.Group]
 
 
@@ -192,7 +193,7 @@ def answer(stream: str, results: Mapping[str, Any]) -> str:
 
 def missing(stream: str, results: Mapping[str, Any]) -> str:
     """Strategies of the stream's kinds that have no row: not run yet, or refused, with the reason."""
-    asked = {n for n, e in discovery.entries("strategies").items() if KINDS[stream] <= set(map(str, e.kinds))}
+    asked = {n for n, e in discovery.entries("strategies").items() if KINDS[stream] == set(map(str, e.kinds))}
     by_reason: dict[str, list[str]] = {}
     for name in sorted(asked - set(results["rows"])):
         by_reason.setdefault(results.get("refused", {}).get(name, "Not run yet"), []).append(f"`{name}`")
