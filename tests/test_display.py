@@ -89,3 +89,21 @@ def test_the_time_left_of_a_run_that_is_gone_on_with_counts_what_was_done_now(cl
     assert re.search(r"4/5 .*\[10 s, about 10 s left\]", capsys.readouterr().err)
     shown.experience(5, {})
     assert "[10 s]" in capsys.readouterr().err
+
+
+def test_lines_break_a_silence_of_a_minute_and_say_what_is_scored(clock, capsys):
+    shown = Display("er, seed 0", 40, 2)
+    shown.describe(experience(0))
+    for step in range(1, 31):
+        clock[0] += 5
+        shown.advance(step)
+    shown.experience(1, {})
+    for done in range(0, 320, 32):
+        clock[0] += 10
+        shown.scoring(done, 320)
+    assert capsys.readouterr().err.splitlines() == [
+        "er, seed 0  1/2 learn split_0  step 13 of 40    [65 s, about 135 s left]",
+        "er, seed 0  1/2 learn split_0  step 26 of 40    [130 s, about 70 s left]",
+        "er, seed 0  1/2    [150 s, about 150 s left]",
+        "er, seed 0  1/2 learn split_0  scoring 192 of 320  [220 s]",
+    ]

@@ -131,14 +131,17 @@ def test_metrics_log_has_no_gap_and_no_repeat_after_resume(tmp_path: Path, make_
     assert [(x["axis"], x["step"]) for x in lines] == [(x["axis"], x["step"]) for x in whole]
 
 
-def test_evaluation_is_one_pass(make_runner: Any) -> None:
+def test_evaluation_is_one_pass_and_says_how_far_it_is(make_runner: Any, monkeypatch: Any) -> None:
     runner, seen = make_runner(), []
+    said: list[tuple[int, int]] = []
+    monkeypatch.setattr(runner.log, "scoring", lambda done, total: said.append((done, total)))
     predict = runner.strategy.predict
     object.__setattr__(runner.strategy, "predict", lambda x, task=None: seen.append(len(x)) or predict(x, task))
     measuring.evaluate(runner)
     total = sum(len(e.test) for e in runner.stream if e.test is not None)
     assert sum(seen) == total
     assert len(seen) == -(-total // runner.loop.eval_batch_size)  # all test sets in shared batches
+    assert said == [(sum(seen[:i]), total) for i in range(len(seen))]
 
 
 def test_evaluation_changes_nothing(make_runner: Any) -> None:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from clplat.stream import Experience
 
 _REFRESH_SECONDS = 0.2
+_SILENCE_SECONDS = 60.0  # at most, where lines are written
 
 
 class Cell:
@@ -28,7 +29,8 @@ class Cell:
 
 
 class Display:
-    """One bar over the whole stream; in a notebook one line that changes; elsewhere a line after each experience.
+    """One bar over the whole stream; in a notebook one line that changes; elsewhere a line after each experience, and
+    after each minute without one.
 
     Args:
         title: what runs.
@@ -43,6 +45,8 @@ class Display:
         self.loss, self.shown_at, self.started = "", 0.0, time.monotonic()
         self.first, self.before, self.under_way, self.line = 0, -1, title, title
         self.cell = Cell() if self.console.is_jupyter else None
+        if not self.live and self.cell is None:
+            self.shown_at = self.started
         if self.live:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
@@ -63,15 +67,24 @@ class Display:
         """Called every step; draws a few times a second."""
         if self.before < 0:
             self.before = total_steps - 1  # of a run that is gone on with
-        if (now := time.monotonic()) - self.shown_at <= _REFRESH_SECONDS:
+        if not self._due():
             return
-        self.shown_at = now
         if self.live:
             self.bar.update(self.task, completed=total_steps, note=self.loss, refresh=True)
-        elif self.cell is not None:
+        else:
             of = f" of {self.total}" if self.total >= total_steps else ""
-            self.line = f"{self.under_way}  step {total_steps}{of}  {self.loss}"
-            self.cell.show(f"{self.line}  {self._clock(total_steps - self.before, self.total - total_steps)}")
+            clock = self._clock(total_steps - self.before, self.total - total_steps)
+            self._say(f"{self.under_way}  step {total_steps}{of}  {self.loss}", clock)
+
+    def scoring(self, done: int, total: int) -> None:
+        """Called before each batch of an evaluation, when `done` of `total` test samples are scored."""
+        if not self._due():
+            return
+        note = f"scoring {done} of {total}"
+        if self.live:
+            self.bar.update(self.task, note=note, refresh=True)
+        else:
+            self._say(f"{self.under_way}  {note}", self._clock(1, 0))
 
     def show(self, metrics: dict[str, float]) -> None:
         """Remember the loss for the next drawing."""
@@ -83,11 +96,23 @@ class Display:
         known = (f"{k.replace('_', ' ')} {metrics[k]:.3f}" for k in ("average_accuracy", "forgetting", "online_error")
                  if metrics.get(k) is not None)  # fmt: skip
         clock = self._clock(finished - self.first, self.experiences - finished)
-        self.line = f"{self.title}  {finished}/{self.experiences}  {', '.join(known)}"
+        self._say(f"{self.title}  {finished}/{self.experiences}  {', '.join(known)}", clock)
+        self.shown_at = time.monotonic()
+
+    def _due(self) -> bool:
+        """Whether it is time to draw again; if so, it is taken to be done."""
+        now, lines = time.monotonic(), not self.live and self.cell is None
+        if now - self.shown_at <= (_SILENCE_SECONDS if lines else _REFRESH_SECONDS):
+            return False
+        self.shown_at = now
+        return True
+
+    def _say(self, line: str, clock: str) -> None:
+        self.line = line
         if self.cell is not None:
-            self.cell.show(f"{self.line}  {clock}")
+            self.cell.show(f"{line}  {clock}")
         else:
-            self.console.print(f"{self.line}  {clock}", highlight=False, markup=False, soft_wrap=True)
+            self.console.print(f"{line}  {clock}", highlight=False, markup=False, soft_wrap=True)
 
     def _clock(self, done: int, remaining: int) -> str:
         """The time since it began and what is left, if what remains goes on as what was done."""

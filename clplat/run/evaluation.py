@@ -80,17 +80,17 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(
-        self, strategy: Strategy, asked: range | None = None, stop: Callable[[], bool] = lambda: False
+        self, strategy: Strategy, asked: range | None = None, leave_off: Callable[[int, int], bool] = lambda *_: False
     ) -> list[float | None]:
         """Score in [0, 1] on each test set; None where an experience has none. Leaves all modes as they were.
 
         Args:
             asked: test sets to score; the others are None, too. Batches are cut as for all of them, so that what is
                 scored does not depend on what is not; those that hold none of its samples are left out.
-            stop: asked before each batch whether to leave off.
+            leave_off: asked before each batch, with how many samples are scored, and how many are to be.
 
         Raises:
-            Stopped: `stop` said so.
+            Stopped: `leave_off` said so.
             DivergedError: outputs are NaN or infinite; on all processes. (−∞ is a class that is out of the question.)
         """
         totals = torch.zeros(len(self.stream) + 1, dtype=torch.float64, device=self.device)  # last: not finite
@@ -99,15 +99,15 @@ class Evaluator:
             for group in self.groups:
                 group.features.clear()
         size = strategy.evaluation_batch or self.batch_size
+        chosen = [(group, self._batches(group, size, asked)) for group in self._asked(asked)]
+        total, done = sum(len(positions) for _, wanted in chosen for _, positions in wanted), 0
         with evaluating(strategy):
-            for group in self._asked(asked):
-                every = torch.arange(len(group.data), device=group.columns.device).split(size)
-                own = enumerate(every[self.rank :: self.world_size])
-                wanted = [(k, positions) for k, positions in own if group.asks(positions, asked)]
+            for group, wanted in chosen:
                 coming = group.data.ahead(p for k, p in wanted if k not in group.features)
                 for number, positions in wanted:
-                    if stop():
+                    if leave_off(done, total):
                         raise Stopped
+                    done += len(positions)
                     data = coming.subset(positions)
                     logits = self._logits(strategy, group, number, data)
                     totals[-1] += not_finite(logits)
@@ -120,11 +120,17 @@ class Evaluator:
         if broken:
             total = sum(len(group.data) for group in self.groups)
             raise DivergedError(f"outputs are NaN or infinite for {int(broken)} of {total} test samples")
-        scores: list[float | None] = [None] * len(sums)
+        found: list[float | None] = [None] * len(sums)
         for j in range(len(sums)) if asked is None else asked:
             if self.counts[j]:
-                scores[j] = self.stream.pooled(sums[j] / self.counts[j])
-        return scores
+                found[j] = self.stream.pooled(sums[j] / self.counts[j])
+        return found
+
+    def _batches(self, group: _Group, size: int, asked: range | None) -> list[tuple[int, Tensor]]:
+        """Number and positions (B,) of each batch of this process that holds samples of test sets `asked`."""
+        every = torch.arange(len(group.data), device=group.columns.device).split(size)
+        own = enumerate(every[self.rank :: self.world_size])
+        return [(k, positions) for k, positions in own if group.asks(positions, asked)]
 
     def _asked(self, asked: range | None) -> list[_Group]:
         """Groups that hold any of the test sets `asked`, in order; found from these, which may be few of many."""

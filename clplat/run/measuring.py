@@ -34,8 +34,12 @@ def evaluate(run: RunState, asked: range | None = None, evaluator: Evaluator | N
     try:
         with run.fabric.autocast():
             inside = evaluator is run.evaluate_inside or run.world_size > 1
-            stop = (lambda: False) if inside else (lambda: run.stop_requested)
-            scores = (evaluator or run.evaluate)(run.strategy, asked, stop)
+
+            def leave_off(done: int, total: int) -> bool:
+                run.log.scoring(done, total)
+                return run.stop_requested and not inside
+
+            scores = (evaluator or run.evaluate)(run.strategy, asked, leave_off)
     except DivergedError as error:
         flush(run)  # a loss not yet read comes first
         raise _diverged(run, str(error)) from error

@@ -85,6 +85,11 @@ class RunLog:
         if self.display is not None:
             self.display.advance(progress.total_steps)
 
+    def scoring(self, done: int, total: int) -> None:
+        """So many of `total` test samples are scored in the evaluation under way."""
+        if self.display is not None:
+            self.display.scoring(done, total)
+
     def ledger(self, events: list[dict[str, Any]]) -> None:
         """What was learned and erased so far, whole or not at all."""
         if self.run_dir is not None:
