@@ -74,7 +74,7 @@ class SelfDistillationFPT(Strategy):
         require("decoder_width", decoder_width, whole, f"a multiple of {HEAD}")
         require("decoder_depth", decoder_depth, decoder_depth >= 1, "≥ 1")
         self.pretraining_steps, self.weight = pretraining_steps, weight
-        backbone = getattr(model, "backbone", model)
+        backbone: Any = getattr(model, "backbone", model)
         self.decoder = MaskedPatches(backbone, mask_ratio, decoder_width, decoder_depth)
         self.draws = Draws()
         # φ_0 and ψ_0 while the teacher learns; then the two change places, and it holds the teacher.

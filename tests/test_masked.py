@@ -1,8 +1,10 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from timm.models import VisionTransformer
+from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import nn
 
 from clplat.backbones.cnn import slim_resnet18
@@ -146,6 +148,76 @@ def test_loss_by_hand():
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+def as_theirs(layer):
+    """Linear layers (q, k, v, out, fc1, fc2) and norms of a layer of transformers, in this order."""
+    return ([m for m in layer.modules() if isinstance(m, kind)] for kind in (nn.Linear, nn.LayerNorm))
+
+
+def taken(target, *sources):
+    """Weights and biases of `target`, one below the other from `sources`."""
+    target.weight.copy_(torch.cat([s.weight for s in sources]))
+    target.bias.copy_(torch.cat([s.bias for s in sources]))
+
+
+@torch.no_grad()
+def test_loss_is_that_of_transformers():
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    sizes = {"hidden_size": DIM, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 4 * DIM}
+    small = {"decoder_hidden_size": WIDTH, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": WIDTH // 32}
+    config = ViTMAEConfig(
+        **sizes, **small, decoder_intermediate_size=4 * WIDTH, image_size=SIDE * GRID, patch_size=SIDE, mask_ratio=0.75,
+        norm_pix_loss=True, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    theirs, net = ViTMAEForPreTraining(config).double().eval(), backbone()
+    decoder = masked(net)
+    theirs.decoder.decoder_pos_embed.copy_(torch.cat([torch.zeros(1, WIDTH), decoder.positions]))
+    for name, parameter in theirs.named_parameters():
+        if "pos" not in name:
+            nn.init.normal_(parameter, std=0.3)
+    inner, vit = net.net, theirs.vit
+    inner.cls_token.copy_(vit.embeddings.cls_token)
+    inner.pos_embed.copy_(vit.embeddings.position_embeddings)
+    taken(inner.patch_embed.proj, vit.embeddings.patch_embeddings.projection)
+    taken(inner.norm, vit.layernorm)
+    for mine, layer in zip(inner.blocks, vit.layers, strict=True):
+        (q, k, v, out, fc1, fc2), norms = as_theirs(layer)
+        taken(mine.attn.qkv, q, k, v)
+        for target, source in zip((mine.attn.proj, mine.mlp.fc1, mine.mlp.fc2, mine.norm1, mine.norm2),
+                                  (out, fc1, fc2, *norms), strict=True):  # fmt: skip
+            taken(target, source)
+    taken(decoder.enter, theirs.decoder.decoder_embed)
+    decoder.token.copy_(theirs.decoder.mask_token[0, 0])
+    taken(decoder.norm, theirs.decoder.decoder_norm)
+    decoder.norm.eps = 1e-6
+    for mine, layer in zip(decoder.blocks, theirs.decoder.decoder_layers, strict=True):
+        (q, k, v, out, fc1, fc2), norms = as_theirs(layer)
+        mine.self_attn.in_proj_weight.copy_(torch.cat([q.weight, k.weight, v.weight]))
+        mine.self_attn.in_proj_bias.copy_(torch.cat([q.bias, k.bias, v.bias]))
+        mine.norm1.eps = mine.norm2.eps = 1e-6
+        for target, source in zip((mine.self_attn.out_proj, mine.linear1, mine.linear2, mine.norm1, mine.norm2),
+                                  (out, fc1, fc2, *norms), strict=True):  # fmt: skip
+            taken(target, source)
+    order = torch.arange(3 * SIDE**2).view(SIDE, SIDE, 3).permute(2, 0, 1).flatten()  # their channels come last
+    decoder.leave.weight.copy_(theirs.decoder.decoder_pred.weight[order])
+    decoder.leave.bias.copy_(theirs.decoder.decoder_pred.bias[order])
+    x, noise = images(), torch.rand(3, COUNT, dtype=torch.float64)
+    expected = theirs(x, noise=noise).loss
+    torch.testing.assert_close(decoder(net, x, noise).mean(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(net(x), vit.layernorm(hidden_of(vit, x))[:, 0], atol=1e-6, rtol=0)
+
+
+def hidden_of(vit, x):
+    """States of all patches, none hidden, before the last normalisation."""
+    patches = vit.embeddings.patch_embeddings(x) + vit.embeddings.position_embeddings[:, 1:]
+    front = (vit.embeddings.cls_token + vit.embeddings.position_embeddings[:, :1]).expand(len(x), -1, -1)
+    states = torch.cat([front, patches], dim=1)
+    for layer in vit.layers:
+        found = layer(states)
+        states = found[0] if isinstance(found, tuple) else found
+    return states
+
+
 def test_a_loss_does_not_depend_on_the_rest_of_the_batch():
     net, x, noise = backbone(), images(), torch.rand(3, COUNT)
     decoder = masked(net)
@@ -153,7 +225,7 @@ def test_a_loss_does_not_depend_on_the_rest_of_the_batch():
     torch.testing.assert_close(torch.cat([decoder(net, x[i, None], noise[i, None]) for i in range(3)]), whole)
 
 
-@pytest.mark.parametrize(("ratio", "visible"), [(0.75, 4), (0.7, 4), (0.999, 1), (0.001, 15), (0.5, 8)])
+@pytest.mark.parametrize(("ratio", "visible"), [(0.75, 4), (0.7, 4), (0.999, 1), (0.001, 15), (0.5, 8), (1e-18, 15)])
 def test_how_many_are_visible(ratio, visible):
     assert masked(backbone(), ratio).visible == visible
 
@@ -192,8 +264,14 @@ def test_draws_go_on_from_their_state():
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("net", [mlp((3, 8, 8), [16]), slim_resnet18((3, 8, 8), width=2)])
-def test_other_backbones_are_refused(net):
+def behind_a_convolution():
+    return backbone(embed_layer=partial(HybridEmbed, backbone=nn.Conv2d(3, 4, 3, padding=1)))
+
+
+@pytest.mark.parametrize("make", [partial(mlp, (3, 8, 8), [16]), partial(slim_resnet18, (3, 8, 8), width=2),
+                                  behind_a_convolution])  # fmt: skip
+def test_other_backbones_are_refused(make):
+    net = make()
     with pytest.raises(UserError, match="backbone: has no patches that can be hidden"):
         MaskedPatches(net, 0.75, 64, 1)
 

@@ -4,6 +4,7 @@ Source   He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 202
     x_1 ... x_L patches of an image;  z = encoder(class token, x_p of p ∈ V),   V drawn anew, |V| = ⌊(1 − ratio) L⌋
     y = decoder(W z at its places, a learned token m at the others, + positions)
     loss = mean over p ∉ V of mean (y_p − (x_p − mean x_p) / √(var x_p + 10⁻⁶))²        mean, var of a patch's numbers
+Checked  against ViTMAEForPreTraining of transformers: losses agree, and features where nothing is hidden.
 Differs  the decoder is new and small (theirs: 8 blocks of 512), and a class token comes to it without a position.
 
 Shapes: B images of a batch, L patches of an image, V of them visible, P numbers of a patch, D features, W of the
