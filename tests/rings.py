@@ -6,7 +6,7 @@ SECOND_RING = {
     *("grad_diff", "icarl", "l2m", "l2p", "lame", "lift", "locft_bf", "loramoe", "mas", "mir", "npo", "ranpac", "rmu"),
     *("cal_ql", "cql", "iql", "redq", "rlpd"),
     *("coact", "fpf", "hft", "inflora", "rmt"),
-    *("roid", "salun", "scrub", "sd_lora", "simplecil", "slca", "ssd", "vr_lwf"),
+    *("roid", "salun", "scrub", "sd_lora", "self_distillation_fpt", "simplecil", "slca", "ssd", "vr_lwf"),
 }
 # Checks that ask the same of any network: judged on the suite's own.
 ELSEWHERE = {

@@ -219,7 +219,7 @@ class Subject:
         small |= {"dropout": 0.0, "adapt_optimizer": "sgd", "adapt_lr": 0.05, "margin": 2.0, "augmentations": 4}
         small |= {"batch": 4, "warmup_steps": 8, "random_steps": 6, "penalty_actions": 2, "inverse_temperature": 0.3}
         small |= {"general": 1, "expert": 1, "blocks": 2, "held_out": 0.5, "least_drop": -1.0, "tune_steps": 20}
-        small |= {"width": 256}
+        small |= {"width": 256, "pretraining_steps": 2}
         if "chunk_embedding" not in known:  # samples, so that processes share them; a hypernetwork's are weights
             small["chunk"] = 4
         if "dampening" in known:  # of `ssd`: with less, a network that has learned little has nothing to dampen

@@ -19,6 +19,7 @@ BACKBONES = {
 }
 CONVOLUTIONS = "its layers are convolutions, and linear ones alone can be adapted"
 TOWERS = {"vr_lwf": "has no text tower"}
+PATCHES = {"self_distillation_fpt": "has no patches that can be hidden"}
 REFUSED = {  # by kind of network: strategies, and the cause that they give
     "convolutional": dict.fromkeys(
         {"aper", "coda_prompt", "corda", "dualprompt", "eva", "gs_lora", "gs_lora_pp", "ilora", "l2m", "l2p", "lift"}
@@ -26,7 +27,8 @@ REFUSED = {  # by kind of network: strategies, and the cause that they give
         | {"coact"},
         CONVOLUTIONS,
     )
-    | TOWERS,
+    | TOWERS
+    | PATCHES,
     "transformer": {"bn_adapt": "batch normalisation"} | TOWERS,
 }
 # Begun anew, it has seen too few batches for the running statistics of twelve layers: classes stay near chance.
@@ -62,6 +64,8 @@ class Small(Subject):
 def subject(name, kind):
     found = Small(name)
     found.backbone = BACKBONES[kind]
+    if name in PATCHES and kind == "transformer":  # of which it asks for more than one
+        found.backbone = partial(timm, model="test_vit", image_size=32)
     return found
 
 

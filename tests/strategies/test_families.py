@@ -33,6 +33,7 @@ HEADED = {
     "slca",
 }  # they learn beside a head, which of these models the encoder alone has
 TOWERS = {"vr_lwf"}  # they ask for a text tower beside one of images
+PATCHES = {"self_distillation_fpt"}  # they hide patches of images, which none of these models reads alone
 KNOWN = 22  # strategies when this was last looked at; there can only be more
 ENTRIES = {n: e for n, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat.")}
 NAMES = sorted(n for n, e in ENTRIES.items() if set(e.kinds) <= {"learn", "forget"})
@@ -40,7 +41,10 @@ COLUMNS = {"clip": "clip", "llama": "decoder", "t5": "encoder_decoder", "encoder
 FORGETTING = [n for n in NAMES if "forget" in discovery.entries("strategies")[n].kinds]
 TEXT = {"llama": "llama", "t5": "t5"}
 PAIRS = [
-    (n, f) for n in NAMES for f in families.ALL if (f == "clip" if n in TOWERS else f == "encoder" or n not in HEADED)
+    (n, f)
+    for n in NAMES
+    for f in families.ALL
+    if n not in PATCHES and (f == "clip" if n in TOWERS else f == "encoder" or n not in HEADED)
 ]
 
 
@@ -100,6 +104,15 @@ def test_what_needs_a_text_tower_says_so(name, family, seen):
 
 
 @pytest.mark.support
+@pytest.mark.parametrize("family", families.ALL)
+@pytest.mark.parametrize("name", sorted(PATCHES))
+def test_what_hides_patches_says_so(name, family, seen):
+    with pytest.raises(UserError, match="backbone: has no patches that can be hidden") as raised:
+        make(name, family, families.ALL[family](None))
+    seen(name, COLUMNS[family], raised.value.faults[0])
+
+
+@pytest.mark.support
 @pytest.mark.parametrize(
     ("name", "family"), [pytest.param(n, f, marks=[pytest.mark.slow] * (n in SECOND_RING)) for n, f in PAIRS]
 )
@@ -138,7 +151,7 @@ NEED_CLASSES = [n for n in NAMES if Subject(n).cls.needs_classes]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TEXT)
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(NEED_CLASSES)))
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*NEED_CLASSES} - PATCHES))
 def test_free_text_is_learned_and_forgotten(name, family):
     forget = 0 if name in FORGETTING else None
     check(*ran(name, family, stream=families.texts(forget, free=True)))
