@@ -171,15 +171,15 @@ def _anytime(run: _Run) -> dict[str, Callable[[], float | str]]:
                    for v in record.anytime]  # fmt: skip
     fault = None if Kind.LEARN in run.kinds else run.lacking(Kind.LEARN)
     if not evaluations:
-        fault = fault or "no evaluation ran inside an experience (loop.eval_every is not set, or exceeds its steps)"
-        return dict.fromkeys(names, lambda: fault)
+        none = fault or "no evaluation ran inside an experience (loop.eval_every is not set, or exceeds its steps)"
+        return dict.fromkeys(names, lambda: none)
     begun = max([run.finished - 1, *(v.experience for v in evaluations)])
     taken = {j for e in record.experiences[: begun + 1] for j, _ in e.erases}
     met = [j for j, e in enumerate(record.experiences[: begun + 1])
            if e.kind is Kind.LEARN and e.test_samples > 0 and j not in taken]  # fmt: skip
     if fault or not met:
-        fault = fault or "every learned test set is erased, in part or as a whole"
-        return dict.fromkeys(names, lambda: fault)
+        unmet = fault or "every learned test set is erased, in part or as a whole"
+        return dict.fromkeys(names, lambda: unmet)
     ended = [j for j in met if j < run.finished]
     within = [v for v in evaluations if v.experience < run.finished]
     followed = None if any(j + 1 < run.finished for j in ended) else "no experience has finished after a learned one"
