@@ -124,7 +124,11 @@ def rows(quick: bool = False) -> list[Row]:
     names = [n for n, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat.")]
     found, others, gaps = dict[str, float](), list[str](), dict[str, float]()
     for name in ("naive", "er", "acil") if quick else sorted(set(names) - set(NEEDLESS)):
-        if Kind.LEARN not in discovery.load("strategies", name).kinds:
+        cls = discovery.load("strategies", name)
+        if Kind.LEARN not in cls.kinds:
+            continue
+        if cls.needs_text:
+            others.append(name)
             continue
         work = Work((x[:size], y[:size]), CLASSES, BATCH, torch.device("cpu"), rounds=2 if quick else 3)
         try:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clplat.errors import UserError
 from clplat.lightning import LightningModule
 from clplat.stream import Data, Experience, Kind
+from clplat.writing import Writing
 
 # The hooks a subclass writes for each kind; the loop calls them, and refuses a kind whose hook is missing.
 HOOKS: dict[Kind, tuple[str, ...]] = {
@@ -96,6 +97,8 @@ class Strategy(LightningModule):
     evaluation_batch: int | None = None
     # Its method is defined by classes, so that free text can't be learned by it.
     needs_classes: ClassVar[bool] = False
+    # It lets the model write answers to training prompts, so that the stream's must be free text (`self.writing`).
+    needs_text: ClassVar[bool] = False
     # It can't be split over processes: a run in several is refused, and `clplat check` does not ask for it.
     one_process: ClassVar[bool] = False
     # What a sweep searches unless it is told: option → (low, high), (low, high, "log") or a list of choices, the
@@ -121,7 +124,8 @@ class Strategy(LightningModule):
     notes: Sequence[str] = ()
 
     # Set by the runner: inputs of the current batch as the stream holds them (what a memory should keep), their rows
-    # (B,) in the data set, the stream's `prepare`, and the number of samples of the batch over all processes.
+    # (B,) in the data set, the stream's `prepare`, the number of samples of the batch over all processes; and the
+    # stream's `writing`, where it has one.
     raw: Tensor
     rows: Tensor
     global_batch: int = 0
@@ -129,6 +133,7 @@ class Strategy(LightningModule):
     rank: int = 0
     global_step_count: int = 0
     _prepare: Callable[[Tensor, bool], Tensor] | None = None
+    writing: Writing
 
     # Hooks that a subclass may write; declared for type checkers only, nothing is inherited.
     forget_step: Callable[[Any, int], Tensor | None]

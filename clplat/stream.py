@@ -17,6 +17,7 @@ from torch import Tensor
 from clplat.inputs import Ahead, Inputs
 from clplat.preprocessing import Preprocessing, input_range, normalized, tensors
 from clplat.preprocessing import Statistics as Statistics
+from clplat.writing import Writing
 
 
 class Kind(StrEnum):
@@ -248,8 +249,9 @@ class Stream(Sequence[Experience]):
         UserError: an input is NaN or infinite.
     """
 
-    # Of a stream whose classes are words, or which is acted in; set by its constructor.
+    # Of a stream whose classes are words, or which is acted in; and of one of free text; set by its constructor.
     answers: Answers | Actions | None = None
+    writing: Writing | None = None
     normalize_asked = False  # whether the user chose how it normalises, or it is the stream's own default
     # What was left out or cut: lines that are said when a run starts; set by its constructor.
     notes: Sequence[str] = ()
@@ -304,9 +306,7 @@ class Stream(Sequence[Experience]):
     def prepare(self, inputs: Tensor, training: bool) -> Tensor:
         """Stored inputs to what a model takes: bytes to [0, 1], normalisation and, in training, augmentation."""
         inputs = normalized(inputs, self._mean_std)
-        if training and self.augment is not None:
-            inputs = self.augment(inputs)
-        return inputs
+        return self.augment(inputs) if training and self.augment is not None else inputs
 
     def preprocessing(self) -> Preprocessing:
         """What becomes of raw inputs, as data. A stream with a `prepare` of its own has code, which is no data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,11 @@ class Spoken:
                 f"of which {self._prompts.max_length} stay)"
             )
         return found
+
+    def uncut(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of `texts` in the tokenizer's template, however many they are."""
+        whole = Prompts(self.tokenizer, self._prompts.chat, sys.maxsize)
+        return whole.framed(self.tokenizer.encode(whole.said(texts)))[0]
 
     def classes(self, names: Sequence[str], generated: bool) -> Tensor:
         """(C, A) ids of classes.

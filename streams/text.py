@@ -36,6 +36,7 @@ from clplat.streams._text_options import check, check_shared
 from clplat.streams._text_pieces import Sharing, drawn, pieces
 from clplat.streams._text_reading import Source
 from clplat.streams._text_tasks import Row, Task, cut
+from clplat.streams._text_written import Written
 
 
 class Text(Stream):
@@ -210,6 +211,8 @@ class Text(Stream):
         length = max(length, *(len(t.labels) for t in tasks)) if named else length
         tables = {part: self._table(ids[part], owners[part], number, length, named) for part in ids}
         labels = {part: self._labels(rows[part], owners[part], number) for part in rows}
+        if self.free:  # training samples come first among those that labels name
+            self.writing = Written(self.spoken, [row.prompt for row in rows["train"]], self._references)
         train, test = (Data(tables[part], labels[part]) for part in ("train", "test"))
         made = [
             Experience(

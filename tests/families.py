@@ -6,6 +6,7 @@ Shapes: N samples of a pool, L tokens of a prompt, C = 4 classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,6 +58,22 @@ class Told(Stream):
         return (written == predictions[:, : written.shape[1]]).all(1).float()
 
 
+class Sorted:
+    """The `writing` of texts: what asks for an answer in other words is its tokens, sorted.
+
+    Args:
+        score: the stream's.
+    """
+
+    def __init__(self, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        self.score = score
+
+    def rewriting(self, labels: torch.Tensor, form: str, most: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """All of the samples, (B,), and inputs (B, 2, A)."""
+        prompts = labels.sort(descending=True).values.int()
+        return torch.arange(len(labels)), torch.stack([prompts, torch.full_like(prompts, -1)], 1)
+
+
 def pictures(forget: int | None = None) -> Told:
     """Images (3, SIDE, SIDE) of four colours."""
     draw = torch.Generator().manual_seed(0)
@@ -80,7 +97,9 @@ def texts(forget: int | None = None, free: bool = False, named: bool = False) ->
     choice = torch.full_like(prompts, -1)
     if named:
         choice[:, 0], choice[:, 1] = ids // 2 * 2, ids // 2 * 2 + 1
-    return Told(torch.stack([prompts, choice], 1).int(), forget, WORDS[ids] if free else None)
+    stream = Told(torch.stack([prompts, choice], 1).int(), forget, WORDS[ids] if free else None)
+    stream.writing = Sorted(stream.score) if free else None
+    return stream
 
 
 def labelled(forget: int | None = None) -> Told:

@@ -5,7 +5,7 @@ SECOND_RING = {
     *("agem", "aper", "bic", "coda_prompt", "corda", "deyo", "dualprompt", "ease", "er_ace", "eva", "gdumb", "gem"),
     *("grad_diff", "icarl", "l2m", "l2p", "lame", "lift", "locft_bf", "loramoe", "mas", "mir", "npo", "ranpac", "rmu"),
     *("cal_ql", "cql", "iql", "redq", "rlpd"),
-    *("coact", "fpf", "hft", "inflora", "rmt"),
+    *("coact", "fpf", "hft", "inflora", "rmt", "s3ft"),
     *("roid", "salun", "scrub", "sd_lora", "self_distillation_fpt", "simplecil", "slca", "ssd", "vr_lwf"),
 }
 # Checks that ask the same of any network: judged on the suite's own.

@@ -90,7 +90,7 @@ ROOMS = {  # what each may import beside itself; `docs/architecture.md` shows it
     "cli": {CONTRACT, "commands"},
 }
 # The files at the top of clplat/ that users write against, and what these need.
-_CONTRACT = ("stream", "inputs", "preprocessing", "strategy", "errors", "files", "lightning", "package")
+_CONTRACT = ("stream", "inputs", "preprocessing", "writing", "strategy", "errors", "files", "lightning", "package")
 
 
 def room(name: str) -> str:

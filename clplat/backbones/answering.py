@@ -24,6 +24,9 @@ class Speaker(Protocol):
     seq2seq: bool
     vocabulary: int
 
+    @property
+    def context(self) -> float: ...
+
     def one_pass(self, tokens: int) -> bool: ...
 
     def answer_logits(self, prompts: Tensor, answers: Tensor) -> Tensor: ...
@@ -152,6 +155,12 @@ class Answerer(_Told):
     @property
     def writes(self) -> bool:
         return bool(self.ending[1] > 0)
+
+    @property
+    def room(self) -> float:
+        """Tokens that a prompt may have whose answer it writes."""
+        speaker: Speaker = self.backbone  # type: ignore[assignment]
+        return speaker.context - (0 if speaker.seq2seq else int(self.ending[1]))
 
     def first_token(self, inputs: Tensor) -> Tensor:
         """Logits (B, V) of the token that an answer begins with."""

@@ -294,6 +294,11 @@ def check_stream(config: Config, cls: type[Strategy], stream: Stream) -> list[st
         )
     if cls.needs_classes and isinstance(stream.answers, Answers) and not stream.num_classes:
         faults.append(f"strategy: {config.strategy.name} needs classes, but the answers of this stream are free text")
+    if cls.needs_text and stream.writing is None:
+        faults.append(
+            f"strategy: {cls.__name__} lets the model write answers, but those of this stream are no free text (valid: "
+            "stream text with tasks of free text)"
+        )
     scored = any(e.kind is not Kind.ADAPT for e in stream)  # adapted to alone, it is scored as its data arrive
     if config.loop.evaluate_on == "valid" and scored and all(e.valid is None for e in stream):
         faults.append("loop.evaluate_on: valid, but the stream has no validation data (set stream.validation)")

@@ -71,6 +71,8 @@ class RunState:
         self.rows = Rows()
         self.strategy = strategy.to(fabric.device)
         strategy._prepare, strategy.rank, strategy.world_size = stream.prepare, self.rank, self.world_size
+        if stream.writing is not None:
+            strategy.writing = stream.writing
         # Sharded weights come together in every pass: all processes must make the same passes, so each scores all.
         self.share_of_tests = rank, world = (0, 1) if self.sharded else (self.rank, self.world_size)
         shared: dict[str, Any] = {"device": fabric.device, "batch_size": loop.eval_batch_size, "rank": rank}

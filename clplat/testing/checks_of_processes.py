@@ -28,7 +28,6 @@ from clplat.run.launch import make_fabric
 from clplat.strategy import HOOKS
 from clplat.stream import Kind
 from clplat.testing.result import CheckFailed, NotApplicable, listed
-from clplat.testing.streams import TinyStream
 from clplat.testing.subject import SEED, State, Subject, Trial
 
 PROCESSES, BATCH, TOLERANCE = 2, 5, 1e-5
@@ -213,7 +212,7 @@ def _of_parameters(outputs: Any, inputs: Any, *args: Any, **options: Any) -> boo
 
 
 def _trial(subject: Subject, fabric: Fabric | None, batch_size: int, drawing: dict[str, int], **how: Any) -> Trial:
-    stream = TinyStream(subject.cls.kinds - {Kind.INTERACT})
+    stream = subject.stream({Kind.INTERACT})
     world = fabric.world_size if fabric else 1
     own = {name: max(1, n // PROCESSES) * PROCESSES // world for name, n in drawing.items()}
     strategy = subject.build(stream, **(subject.options(world) | own))

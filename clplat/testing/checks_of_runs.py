@@ -19,7 +19,6 @@ from clplat.strategy import Strategy, check_hooks, evaluating
 from clplat.stream import Experience, Kind
 from clplat.testing.result import NotApplicable, expect, listed
 from clplat.testing.source import argument_faults
-from clplat.testing.streams import TinyStream
 from clplat.testing.subject import BATCH, SEED, State, Subject, measured
 
 TOLERANCE = 1e-5
@@ -39,7 +38,7 @@ def arguments(subject: Subject) -> None:
     faults = argument_faults(subject.cls)
     expect(not faults, "; ".join(faults))
     discovery.options(subject.entry)
-    stream = TinyStream(subject.cls.kinds)
+    stream = subject.stream()
     try:
         subject.build(stream, **subject.options(), no_such_argument=1)
     except TypeError:
@@ -51,7 +50,7 @@ def frozen_parameters(subject: Subject) -> None:
     """Parameters that the user froze keep their bits, and so do the tensors of the stream."""
     wrong = _moved_though_frozen(subject, lambda backbone: list(backbone.parameters())[:2])
     expect(not wrong, f"moved although requires_grad was False: {listed(wrong)}")
-    used, fresh = subject.straight.stream, TinyStream(subject.cls.kinds, seed=SEED)
+    used, fresh = subject.straight.stream, subject.stream(seed=SEED)
     same = [torch.equal(a, b) for a, b in zip(used.tensors(), fresh.tensors(), strict=True)]
     expect(all(same), "the stream's tensors were changed in place: copy inputs before writing to them")
 
@@ -61,7 +60,7 @@ def frozen_backbone(subject: Subject) -> None:
     wrong = _moved_though_frozen(subject, lambda backbone: list(backbone.parameters()))
     expect(not wrong, f"moved although the backbone was frozen: {listed(wrong)}")
     if subject.cls.frozen_features:
-        strategy, fresh = subject.straight.strategy, subject.build(TinyStream(subject.cls.kinds))
+        strategy, fresh = subject.straight.strategy, subject.build(subject.stream())
         probe = subject.straight.stream.probe
         with torch.no_grad(), evaluating(strategy), evaluating(fresh):
             features, before = (s.model.features(probe) for s in (strategy, fresh))  # type: ignore[operator]
@@ -91,7 +90,7 @@ def _moved_though_frozen(subject: Subject, choose: Any) -> list[str]:
 def mechanism(subject: Subject) -> None:
     """A run changes the learner, and not as plain fine-tuning with the same draws does."""
     mine = subject.run(reseed=True)
-    stream, untouched = mine.stream, subject.build(TinyStream(subject.cls.kinds))
+    stream, untouched = mine.stream, subject.build(subject.stream())
     for experience in stream:
         torch.manual_seed(1000 + experience.index)
         untouched.grow(experience.seen())
@@ -112,7 +111,7 @@ def erasure(subject: Subject) -> None:
     """
     if Kind.FORGET not in subject.cls.kinds:
         raise NotApplicable("it is not asked to forget")
-    stream, wrong = TinyStream(subject.cls.kinds), list[str]()
+    stream, wrong = subject.stream(), list[str]()
     trial = subject.trial(subject.build(stream), stream)
     train = trial._train
 

@@ -15,10 +15,11 @@ from clplat.config.settings import FabricSettings
 from clplat.errors import UserError
 from clplat.lightning import Fabric
 from clplat.run.launch import make_fabric
+from clplat.strategy import evaluating
 from clplat.stream import Kind
 from clplat.testing.checks_of_processes import drawn
 from clplat.testing.result import NotApplicable, expect, listed
-from clplat.testing.streams import CLASSES, TinyStream
+from clplat.testing.streams import CLASSES
 from clplat.testing.subject import BATCH, SEED, Outcome, State, Subject
 
 NEAR, LEARNED = 0.05, 0.1  # how far bfloat16 may lead the final loss: a share of it, and of what was learned
@@ -28,7 +29,7 @@ PARTS = 2
 
 def mixed(subject: Subject) -> None:
     """With `fabric.precision: bf16-mixed` losses end near those of 32-true, and what is kept stays in 32 bits."""
-    plain, stream = subject.straight, TinyStream(subject.cls.kinds)
+    plain, stream = subject.straight, subject.stream()
     trial = subject.trial(subject.build(stream), stream, fabric=_in_bfloat16())
     found = subject.finish(trial)
     pairs = [(name, found.state.tensors[name], tensor) for name, tensor in plain.state.tensors.items()]
@@ -73,8 +74,12 @@ def _loss(subject: Subject, outcome: Outcome) -> float:
     """Mean cross-entropy on the training data of the stream, of classes that have a probability."""
     losses = list[Tensor]()
     for data in (e.train for e in outcome.stream if e.train is not None and e.kind is not Kind.INTERACT):
-        logits, labels = subject.answers(outcome.strategy, data.all()[0]), data.targets()
-        own = F.cross_entropy(logits.float(), labels, reduction="none")
+        inputs, labels = data.all()[0], data.targets()
+        if subject.cls.needs_text:
+            with torch.no_grad(), evaluating(outcome.strategy):
+                losses.append(outcome.strategy.losses(inputs, labels))
+            continue
+        own = F.cross_entropy(subject.answers(outcome.strategy, inputs).float(), labels, reduction="none")
         losses.append(own[own.isfinite()])
     return float(torch.cat(losses).mean())
 
@@ -86,7 +91,7 @@ def _other(mine: State, other: State) -> list[str]:
 
 def _accumulated(subject: Subject, parts: int, draws: int = SEED) -> State:
     """The state after a run whose steps take BATCH samples in so many parts; what it draws comes from `draws`."""
-    stream = TinyStream(subject.cls.kinds & {Kind.LEARN, Kind.FORGET})
+    stream = subject.stream({Kind.ADAPT, Kind.INTERACT})
     strategy = subject.build(stream, **subject.options(parts))
     how: dict[str, Any] = {"reseed": True, "draws": 1000 * draws}
     trial = subject.trial(strategy, stream, batch_size=BATCH // parts, accumulate=parts, **how)

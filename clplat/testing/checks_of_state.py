@@ -18,7 +18,6 @@ from clplat.run import checkpoint
 from clplat.strategy import Strategy
 from clplat.stream import Experience, Kind
 from clplat.testing.result import NotApplicable, expect, listed
-from clplat.testing.streams import TinyStream
 from clplat.testing.subject import SEED, Outcome, State, Subject, measured
 
 REPEAT = 4  # how many times the samples of the plain stream an experience of the longer stream has
@@ -50,7 +49,7 @@ def _reloads(
     subject: Subject, outcome: Outcome, state: dict[str, Any], given: Callable[[Experience], Experience]
 ) -> None:
     """Build from another seed, grow with what `given` makes of each experience, load, compare."""
-    stream = TinyStream(subject.cls.kinds)
+    stream = subject.stream()
     other = subject.build(stream, seed=SEED + 1)
     other.train()
     for experience in stream:

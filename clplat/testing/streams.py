@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clplat.data.transitions import Transitions, pack
 from clplat.stream import Actions, Answers, Data, Experience, Kind, Stream
+from clplat.testing.writing import END, IDS, TOKENS, Slate
 
 CLASSES, IMAGE, OBSERVATION = 6, (3, 4, 4), (2,)
 # Odd in sum, so that a last batch is short and does not divide evenly between two processes.
@@ -101,16 +102,21 @@ class TinyStream(Stream):
         separate: each experience holds tensors of its own, zero but for its rows, and the test sets are noise; training
             data stay the same.
         mislabel: the labels of what is adapted to are wrong.
+        writes: answers are free text, and there are no classes; of streams that are learned alone.
     """
 
     def __init__(
-        self, kinds: Collection[Kind], *, seed: int = 0, repeat: int = 1, separate: bool = False, mislabel: bool = False
-    ) -> None:
+        self, kinds: Collection[Kind], *, seed: int = 0, repeat: int = 1, separate: bool = False,
+        mislabel: bool = False, writes: bool = False,
+    ) -> None:  # fmt: skip
         acts = set(kinds) == {Kind.INTERACT}
         self.shape, self.seed = OBSERVATION if acts else IMAGE, seed
         self.answers: Answers | Actions = Actions(1) if acts else Answers(WORDS, end=2, vocabulary=12)
         self.repeat, self.separate, self.mislabel, self.peeks = repeat, separate, mislabel, list[str]()
         self._centres = 0.6 * torch.randn(CLASSES, *self.shape, generator=torch.Generator().manual_seed(7))
+        self.slate = Slate(WORDS, self._centres) if writes else None
+        if writes:
+            self.answers = Answers(WORDS[:0, :0], END, IDS, TOKENS)
         self.source = self._pool(seed, "source")
         self._pools = {name: self._pool(seed, name) for name in ("train", "test", "shifted", "held")}
         self._learned: list[Data] = []
@@ -120,7 +126,8 @@ class TinyStream(Stream):
             experience = getattr(self, f"_{kind}")(index, number, Kind.LEARN in kinds)
             experience.__dict__["peeks"] = self.peeks
             made.append(experience)
-        super().__init__(made, num_classes=CLASSES, input_shape=self.shape)
+        super().__init__(made, num_classes=0 if writes else CLASSES, input_shape=self.shape)
+        self.writing = self.slate
 
     @property
     def probe(self) -> Tensor:
@@ -137,6 +144,10 @@ class TinyStream(Stream):
         if device.type != "cpu":
             raise ValueError("these streams are for the CPU")
         return self
+
+    def score(self, predictions: Tensor, labels: Tensor) -> Tensor:
+        """Accuracy; or which written answers are right."""
+        return super().score(predictions, labels) if self.slate is None else self.slate.score(predictions, labels)
 
     def _pool(self, seed: int, name: str) -> Data:
         generator = torch.Generator().manual_seed(int.from_bytes(name.encode()[:4]) + 1009 * seed)
@@ -159,9 +170,12 @@ class TinyStream(Stream):
         return Data(inputs, labels, rows, world)  # in the same rows, which a memory may keep
 
     def _learn(self, index: int, number: int, learns: bool) -> Experience:
-        classes = (2 * number, 2 * number + 1)
+        classes: tuple[int, ...] = (2 * number, 2 * number + 1)
         parts: dict[str, Any] = {"train": self._part("train", classes), "test": self._part("test", classes)}
         self._learned.append(parts["train"])
+        if self.slate is not None:
+            parts = {k: dataclasses.replace(d, labels=self.slate.labels(d.labels)) for k, d in parts.items()}
+            classes = ()
         return _Source(index, f"learn_{number}", Kind.LEARN, **parts, classes=classes, task=number)
 
     def _forget(self, index: int, number: int, learns: bool) -> Experience:

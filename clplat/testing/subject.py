@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
@@ -35,6 +35,7 @@ from clplat.run.saving import restore, snapshot
 from clplat.strategy import Strategy, evaluating
 from clplat.stream import Experience, Kind
 from clplat.testing.streams import CLASSES, TinyStream
+from clplat.testing.writing import Scribe
 
 SEED, BATCH, MEMORY, REPLAY = 0, 8, 12, 4
 BACKBONES: tuple[Callable[[tuple[int, ...]], Backbone], ...] = (
@@ -197,7 +198,7 @@ class Subject:
     def backbone(self) -> Callable[[tuple[int, ...]], Backbone]:
         """The first of the suite's backbones that the strategy can be built on, and acts with where it does nothing
         else; where it acts with none, the first of the former."""
-        stream, built, refusals = TinyStream(self.cls.kinds), list[Any](), list[Exception]()
+        stream, built, refusals = self.stream(), list[Any](), list[Exception]()
         for make in BACKBONES:
             try:
                 strategy = self._build(make, stream, SEED)
@@ -210,6 +211,10 @@ class Subject:
         if built:
             return built[0]
         raise next((e for e in refusals if isinstance(e, UserError)), refusals[0])
+
+    def stream(self, without: Collection[Kind] = (), **how: Any) -> TinyStream:
+        """A tiny stream that it takes, of the kinds that it declares and that are not in `without`."""
+        return TinyStream(self.cls.kinds - set(without), writes=self.cls.needs_text, **how)
 
     def options(self, processes: int = 1) -> dict[str, Any]:
         """Options for tiny streams. `replay_batch` counts per process, as `loop.batch_size` does, and processes draw
@@ -243,7 +248,7 @@ class Subject:
         seed_everything(seed)
         features = backbone(stream.input_shape)
         head = Growing(features.embed_dim, CLASSES) if features.needs_head else None
-        model = features.assemble(head, stream.answers)
+        model = features.assemble(head, stream.answers) if stream.slate is None else Scribe(features)
         if Kind.LEARN not in self.cls.kinds and features.needs_head:
             _pretrain(model, stream)
         for parameter in freeze(model.backbone) if freeze else []:
@@ -255,7 +260,7 @@ class Subject:
         reseed: bool = False, flops: bool = False, **how: Any,
     ) -> Outcome:  # fmt: skip
         """One whole run; `how` goes to `build`."""
-        stream = TinyStream(self.cls.kinds, seed=seed, repeat=repeat, separate=separate, mislabel=mislabel)
+        stream = self.stream(seed=seed, repeat=repeat, separate=separate, mislabel=mislabel)
         strategy = self.build(stream, seed, **how)
         return self.finish(self.trial(strategy, stream, seed=seed, reseed=reseed, flops=flops))
 
@@ -297,17 +302,17 @@ class Subject:
 
     def resumed(self, stop_at: int) -> Outcome:
         """The plain run, stopped after `stop_at` steps and gone on with from its checkpoint by new objects."""
-        stream = TinyStream(self.cls.kinds)
+        stream = self.stream()
         first = self.trial(self.build(stream), stream, stop_at=stop_at)
         try:
             return self.finish(first)
         except Interrupted:
-            stream = TinyStream(self.cls.kinds)
+            stream = self.stream()
             return self.finish(self.trial(self.build(stream), stream, state=first.latest))
 
     def fine_tuned(self) -> Outcome:
         """The run of a strategy without a mechanism, with this one's optimizer, from the same weights and draws."""
-        stream = TinyStream(self.cls.kinds)
+        stream = self.stream()
         mine = self.build(stream)
         options = {k: getattr(mine, k) for k in ("lr", "momentum", "weight_decay", "schedule", "warmup")}
         strategy = self.build(stream, cls=FineTuning, optimizer=mine.optimizer_name, **options)

@@ -11,7 +11,6 @@ from clplat.config import discovery
 from clplat.config.settings import Config, FabricSettings, Part
 from clplat.run import compiling
 from clplat.testing import Subject
-from clplat.testing.streams import TinyStream
 from clplat.testing.subject import State
 
 NAMES = [name for name, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat.")]
@@ -25,7 +24,7 @@ COMPILED = Config(*[Part("tiny")] * 3, fabric=FabricSettings(compile=True))
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_passes_end_where_plain_ones_do(name, seen, monkeypatch):
     mine = Subject(name)
-    stream = TinyStream(mine.cls.kinds)
+    stream = mine.stream()
     strategy = mine.build(stream)
     if faults := compiling.faults(COMPILED, strategy, stream):
         return seen(name, "compile", faults[0])

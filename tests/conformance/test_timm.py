@@ -8,7 +8,10 @@ from supporting import RECORDING
 
 from clplat.backbones.timm import timm
 from clplat.config import discovery
+from clplat.config.settings import Config, Part
 from clplat.errors import UserError
+from clplat.run.build import check_stream
+from clplat.stream import Kind
 from clplat.testing import CHECKS, Subject, judge
 from clplat.testing.checks_of_state import resume
 from clplat.testing.streams import TinyStream
@@ -35,9 +38,10 @@ REFUSED = {  # by kind of network: strategies, and the cause that they give
 NOT_ASKED = {("retrain", "convolutional"): {"erasure"}}
 midway = partial(resume, once=True)  # every other place to stop is tried on the suite's own networks
 ENTRIES = {n: e for n, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat.")}
-NAMES = [name for name, e in ENTRIES.items() if set(e.kinds) != {"interact"}]
+WRITING = [name for name in ENTRIES if Subject(name).cls.needs_text]
+NAMES = [name for name, e in ENTRIES.items() if set(e.kinds) != {"interact"} and name not in WRITING]
 BOTH = {"acu", "cotta", "er", "ewc", "hnet", "tent"}
-ACTING = [name for name in ENTRIES if name not in NAMES]
+ACTING = [name for name in ENTRIES if name not in (*NAMES, *WRITING)]
 
 
 def asked():
@@ -91,6 +95,14 @@ def test_what_acts_has_networks_of_its_own(name, kind, seen):
     with pytest.raises(UserError) as raised:
         mine.build(TinyStream(mine.cls.kinds))
     seen(name, kind, raised.value.faults[0])
+
+
+@pytest.mark.support
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("name", WRITING)
+def test_what_lets_the_model_write_refuses_images(name, kind, seen):
+    (fault,) = check_stream(Config(*[Part("tiny")] * 3), Subject(name).cls, TinyStream({Kind.LEARN}))
+    seen(name, kind, fault)
 
 
 @pytest.mark.slow

@@ -40,12 +40,18 @@ NAMES = sorted(n for n, e in ENTRIES.items() if set(e.kinds) <= {"learn", "forge
 COLUMNS = {"clip": "clip", "llama": "decoder", "t5": "encoder_decoder", "encoder": "text_encoder"}  # of the matrix
 FORGETTING = [n for n in NAMES if "forget" in discovery.entries("strategies")[n].kinds]
 TEXT = {"llama": "llama", "t5": "t5"}
-PAIRS = [
-    (n, f)
-    for n in NAMES
-    for f in families.ALL
-    if n not in PATCHES and (f == "clip" if n in TOWERS else f == "encoder" or n not in HEADED)
-]
+WRITING = {n for n in NAMES if Subject(n).cls.needs_text}
+
+
+def takes(name, family):
+    if name in TOWERS:
+        return family == "clip"
+    if name in WRITING:
+        return family in TEXT
+    return name not in PATCHES and (family == "encoder" or name not in HEADED)
+
+
+PAIRS = [(n, f) for n in NAMES for f in families.ALL if takes(n, f)]
 
 
 def make(name, family, stream, **options):
@@ -57,6 +63,8 @@ def make(name, family, stream, **options):
 
 def ran(name, family, *, stream=None, precision="32-true", **options):
     """A strategy after its run, and the runner."""
+    if stream is None and name in WRITING and family in TEXT:
+        stream = families.texts(free=True)
     if stream is None:
         stream = families.ALL[family](0 if name in FORGETTING else None)
     subject, strategy = make(name, family, stream, **options)
@@ -113,6 +121,18 @@ def test_what_hides_patches_says_so(name, family, seen):
 
 
 @pytest.mark.support
+@pytest.mark.parametrize("family", families.ALL)
+@pytest.mark.parametrize("name", sorted(WRITING))
+def test_what_lets_the_model_write_refuses_classes(name, family, seen):
+    with pytest.raises(UserError, match="those of this stream are no free text") as raised:
+        ran(name, family, stream=families.ALL[family]())
+    (fault,) = raised.value.faults
+    if not takes(name, family):
+        seen(name, COLUMNS[family], fault)
+
+
+@pytest.mark.support
+@pytest.mark.filterwarnings("ignore:strategy.*the answers of:UserWarning")  # of S3FT
 @pytest.mark.parametrize(
     ("name", "family"), [pytest.param(n, f, marks=[pytest.mark.slow] * (n in SECOND_RING)) for n, f in PAIRS]
 )
@@ -140,6 +160,7 @@ def test_what_adapts_or_acts_runs_or_says_in_a_line_why_not(name, family, seen):
     seen(name, COLUMNS[family], why)
 
 
+@pytest.mark.filterwarnings("ignore:strategy.*the answers of:UserWarning")  # of S3FT
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "family"), PAIRS[:: len(families.ALL) - 1])  # one or two of each, families in turn
 def test_runs_in_mixed_precision(name, family):
@@ -149,6 +170,7 @@ def test_runs_in_mixed_precision(name, family):
 NEED_CLASSES = [n for n in NAMES if Subject(n).cls.needs_classes]
 
 
+@pytest.mark.filterwarnings("ignore:strategy.*the answers of:UserWarning")  # of S3FT
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TEXT)
 @pytest.mark.parametrize("name", sorted({*NAMES} - {*NEED_CLASSES} - PATCHES))
