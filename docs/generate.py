@@ -71,13 +71,8 @@ def _strategies_run() -> dict[str, set[str]]:
 
 
 def backbones_of(entry: discovery.Entry) -> str:
-<<<<<<< HEAD
-    """Any, unless its source asks for blocks, adaptable layers (itself or through adapters), normalisation layers,
-    a text tower or patches."""
-=======
     """Any, unless its source asks for blocks, adaptable layers (itself or through adapters), normalisation layers, a
-    text tower or answers that are written."""
->>>>>>> s3ft
+    text tower, patches or answers that are written."""
     nodes = list(ast.walk(syntax.read(entry.file).tree))
     attributes = {n.attr for n in nodes if isinstance(n, ast.Attribute)}
     froms = [n for n in nodes if isinstance(n, ast.ImportFrom)]
@@ -89,11 +84,8 @@ def backbones_of(entry: discovery.Entry) -> str:
         "normalisation layers": bool(names & {"NormStepping", "norm_affine"}),
         "a text tower": "text_features" in attributes,
         "batch normalisation": "TTA" in names and "norms" in attributes,
-<<<<<<< HEAD
         "patches (ViTs of timm)": "MaskedPatches" in names,
-=======
         "written answers": any(isinstance(n, ast.Name) and n.id == "needs_text" for n in nodes),
->>>>>>> s3ft
     }
     found = [words for words, wanted in asked.items() if wanted]
     return f"those with {' and '.join(found)}" if found else "any"

@@ -17,14 +17,9 @@ from clplat.testing.checks_of_state import resume
 from clplat.testing.streams import CLASSES, TinyStream
 
 ENTRIES = {n: e for n, e in discovery.entries("strategies").items() if e.qualname.startswith("clplat.")}
-<<<<<<< HEAD
 OF_IMAGES = {"vr_lwf", "self_distillation_fpt"}  # they ask for an image tower, or for patches of images
-ASKED = sorted(n for n, e in ENTRIES.items() if set(e.kinds) <= {"learn", "forget"} and n not in OF_IMAGES)
-=======
-TOWERS = {"vr_lwf"}  # they ask for a text tower beside one of images
 WRITING = {n for n in ENTRIES if Subject(n).cls.needs_text}  # they ask for a model that writes
-ASKED = sorted(n for n, e in ENTRIES.items() if set(e.kinds) <= {"learn", "forget"} and n not in TOWERS | WRITING)
->>>>>>> s3ft
+ASKED = sorted(n for n, e in ENTRIES.items() if set(e.kinds) <= {"learn", "forget"} and n not in OF_IMAGES | WRITING)
 FAST = ("acil", "er", "gs_lora", "lora")
 LEVELS = 12
 # A random direction, to which `rmu` steers a network that has learned next to nothing, may be that of the class.
