@@ -50,6 +50,12 @@ FIXED: dict[str, dict[str, Any]] = {
 IDLE = {"corruptions": {"adapt_lr", "lr"}, "requests": {"forget_lr", "dampening"}}
 # Whose rows belong there: of what learns alone; of what else answers requests, or adapts, by that.
 KINDS = {"cifar100": {"learn"}, "text": {"learn"}, "requests": {"learn", "forget"}, "corruptions": {"learn", "adapt"}}
+# Why a strategy is no rival there, where it would run.
+NO_RIVAL = {
+    "acu": "It learns as acil does, and answers by its closed form, on features that stay frozen",
+    "retrain": "It is no change of the model that is asked, but another model",
+    "avalanche": "It wraps Avalanche's plugins, whose methods have rows of their own",
+}
 Groups = dict[str, compare.Group]
 
 
@@ -196,7 +202,8 @@ def missing(stream: str, results: Mapping[str, Any]) -> str:
     asked = {n for n, e in discovery.entries("strategies").items() if KINDS[stream] == set(map(str, e.kinds))}
     by_reason: dict[str, list[str]] = {}
     for name in sorted(asked - set(results["rows"])):
-        by_reason.setdefault(results.get("refused", {}).get(name, "Not run yet"), []).append(f"`{name}`")
+        why = NO_RIVAL.get(name) or results.get("refused", {}).get(name, "Not run yet")
+        by_reason.setdefault(why, []).append(f"`{name}`")
     lines = [f"- {reason}: {', '.join(names)}" for reason, names in sorted(by_reason.items())]
     return "Without a row:\n\n" + "\n".join(lines) if lines else "Every strategy of its kind has a row."
 
