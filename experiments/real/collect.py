@@ -112,7 +112,7 @@ def frozen_answer(groups: Groups) -> str:
 
 def adapters_answer(groups: Groups, references: Sequence[str] = ("lora", "er", "ncm")) -> str:
     """Of what protects adapters or weights: which is above sequential LoRA, and which above the practitioner's ways."""
-    asked = [name for name in ("ilora", "olora", "moram", "svd_orthogonal") if name in groups]
+    asked = [name for name in ("ilora", "ilora_slow", "olora", "moram", "svd_orthogonal") if name in groups]
     lines = []
     for reference in (r for r in references if r in groups):
         found = {name: more(groups, name, reference) for name in asked}
@@ -189,6 +189,7 @@ PAGES = {
         ("lora", "replay"),
         partial(adapters_answer, references=("lora", "lora_slow", "replay")),
         SPOKEN,
+        "text-max-answer-50-evaluate-score-accuracy-per-experience",
     ),
     "requests": Page(
         "README_requests.md",
