@@ -9,10 +9,10 @@ from mixed import mixed_config
 import clplat
 
 
-def run(tmp_path, evaluate, strategy="naive", **loop):
+def run(tmp_path, evaluate, strategy="naive", scenario="class", **loop):
     result = clplat.run(
         {
-            "stream": {"name": "digits", "experiences": 4},
+            "stream": {"name": "digits", "experiences": 4, "scenario": scenario},
             "backbone": {"name": "mlp", "hidden": [16]},
             "loop": {"evaluate": evaluate, "eval_batch_size": 50, **loop},
             "strategy": strategy,
@@ -30,11 +30,12 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("strategy", ["naive", "acil"])  # acil's features are kept from batch to batch
-def test_scores_are_those_among_all_and_the_others_are_null(tmp_path, strategy):
-    whole = run(tmp_path, "all", strategy)
+# acil's features are kept from batch to batch; permuted test sets share no batch
+@pytest.mark.parametrize(("strategy", "scenario"), [("naive", "class"), ("acil", "class"), ("naive", "permuted")])
+def test_scores_are_those_among_all_and_the_others_are_null(tmp_path, strategy, scenario):
+    whole = run(tmp_path, "all", strategy, scenario)
     for evaluate, rows in EXPECTED.items():
-        found = run(tmp_path, evaluate, strategy)
+        found = run(tmp_path, evaluate, strategy, scenario)
         for i, asked in enumerate(rows):
             expected = [a if j in asked else None for j, a in enumerate(whole["accuracy_matrix"][i])]
             assert found["accuracy_matrix"][i] == expected

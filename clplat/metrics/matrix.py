@@ -33,7 +33,7 @@ def average_accuracy(matrix: Matrix, columns: Sequence[int]) -> float:
     >>> round(average_accuracy(R, [0, 1]), 3)
     0.65
     """
-    return _mean(matrix[-1, list(columns)])
+    return _mean(matrix[-1:, list(columns)].ravel())
 
 
 def average_incremental_accuracy(matrix: Matrix, active: NDArray[np.bool_]) -> float:
@@ -108,7 +108,7 @@ def backward_transfer(matrix: Matrix, columns: Sequence[int]) -> float:
     -0.05
     """
     past = np.array([j for j in columns if j + 2 < len(matrix)], dtype=int)
-    return _mean(matrix[-1, past] - matrix[past + 1, past])
+    return _mean(matrix[-1:, past].ravel() - matrix[past + 1, past])
 
 
 def forward_transfer(matrix: Matrix, columns: Sequence[int]) -> float:
@@ -129,7 +129,7 @@ def forward_transfer(matrix: Matrix, columns: Sequence[int]) -> float:
     0.2
     """
     later = np.array([j for j in columns if 0 < j < len(matrix) - 1], dtype=int)
-    return _mean(matrix[later, later] - matrix[0, later])
+    return _mean(matrix[later, later] - matrix[:1, later].ravel())
 
 
 def transfer(matrix: Matrix, columns: Sequence[int]) -> float:
@@ -194,7 +194,7 @@ def last(matrix: Matrix, columns: Sequence[int]) -> float:
     >>> round(last(R, [0, 1]), 3)
     0.65
     """
-    return _mean(matrix[-1, list(columns)])
+    return _mean(matrix[-1:, list(columns)].ravel())
 
 
 def plasticity(matrix: Matrix, columns: Sequence[int]) -> float:

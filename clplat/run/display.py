@@ -77,7 +77,7 @@ class Display:
             self._say(f"{self.under_way}  step {total_steps}{of}  {self.loss}", clock)
 
     def scoring(self, done: int, total: int) -> None:
-        """Called before each batch of an evaluation, when `done` of `total` test samples are scored."""
+        """Called before each batch of an evaluation, when `done` of this process's `total` test samples are scored."""
         if not self._due():
             return
         note = f"scoring {done} of {total}"

@@ -27,9 +27,6 @@ class _Group:
     task: int | None
     features: dict[int, Tensor] = field(default_factory=dict)  # of this process's batches, where they never change
 
-    def __post_init__(self) -> None:
-        self.held = self.columns.unique().tolist()  # test sets
-
     def asks(self, positions: Tensor, asked: range | None) -> bool:
         """Whether any of the samples at `positions` (B,) is of a test set that is asked for; None asks for all."""
         return asked is None or any(j in asked for j in self.columns[positions].unique().tolist())
@@ -70,12 +67,11 @@ class Evaluator:
         self.groups = list(_groups(stream, valid, limit))
         self.strategy: Strategy | None = None
         counts = torch.zeros(len(stream), dtype=torch.float64)
-        self._holding: list[list[int]] = [[] for _ in stream]  # test set → its groups
+        self._group_of: dict[int, int] = {}  # of a test set, whose samples are all in one
         for number, group in enumerate(self.groups):
             weights = stream.weights(group.data.targets()).double()
             counts.index_add_(0, group.columns.cpu(), weights.cpu())
-            for j in group.held:
-                self._holding[j].append(number)
+            self._group_of |= dict.fromkeys(group.columns.unique().tolist(), number)
         self.counts: list[float] = counts.tolist()
 
     @torch.no_grad()
@@ -87,7 +83,7 @@ class Evaluator:
         Args:
             asked: test sets to score; the others are None, too. Batches are cut as for all of them, so that what is
                 scored does not depend on what is not; those that hold none of its samples are left out.
-            leave_off: asked before each batch, with how many samples are scored, and how many are to be.
+            leave_off: asked before each batch, with how many samples of this process are scored, and are to be.
 
         Raises:
             Stopped: `leave_off` said so.
@@ -136,7 +132,7 @@ class Evaluator:
         """Groups that hold any of the test sets `asked`, in order; found from these, which may be few of many."""
         if asked is None:
             return self.groups
-        return [self.groups[number] for number in sorted({n for j in asked for n in self._holding[j]})]
+        return [self.groups[number] for number in sorted({self._group_of[j] for j in asked if j in self._group_of})]
 
     def _logits(self, strategy: Strategy, group: _Group, number: int, data: Data) -> Tensor:
         """Logits (B, C) of this process's batch `number` of a group."""

@@ -86,7 +86,7 @@ class RunLog:
             self.display.advance(progress.total_steps)
 
     def scoring(self, done: int, total: int) -> None:
-        """So many of `total` test samples are scored in the evaluation under way."""
+        """So many of `total` test samples of this process are scored in the evaluation under way."""
         if self.display is not None:
             self.display.scoring(done, total)
 

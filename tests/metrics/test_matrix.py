@@ -166,6 +166,7 @@ def test_transfer_average_last_of_a_frozen_and_of_a_constant_model():
 def test_nothing_measured_yet_is_no_number():
     """No row at all: NaN, and no failure."""
     empty = np.empty((0, 3))
-    for f in (m.forgetting, m.stability, m.transfer, m.average):
+    others = (m.average_accuracy, m.backward_transfer, m.forward_transfer, m.last, m.plasticity)
+    for f in (m.forgetting, m.stability, m.transfer, m.average, *others):
         assert math.isnan(f(empty, [])), f
     assert math.isnan(m.average_incremental_accuracy(empty, np.zeros((0, 3), dtype=bool)))

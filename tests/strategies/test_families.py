@@ -103,19 +103,12 @@ def test_what_needs_a_head_says_so(name, family, seen):
 
 
 @pytest.mark.support
-@pytest.mark.parametrize("family", sorted(set(families.ALL) - {"clip"}))
-@pytest.mark.parametrize("name", sorted(TOWERS))
-def test_what_needs_a_text_tower_says_so(name, family, seen):
-    with pytest.raises(UserError, match="backbone: has no text tower") as raised:
-        make(name, family, families.ALL[family](None))
-    seen(name, COLUMNS[family], raised.value.faults[0])
-
-
-@pytest.mark.support
-@pytest.mark.parametrize("family", families.ALL)
-@pytest.mark.parametrize("name", sorted(PATCHES))
-def test_what_hides_patches_says_so(name, family, seen):
-    with pytest.raises(UserError, match="backbone: has no patches that can be hidden") as raised:
+@pytest.mark.parametrize(
+    ("name", "family"), [(n, f) for n in sorted(TOWERS | PATCHES) for f in families.ALL if not takes(n, f)]
+)
+def test_what_needs_a_text_tower_or_patches_says_so(name, family, seen):
+    lacks = "text tower" if name in TOWERS else "patches that can be hidden"
+    with pytest.raises(UserError, match=f"backbone: has no {lacks}") as raised:
         make(name, family, families.ALL[family](None))
     seen(name, COLUMNS[family], raised.value.faults[0])
 
