@@ -75,7 +75,7 @@ class Strategy(LightningModule):
     kinds: ClassVar[frozenset[Kind]]
     paper: ClassVar[str]
     # Batches hold samples of other tasks, or a teacher scores them. With `head: taskwise` it tells the task of each:
-    # `self.losses(x, y)` does, and `self.model(x, tasks_of(self.model, y))`.
+    # `self.losses(x, y)` does, and `self.model(x, tasks_of(self.model, y))`. On `clip` all classes met compete then.
     replays: ClassVar[bool] = False
     # Whether what it keeps grows with the samples seen (upper bounds that store all data); the conformance suite
     # holds all others to a bound.
@@ -160,6 +160,8 @@ class Strategy(LightningModule):
         require("weight_decay", weight_decay, weight_decay >= 0, "≥ 0")
         require("warmup", warmup, 0 <= warmup <= 1, "in [0, 1]")
         self.model = model
+        if hasattr(model, "replayed"):  # classes named in words: those met so far compete
+            model.replayed = self.replays
         self.optimizer_name, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay
         self.schedule, self.warmup = schedule, warmup
 

@@ -182,9 +182,9 @@ class Answerer(_Told):
 class ImageText(_Told):
     """CLIP as a classifier: an image is of the class whose prompt it is nearest to. All parameters are the backbone's.
 
-    In training the classes of the current experience compete, and those of the samples that this process replays, so
-    that with replay two processes do not add up to one; in a request to forget all classes of the stream, and in
-    evaluation these, seen or not, or those of the task where it is told.
+    In training the classes of the current experience compete, or all met so far where the strategy replays (`replays`);
+    in a request to forget all classes of the stream, and in evaluation these, seen or not, or those of the task where it
+    is told. So a sample's loss does not depend on the others of its batch, nor on which process has them.
 
     Source: Zheng et al., "ZSCL", ICCV 2023, arXiv:2303.06628 (told tasks); Xu et al., "RAIL", NeurIPS 2024,
     arXiv:2406.18868 (all classes).
@@ -199,11 +199,17 @@ class ImageText(_Told):
         for task, classes in enumerate(tasks):
             members[task, list(classes)] = True
         self.register_buffer("members", members)
-        self.current: tuple[int, ...] = ()  # follows from the experiences met, which a resume replays
+        self.replayed = False  # whether samples of past experiences are learned from, too; the strategy's to set
+        self.met: tuple[int, ...] = ()  # these two follow from the experiences met, which a resume replays
+        self.rivals: tuple[int, ...] = ()
 
     def grow(self, experience: Experience) -> None:
         """Nothing grows: what an experience's classes are called is known from the start."""
-        self.current = tuple(range(len(self.classes))) if experience.kind is Kind.FORGET else experience.classes
+        if experience.kind is Kind.FORGET:
+            self.rivals = tuple(range(len(self.classes)))
+            return
+        self.met += experience.classes
+        self.rivals = self.met if self.replayed else experience.classes
 
     def candidates(self, inputs: Tensor) -> Tensor:
         """How many classes compete for each of images (B, 3, H, W) in a request to forget, (B,)."""
@@ -214,8 +220,8 @@ class ImageText(_Told):
         return self._logits(inputs, self.classes)
 
     def losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy (B,) over the current classes and those in labels (B,), their prompts read anew."""
-        rivals = torch.cat([torch.tensor(self.current, dtype=torch.int64, device=labels.device), labels])
+        """Cross-entropy (B,) over the classes that compete and those in labels (B,), their prompts read anew."""
+        rivals = torch.cat([torch.tensor(self.rivals, dtype=torch.int64, device=labels.device), labels])
         try:
             rivals = rivals.unique()
         except RuntimeError:  # inside vmap, where no size can be read: every prompt is read

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from clplat.backbones.clip import clip
 from clplat.errors import MissingError, UserError
+from clplat.strategies.er import ER
 from clplat.stream import Answers, Experience, Kind
 
 PROMPTS = torch.tensor([[1, 9, 8, 2], [1, 7, 2, -1], [1, 30, 31, 2], [1, 5, 2, -1]])  # (C, T), each ends with 2
@@ -29,8 +30,8 @@ def _images(count=3, side=16):
     return torch.randn(count, 3, side, side, dtype=torch.float64)
 
 
-def _experience(classes):
-    return Experience(index=0, name="e", kind=Kind.LEARN, train=None, classes=classes)
+def _experience(classes, kind=Kind.LEARN):
+    return Experience(index=0, name="e", kind=kind, train=None, classes=classes)
 
 
 def test_logits_are_those_of_transformers():
@@ -66,6 +67,21 @@ def test_the_current_classes_and_replayed_ones_compete():
     expected = F.cross_entropy(logits[:, [0, 2, 3]], torch.tensor([2, 0, 1]), reduction="none")
     torch.testing.assert_close(model.losses(x, y), expected, **ROUNDING)
     torch.testing.assert_close(model.among(x, torch.tensor([3, 0])), logits[:, [3, 0]], **ROUNDING)
+
+
+def test_all_classes_met_compete_where_the_strategy_replays():
+    model, x, y = _model(), _images(), torch.tensor([3, 3, 3])
+    ER(model=model)
+    logits = model(x)
+    for classes in ((0,), (3,)):
+        model.grow(_experience(classes))
+    expected = F.cross_entropy(logits[:, [0, 3]], torch.tensor([1, 1, 1]), reduction="none")
+    torch.testing.assert_close(model.losses(x, y), expected, **ROUNDING)  # whatever else is in the batch
+    model.grow(_experience((0,), Kind.FORGET))
+    torch.testing.assert_close(model.losses(x, y), F.cross_entropy(logits, y, reduction="none"), **ROUNDING)
+    model.grow(_experience((2,)))  # a request is no past experience
+    expected = F.cross_entropy(logits[:, [0, 2, 3]], torch.tensor([2, 2, 2]), reduction="none")
+    torch.testing.assert_close(model.losses(x, y), expected, **ROUNDING)
 
 
 def test_a_told_task_restricts_the_classes_of_unseen_tasks_too():

@@ -37,11 +37,14 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
-    """Both towers learn; images and prompts go through one loss, so each process reads all prompts of a set."""
+@pytest.mark.parametrize("replay", [{}, {"name": "er", "memory": 20}], ids=["naive", "er"])
+def test_two_processes_equal_one_with_the_doubled_batch(replay: dict[str, Any], tmp_path: Path) -> None:
+    """Both towers learn; images and prompts go through one loss, so each process reads all prompts that compete."""
     given = config(tmp_path)
-    one = clplat.run(given, quiet=True)
-    two = clplat.run(given, quiet=True, **{"fabric.devices": 2, "loop.batch_size": 4})
+    given["strategy"] |= replay
+    whole, half = ({"strategy.replay_batch": n} if replay else {} for n in (8, 4))
+    one = clplat.run(given, quiet=True, **whole)
+    two = clplat.run(given, quiet=True, **half, **{"fabric.devices": 2, "loop.batch_size": 4})
     expected, found = (clplat.load(r.run_dir).state_dict() for r in (one, two))
     assert expected.keys() == found.keys()
     for name, value in expected.items():
