@@ -161,7 +161,7 @@ class Strategy(LightningModule):
         require("warmup", warmup, 0 <= warmup <= 1, "in [0, 1]")
         self.model = model
         if hasattr(model, "replayed"):  # classes named in words: those met so far compete
-            model.replayed = self.replays
+            model.replayed = self.replays  # type: ignore[assignment]
         self.optimizer_name, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay
         self.schedule, self.warmup = schedule, warmup
 

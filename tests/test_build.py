@@ -9,7 +9,9 @@ import torch
 from texts import write_sets
 
 import clplat
+from clplat.backbones.text_encoder import text_encoder
 from clplat.config.resolve import resolve
+from clplat.data.datasets import find_root
 from clplat.errors import MissingError, UserError
 from clplat.run.build import build
 
@@ -95,3 +97,29 @@ def test_accumulated_batches_that_are_another_step_are_told(accumulate: int, tol
     )
     said = "loop.accumulate: 2 batches are another step than one of their size: its experts are to share the samples"
     assert sum(note.startswith(said) for note in stream.notes) == told
+
+
+def test_weights_and_tokenizers_are_found_below_the_data_root_that_a_run_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As data are; before, below $CLPLAT_DATA alone."""
+    monkeypatch.delenv("CLPLAT_DATA", raising=False)
+    made = text_encoder((2, 32), dim=16, depth=1, heads=2, vocabulary=300)
+    made.net.save_pretrained(tmp_path / "weights" / "small")
+    given = {
+        "stream": {
+            "name": "text",
+            "benchmark": "jsonl",
+            "path": str(write_sets(tmp_path)),
+            "tasks": ["color"],
+            "tokenizer": "bytes",
+        },
+        "strategy": "naive",
+        "backbone": {"name": "text_encoder", "weights": "small"},
+    }
+    with pytest.raises(MissingError, match=r"weights/ of the data root \(not set\)"):
+        build(resolve(config=given))
+    _, strategy = build(resolve(config=given | {"data_root": str(tmp_path)}))
+    for name, value in made.net.state_dict().items():
+        assert torch.equal(strategy.model.backbone.net.state_dict()[name], value)  # type: ignore[union-attr, operator]
+    assert find_root(None) is None  # within the building alone

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from clplat.backbones.base import Backbone
+from clplat.backbones.base import Backbone, at_least_one
 from clplat.errors import UserError
 
 Prefix = tuple[Tensor, Tensor]  # P_K and P_V (B, n, D) of one block
@@ -62,6 +62,7 @@ class Prefixes:
     def _wrap(self, backbone: Backbone) -> None:
         forward = backbone.forward
 
+        @at_least_one
         def prefixed(inputs: Tensor) -> Tensor:
             if self._resting:
                 return forward(inputs)

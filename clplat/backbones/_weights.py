@@ -16,7 +16,7 @@ from clplat.stream import Statistics
 
 
 def find(path: str) -> Path:
-    """The file at `path`, relative to here, $CLPLAT_DATA or its weights/; of a folder its model.safetensors."""
+    """The file at `path`, relative to here, the data root or its weights/; of a folder its model.safetensors."""
     file, root = Path(path).expanduser(), find_root(None)
     places = [file] if root is None else [file, root / file, root / "weights" / file]
     file = next((place for place in places if place.exists()), file)

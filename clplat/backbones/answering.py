@@ -183,8 +183,8 @@ class ImageText(_Told):
     """CLIP as a classifier: an image is of the class whose prompt it is nearest to. All parameters are the backbone's.
 
     In training the classes of the current experience compete, or all met so far where the strategy replays (`replays`);
-    in a request to forget all classes of the stream, and in evaluation these, seen or not, or those of the task where it
-    is told. So a sample's loss does not depend on the others of its batch, nor on which process has them.
+    in a request to forget all classes of the stream, and in evaluation these, seen or not, or those of the task where
+    it is told. So a sample's loss does not depend on the others of its batch, nor on which process has them.
 
     Source: Zheng et al., "ZSCL", ICCV 2023, arXiv:2303.06628 (told tasks); Xu et al., "RAIL", NeurIPS 2024,
     arXiv:2406.18868 (all classes).
@@ -287,4 +287,4 @@ def _by_length(ids: Tensor, copies: int, behind: int) -> list[tuple[Tensor, Tens
             size += 1
         sizes.append(size)
         start += size
-    return [(rows, trimmed(ids[rows])) for rows in order.split(sizes)]
+    return [(rows, trimmed(ids[rows])) for rows in order.split(sizes or [0])]

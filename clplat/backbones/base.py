@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
@@ -202,6 +202,22 @@ class Backbone(nn.Module, ABC):
         if self.computes_in is None:
             return self.features(inputs)
         return self.features(inputs.to(self.computes_in) if inputs.is_floating_point() else inputs).float()
+
+
+def at_least_one(read: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of rows (B, ...) to rows that also takes none, which transformers' attention does not.
+
+    A row of zeros stands in where B is 0, as in a process that an epoch's last batch leaves without a sample, and what
+    is found of it is dropped.
+    """
+
+    @wraps(read)
+    def filled(*args: Any) -> Tensor:
+        if all(len(a) for a in args if isinstance(a, Tensor)):
+            return read(*args)
+        return read(*(a.new_zeros(1, *a.shape[1:]) if isinstance(a, Tensor) else a for a in args))[:0]
+
+    return filled
 
 
 class Head(nn.Module, ABC):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clplat.backbones import _weights
 from clplat.backbones.answering import ImageText
-from clplat.backbones.base import Backbone, Head, Role, image_shape, require
+from clplat.backbones.base import Backbone, Head, Role, at_least_one, image_shape, require
 from clplat.data.tokens import HUB_FILES, find_folder, read_json
 from clplat.errors import UserError
 from clplat.stream import Actions, Answers
@@ -87,6 +87,7 @@ class CLIP(Backbone):
                 )
         return ImageText(self, answers)
 
+    @at_least_one
     def features(self, inputs: Tensor) -> Tensor:
         """Features (B, D) of length 1 of images (B, 3, H, W)."""
         if self.resize is not None:

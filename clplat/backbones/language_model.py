@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from clplat.backbones import _families, _weights
 from clplat.backbones._passes import joined, likelihood, rows_at, tree_mask
 from clplat.backbones.answering import Answerer, read_ids
-from clplat.backbones.base import Backbone, Head, Role, require
+from clplat.backbones.base import Backbone, Head, Role, at_least_one, require
 from clplat.data import llama2c
 from clplat.data.tokens import HUB_FILES, find_folder, find_gguf, read_json
 from clplat.errors import UserError
@@ -137,6 +137,7 @@ class LanguageModel(Backbone):
 
     # --- passes -------------------------------------------------------------------------------------------------------
 
+    @at_least_one
     def features(self, inputs: Tensor) -> Tensor:
         ids = read_ids(inputs)  # (B, P)
         real = ids >= 0
@@ -146,6 +147,7 @@ class LanguageModel(Backbone):
         last = (real.sum(1) - 1).clamp(min=0)
         return self._pass(last.unsqueeze(1), ids)[0].squeeze(1)
 
+    @at_least_one
     def answer_logits(self, prompts: Tensor, answers: Tensor) -> Tensor:
         """Logits (B, A, V) of each token of answers (B, A) given prompts (B, L) and the tokens before it."""
         if self.seq2seq:
@@ -157,6 +159,7 @@ class LanguageModel(Backbone):
         ids, length = joined(prompts, answers)
         return self._pass(length - 1 + torch.arange(answers.shape[1], device=ids.device), ids)[1]
 
+    @at_least_one
     def answer_scores(self, prompts: Tensor, answers: Tensor) -> Tensor:
         """Log-likelihood (B, K) of each of answers (B, K, A), padded with -1, given prompts (B, L).
 
@@ -196,6 +199,7 @@ class LanguageModel(Backbone):
         return known and tokens <= _families.sees(self.text)
 
     @torch.no_grad()
+    @at_least_one
     def generate(self, prompts: Tensor, tokens: int, end: int) -> Tensor:
         """Greedy answers (B, tokens) to prompts (B, L), filled with -1 from the end token on."""
         from transformers import GenerationConfig

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from clplat.backbones import _families, _weights
 from clplat.backbones.answering import trimmed
-from clplat.backbones.base import Backbone, Classifier, Head, Role, require
+from clplat.backbones.base import Backbone, Classifier, Head, Role, at_least_one, require
 from clplat.data.tokens import HUB_FILES, find_folder, read_json
 from clplat.errors import UserError
 from clplat.stream import Actions, Answers
@@ -92,6 +92,7 @@ class TextEncoder(Backbone):
             )
         return super().assemble(head, answers)
 
+    @at_least_one
     def features(self, inputs: Tensor) -> Tensor:
         """Features (B, D) of texts (B, 2, L)."""
         ids = trimmed(inputs[:, 0])  # (B, l)

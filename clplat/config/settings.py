@@ -257,7 +257,7 @@ class Config:
         name: of the run; its folder under `output`.
         seed: of initialisation, data order and everything drawn, unless a part has a seed of its own.
         output: folder for runs.
-        data_root: folder of data sets; null is $CLPLAT_DATA.
+        data_root: folder of data sets, and of weights/; null is $CLPLAT_DATA.
         reference: run directory or summary.json whose learning accuracies relative plasticity and intransigence
             compare with (a joint or naive run on the same stream), or whose returns the forward transfer over
             environments does (an agent's run with `strategy.restart`).

@@ -13,6 +13,9 @@ import io
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ TORCHVISION = {
 OMNIGLOT_ZIPS = ("images_background_small1.zip", "images_background_small2.zip")
 OMNIGLOT_TRAIN_DRAWERS = 15  # of the 20 who drew each character
 LAYOUT = "images uint8 (N, H, W) or (N, H, W, 3), labels int64 (N,)"
+_ROOT: ContextVar[str | None] = ContextVar("data_root", default=None)  # of the configuration that is being built
 # How many classes the sets have, as far as it is the same everywhere.
 CLASSES = {**dict.fromkeys(("mnist", "fashion_mnist", "notmnist", "cifar10", "svhn"), 10), "cifar100": 100, "pacs32": 7}
 
@@ -53,9 +57,19 @@ class ImageSet:
     extra: dict[str, Tensor]
 
 
+@contextmanager
+def in_root(data_root: str | None) -> Iterator[None]:
+    """What is built within, and isn't told the data root, takes this one: weights, tokenizers, kept features."""
+    token = _ROOT.set(data_root)
+    try:
+        yield
+    finally:
+        _ROOT.reset(token)
+
+
 def find_root(data_root: str | None) -> Path | None:
-    """The data root: as given, else $CLPLAT_DATA, else None."""
-    root = data_root or os.environ.get("CLPLAT_DATA")
+    """The data root: as given, else that of the configuration that is being built, else $CLPLAT_DATA, else None."""
+    root = data_root or _ROOT.get() or os.environ.get("CLPLAT_DATA")
     return Path(root).expanduser() if root else None
 
 

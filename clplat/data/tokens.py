@@ -1,14 +1,13 @@
 """Text to token ids, once: what was tokenised is kept on disk under the tokenizer's and the text's hash.
 
-A tokenizer is named like a model's weights: a folder, a name below $CLPLAT_DATA/weights, or a name on the hub; or it is
-`bytes`, which needs no file: one token a byte of UTF-8.
+A tokenizer is named like a model's weights: a folder, a name below weights/ of the data root, or a name on the hub; or
+it is `bytes`, which needs no file: one token a byte of UTF-8.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from clplat.data.datasets import find_root
 from clplat.errors import MissingError, UserError
 from clplat.files import cache_folder, write_atomic
 
@@ -182,7 +182,7 @@ def _template(found: Any, name: str | None) -> tuple[list[int], list[int]]:
 
 
 def find_folder(name: str, key: str, files: Sequence[str]) -> Path:
-    """Folder of a model: a path, `name` below $CLPLAT_DATA/weights, the hub's cache, or the hub.
+    """Folder of a model: a path, `name` below the data root's weights/, the hub's cache, or the hub.
 
     Args:
         name: as the user wrote it.
@@ -192,8 +192,8 @@ def find_folder(name: str, key: str, files: Sequence[str]) -> Path:
     Raises:
         MissingError: nowhere to be found; says what to put where.
     """
-    root = os.environ.get("CLPLAT_DATA")
-    places = [Path(name).expanduser(), *([Path(root).expanduser() / "weights" / name] if root else [])]
+    root = find_root(None)
+    places = [Path(name).expanduser(), *([root / "weights" / name] if root else [])]
     for place in places:
         if place.is_dir():
             return place
@@ -215,9 +215,9 @@ def find_folder(name: str, key: str, files: Sequence[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(files)))
     except (HTTPError, HFValidationError, OSError) as error:
         raise MissingError(
-            f"{key}: {name!r} is no folder here nor below $CLPLAT_DATA/weights, not in the hub's cache, and can't be "
-            f"fetched ({type(error).__name__}); fetch {wanted} of https://huggingface.co/{name} where there is a "
-            f"network, put them in {places[-1]} and name that folder"
+            f"{key}: {name!r} is no folder here nor in weights/ of the data root ({root or 'not set'}), not in the "
+            f"hub's cache, and can't be fetched ({type(error).__name__}); fetch {wanted} of "
+            f"https://huggingface.co/{name} where there is a network, put them in {places[-1]} and name that folder"
         ) from error
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+from collections.abc import Callable
+from functools import wraps
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -15,15 +17,17 @@ from clplat.config import discovery
 from clplat.config.given import is_given
 from clplat.config.resolve import PARTS
 from clplat.config.settings import Config
+from clplat.data.datasets import in_root
 from clplat.errors import UserError
 from clplat.stream import Stream
 
 
 def maker(config: Config, key: str) -> Any:
-    """What makes a part of a run: of a strategy, stream or head its class, of a backbone a function."""
+    """What makes a part of a run: of a strategy or head its class, of a stream or backbone a function."""
     name = getattr(config, key).name
     if not is_given(name):
-        return discovery.load(PARTS[key], name)
+        made = discovery.load(PARTS[key], name)
+        return _rooted(made, config.data_root) if key in ("stream", "backbone") else made
     made = discovery.find(PARTS[key], name, config.given).made
     if isinstance(made, Stream):
         return lambda *, seed, data_root: own(made)
@@ -32,6 +36,17 @@ def maker(config: Config, key: str) -> Any:
     if key == "backbone":
         return lambda input_shape, **options: wrapped(_module(made, input_shape, options), input_shape)
     return made
+
+
+def _rooted(make: Callable[..., Any], data_root: str | None) -> Callable[..., Any]:
+    """`make`, which finds weights and tokenizers below the configuration's data root."""
+
+    @wraps(make)
+    def rooted(*args: Any, **options: Any) -> Any:
+        with in_root(data_root):
+            return make(*args, **options)
+
+    return rooted
 
 
 def real(config: Config, options: dict[str, Any]) -> dict[str, Any]:

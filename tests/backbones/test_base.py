@@ -1,3 +1,4 @@
+import families
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,3 +86,20 @@ def test_the_loss_of_a_task_is_the_models_own_or_cross_entropy():
     assert torch.equal(losses(own, x, y), own(x).sum(1) * y)
     assert torch.equal(Losses(own)(x, y), losses(own, x, y))
     assert [n for n, _ in Losses(own).named_parameters()] == ["model.weight", "model.bias"]
+
+
+@pytest.mark.parametrize("family", families.ALL)
+def test_a_batch_without_a_sample_has_no_losses_and_zero_gradients(family):
+    """A process has one where an epoch's last batch has fewer samples than there are processes."""
+    stream = families.ALL[family]()
+    model = families.model(family, stream)
+    experience = stream[0]
+    model.grow(experience)
+    inputs, labels = experience.train.batch(torch.arange(0))
+    inputs = stream.prepare(inputs, True)
+    assert len(model(inputs)) == 0
+    found = losses(model, inputs, labels)
+    assert found.shape == (0,)
+    found.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    assert any(p.grad is not None for p in model.parameters())
