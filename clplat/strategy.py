@@ -116,7 +116,7 @@ class Strategy(LightningModule):
     plain_passes: ClassVar[bool] = False
     # What of its loss is of a batch as a whole, so that accumulated batches are another step than one of their size;
     # empty where it is a mean over samples.
-    whole_batch: ClassVar[str] = ""
+    whole_batch: str = ""
     # The optimizer's state goes on from one interact experience to the next, and comes along from a start run.
     carries_optimizer: ClassVar[bool] = False
 

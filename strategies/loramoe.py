@@ -4,18 +4,20 @@ Source   Dou, Zhou et al., "LoRAMoE: Alleviate World Knowledge Forgetting in Lar
          Plugin", ACL 2024, arXiv:2312.09979. It was read through its code and summaries, not in full.
 Checked  by reading Ablustrund/LoRAMoE, which was not run; it switches the constraint off (δ = β = 0) in its script.
     g(x) = softmax(W_g x),   y = W x + s Σ_n g_n(x) B_n A_n dropout_n(x),   s = alpha / r, of each position x
-    Q_nm = Σ over positions j of row m of g_n(x_j),   Z = I Q
+    Q_nm = Σ over the tokens j of row m of g_n(x_j),   Z = I Q
     I = 1 + δ for the experts of the experience's kind, 1 − δ for the others
     loss = CE(f(x), y) + β Σ_layers var(Z) / mean(Z)²
 Differs  the form of the constraint is the code's; the paper's summaries have var / mean. A batch has one kind, that of
-         its experience, where the paper mixes both in one task: so I does not depend on m. Q counts padding, as the
-         code does. Variance and mean are over the batch of all processes (the code: each its own). At the minimum the
-         experts with the larger I have the smaller share: which half is called knowledge is a name.
+         its experience, where the paper mixes both in one task: so I does not depend on m. The code's Q counts padding,
+         so that a row's load hangs on its batch. Variance and mean are over the batch of all processes (the code: each
+         its own). At the minimum the experts with the larger I have the smaller share: which half is called knowledge
+         is a name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,7 +26,7 @@ from torch import Tensor
 from clplat import Experience, Kind, Strategy, require
 from clplat.adapters.experts import ExpertLinear, imbalance
 from clplat.adapters.replace import replaced
-from clplat.backbones.base import Classifier, Role
+from clplat.backbones.base import Backbone, Classifier, Role
 
 
 class LoRAMoE(Strategy):
@@ -82,6 +84,10 @@ class LoRAMoE(Strategy):
         model.backbone.requires_grad_(False)
         made = replaced(model.backbone, roles, lambda old: ExpertLinear(old, experts, rank, alpha, dropout))
         self._layers = list(made.values())
+        self._alike = [model.backbone.alike(name) for name in made]  # its rows are the same in every process
+        for number, block in enumerate(model.backbone.blocks):
+            for layer in (m for m in block.modules() if isinstance(m, ExpertLinear)):
+                layer.real = partial(_real, model.backbone, number)
         self._signs = torch.ones(experts)  # 1 for the experts of the experience's kind, −1 for the others
 
     def faults(self, experiences: Sequence[Experience], started: bool) -> list[str]:
@@ -99,8 +105,15 @@ class LoRAMoE(Strategy):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch  # (B, ...), (B,)
         loss = self.mean_loss(x, y)
-        loads = [load for layer in self._layers if (load := layer.take_load()) is not None]  # (N, M) each
+        loads = [(layer.take_load(), alike) for layer, alike in zip(self._layers, self._alike, strict=True)]  # (N, M)
         if not self.balance:
             return loss
         coefficients = (1 + self.kind_gap * self._signs)[:, None].to(loss.device)
-        return loss + self.balance * torch.stack([imbalance(coefficients * q) for q in loads]).sum().to(loss.dtype)
+        uneven = torch.stack([imbalance(coefficients * q, alike) for q, alike in loads if q is not None]).sum()
+        return loss + self.balance * uneven.to(loss.dtype)
+
+
+def _real(backbone: Backbone, block: int) -> Tensor | None:
+    """(M, T) bool: which positions in a block hold tokens; None where none is padding."""
+    positions = backbone.positions()
+    return None if positions is None else positions[block]

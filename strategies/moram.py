@@ -28,11 +28,17 @@ from clplat import Experience, Kind, Strategy, require
 from clplat.adapters.atoms import AtomLinear
 from clplat.adapters.replace import replaced
 from clplat.backbones.base import Classifier, Role
+from clplat.components.sums import over_processes, world_size
 
 
 def across_batch(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Cross-entropy of each class over the samples of a batch: logits (B, C), labels (B,); the sum over `classes`."""
-    return -logits.log_softmax(0).gather(1, labels[:, None]).sum() / classes
+    """Cross-entropy of each class over all processes' batch: logits (B, C), labels (B,); the sum over `classes`."""
+    largest = torch.cat([logits.detach(), logits.new_full((1, logits.shape[1]), -torch.inf)]).amax(0)  # (C,)
+    if world_size() > 1:
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    log_sums = over_processes((logits - largest).exp().sum(0)).log() + largest
+    counts = over_processes(F.one_hot(labels, logits.shape[1]).sum(0).to(logits.dtype))
+    return (counts @ log_sums - over_processes(logits.gather(1, labels[:, None]).sum())) / classes
 
 
 class MoRAM(Strategy):
@@ -47,7 +53,7 @@ class MoRAM(Strategy):
         roles: of the layers that get atoms.
         own_classes: let only the classes of this experience compete in the loss. In CLIP they always do so; in a
             language model none compete.
-        text_loss: add each class's cross-entropy over the samples of a process's batch, the mean over the classes met;
+        text_loss: add each class's cross-entropy over the samples of a batch, the mean over the classes met;
             null: where the model has prompts, as CLIP, whose loss it is. Not for language models.
         optimizer: sgd, adam or adamw; made anew for each experience.
         lr: learning rate, > 0.
@@ -93,6 +99,7 @@ class MoRAM(Strategy):
         require("text_loss", text_loss, not text_loss or not hasattr(model, "losses") or prompts, valid)
         self.added, self.beta2, self.own_classes = rank, beta2, own_classes
         self.text_loss = prompts if text_loss is None else text_loss
+        self.whole_batch = "each class is compared over the samples of a batch" if self.text_loss else ""
         self._met: set[int] = set()  # classes; this and `_now` follow from the experiences met
         self._now: list[int] = []
         self.model.backbone.requires_grad_(False)

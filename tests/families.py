@@ -7,16 +7,20 @@ Shapes: N samples of a pool, L tokens of a prompt, C = 4 classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from clplat import Data, Experience, Kind, Stream
 from clplat.backbones.clip import clip
 from clplat.backbones.heads import Growing
 from clplat.backbones.language_model import language_model
 from clplat.backbones.text_encoder import text_encoder
+from clplat.run.build import seed_everything
 from clplat.stream import Answers
+from clplat.testing import Subject
 
 CLASSES, END, IDS, LENGTH, SIDE, PER_CLASS = 4, 2, 40, 9, 16, 6
 WORDS = torch.tensor([[5, 6, END], [7, END, -1], [8, 9, END], [10, 5, END]])  # of each class, (C, A)
@@ -133,3 +137,23 @@ def model(family: str, stream: Stream, **options: Any) -> Any:
         backbone = text_encoder(stream.input_shape, **size)
         return backbone.assemble(Growing(backbone.embed_dim, CLASSES), stream.answers)
     return language_model(stream.input_shape, family=family, **size).assemble(None, stream.answers)
+
+
+@dataclass
+class OnFamily(Subject):
+    """A strategy on the tiny model and stream of a family, without dropout, which processes draw apart."""
+
+    family: str = ""
+
+    def stream(self, *args: Any, **how: Any) -> Any:
+        return ALL[self.family]()
+
+    def build(self, stream: Any, seed: int = 0, **options: Any) -> Any:
+        seed_everything(seed)
+        made = model(self.family, stream)
+        for module in made.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(getattr(module, "dropout", None), float):
+                module.dropout = 0.0
+        return self.cls(model=made, **(options or self.options()))

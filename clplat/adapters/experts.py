@@ -8,13 +8,14 @@ Shapes: M rows of a batch, d inputs, o outputs, N experts.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clplat.components.precision import wide
-from clplat.components.sums import world_size
+from clplat.components.sums import over_processes
 
 
 class ExpertLinear(nn.Linear):
@@ -39,6 +40,7 @@ class ExpertLinear(nn.Linear):
         self.up = nn.Parameter(like.new_zeros(self.out_features, experts * rank))
         for weight in (self.router, self.down):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        self.real: Callable[[], Tensor | None] = lambda: None  # (M, T) bool: positions of this pass that hold tokens
         self._load: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -53,6 +55,8 @@ class ExpertLinear(nn.Linear):
                 inner = F.linear(x, self.down).unflatten(-1, (self.experts, -1))  # (M, ..., N, r)
             change = self.scale * F.linear((gates.unsqueeze(-1) * inner).flatten(-2), self.up)
         if self.training:
+            if (real := self.real()) is not None:
+                gates = gates * real.unsqueeze(-1)
             self._load = gates.flatten(1, -2).sum(1).T if gates.ndim > 2 else gates.T
         return out + change.to(out.dtype)
 
@@ -62,14 +66,14 @@ class ExpertLinear(nn.Linear):
         return load
 
 
-def imbalance(z: Tensor) -> Tensor:
-    """Unbiased variance of all entries of Z (N, M) over their squared mean: over the batch of all processes."""
+def imbalance(z: Tensor, alike: bool = False) -> Tensor:
+    """Unbiased variance of all entries of Z (N, M) over their squared mean: over the batch of all processes.
+
+    Args:
+        alike: whether every process has the same rows, which count once.
+    """
     z = z.double()
     sums = torch.stack([z.sum(), z.square().sum(), z.new_tensor(float(z.numel()))])
-    if world_size() > 1:
-        whole = sums.detach().clone()
-        torch.distributed.all_reduce(whole)
-        sums = whole + world_size() * (sums - sums.detach())  # of the gradients of all processes DDP takes the mean
-    total, squares, count = sums
+    total, squares, count = sums if alike else over_processes(sums)
     mean = total / count
     return (squares - total * mean) / (count - 1) / (mean.square() + 1e-10)

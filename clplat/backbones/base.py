@@ -158,6 +158,10 @@ class Backbone(nn.Module, ABC):
         outer, _, leaf = name.lower().rpartition(".")
         return _PROJECTIONS.get(leaf) or _PROJECTIONS.get(outer.rpartition(".")[2])
 
+    def alike(self, name: str) -> bool:
+        """Whether the layer at dotted `name` reads the same in every process, whatever samples it has."""
+        return False
+
     @contextmanager
     def recorded(self) -> Iterator[States]:
         """Outputs of the blocks, with their gradients, in the last forward pass made while this is entered.

@@ -67,6 +67,10 @@ class CLIP(Backbone):
             return "attention"
         return "ffn" if "mlp" in inside else None
 
+    def alike(self, name: str) -> bool:
+        """The text tower's: the prompts of the classes that compete."""
+        return name.startswith("net.text_model.")
+
     def assemble(self, head: Head | None, answers: Answers | Actions | None) -> ImageText:
         if isinstance(answers, Actions):
             raise UserError("backbone: clip answers in words, but this stream asks for actions (valid: actor_critic)")

@@ -82,6 +82,18 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+def over_processes(own: Tensor) -> Tensor:
+    """The sum over all processes of what each has, for a loss of all samples.
+
+    Its gradient is that of the own part, as many times as there are processes: DDP takes the mean of gradients.
+    """
+    if (world := world_size()) == 1:
+        return own
+    whole = own.detach().clone()
+    torch.distributed.all_reduce(whole)
+    return whole + world * (own - own.detach())
+
+
 def rank() -> int:
     """Number of this process, from 0."""
     return torch.distributed.get_rank() if world_size() > 1 else 0

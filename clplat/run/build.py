@@ -91,16 +91,16 @@ def build(config: Config, start: Path | None = None) -> tuple[Stream, Strategy]:
     trial.end()
     assert stream is not None
     assert strategy is not None
-    stream.notes = (*stream.notes, *strategy.notes, *precisions.notes(config, strategy), *_other_step(config, cls))
+    stream.notes = (*stream.notes, *strategy.notes, *precisions.notes(config, strategy), *_other_step(config, strategy))
     return stream, strategy
 
 
-def _other_step(config: Config, cls: type[Strategy]) -> list[str]:
+def _other_step(config: Config, strategy: Strategy) -> list[str]:
     """What the user is told where accumulated batches are no larger batch."""
-    if config.loop.accumulate == 1 or not cls.whole_batch:
+    if config.loop.accumulate == 1 or not strategy.whole_batch:
         return []
     said = f"loop.accumulate: {config.loop.accumulate} batches are another step than one of their size"
-    return [f"{said}: {cls.whole_batch}"]
+    return [f"{said}: {strategy.whole_batch}"]
 
 
 def _guess(cls: type[Strategy]) -> tuple[tuple[int, ...], int]:

@@ -57,13 +57,16 @@ def _of(subject: Subject) -> Any:
     return subject.__dict__["in_processes"]
 
 
-def in_processes(names: list[str]) -> dict[str, Any]:
+def in_processes(names: list[str], make: Callable[[str], Subject] = Subject) -> dict[str, Any]:
     """For each strategy what its two processes ended with, for `compare`; all in one pair of processes.
 
     What they and torch print meanwhile is not shown.
+
+    Args:
+        make: a subject by a strategy's name, here and in the processes.
     """
     settings = FabricSettings(accelerator="cpu", devices=PROCESSES, strategy="ddp")
-    drawing = {name: drawn_by(Subject(name)) for name in names}
+    drawing = {name: drawn_by(make(name)) for name in names}
     raised: dict[str, Any] = {}
     environment = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="clplat-check-") as folder:
@@ -72,7 +75,7 @@ def in_processes(names: list[str]) -> dict[str, Any]:
             strategy: Any = fabric.strategy
             strategy._timeout = PATIENCE
             with _muted():
-                fabric.launch(_worker, drawing, folder)
+                fabric.launch(_worker, make, drawing, folder)
         except Exception as error:  # noqa: BLE001 - of one strategy, which ends the processes; start others for the rest
             raised = {"raised": str(error).strip().splitlines()[-1]}
         finally:
@@ -80,7 +83,7 @@ def in_processes(names: list[str]) -> dict[str, Any]:
                 del os.environ[key]
         found = {name: _read(Path(folder) / str(i)) or raised for i, name in enumerate(names)}
     culprit = next((i for i, name in enumerate(names) if "raised" in found[name]), len(names))
-    return found | (in_processes(names[culprit + 1 :]) if names[culprit + 1 :] else {})
+    return found | (in_processes(names[culprit + 1 :], make) if names[culprit + 1 :] else {})
 
 
 @contextmanager
@@ -146,16 +149,16 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def _worker(fabric: Fabric, *given: Any) -> None:
-    drawing, folder = given
+    make, drawing, folder = given
     torch.set_num_threads(1)
     for index, (name, counts) in enumerate(drawing.items()):
         apart = list[str]()
         try:
             with _noting(apart):
-                trial = _trial(Subject(name), fabric, BATCH, counts)
+                trial = _trial(make(name), fabric, BATCH, counts)
                 trial.run()
             tensors, steps = dict(State.of(trial.strategy).tensors), trial.progress.total_steps
-            half = _trial(Subject(name), fabric, BATCH, counts, stop_at=max(1, steps // 2))
+            half = _trial(make(name), fabric, BATCH, counts, stop_at=max(1, steps // 2))
             with suppress(Interrupted):
                 half.run()
             latest = half.latest or State({}, {})

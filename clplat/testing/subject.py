@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -282,8 +282,7 @@ class Subject:
     def finish(self, trial: Trial) -> Outcome:
         """Run to the end. Raises as the runner does."""
         trial.run()
-        strategy, stream = trial.strategy, trial.stream
-        assert isinstance(stream, TinyStream)
+        strategy, stream = trial.strategy, cast(TinyStream, trial.stream)
         return Outcome(strategy, stream, trial.record, dict(trial.counted), State.of(strategy))
 
     @cached_property
