@@ -108,6 +108,8 @@ class Strategy(LightningModule):
     # (empty: it has one); and whether what it trains are factors of a change, which a scaled change has not.
     unmergeable: ClassVar[str] = ""
     factored: ClassVar[bool] = False
+    # Its steps train several networks, put into the model in turn, so that an average over steps is of none of them.
+    in_turn: ClassVar[bool] = False
     # Why it can't learn by weights of which each process holds a part (fabric.strategy fsdp); empty where a test has
     # seen it end where one process does. What a subclass adds has to be seen again: "" is not inherited, a reason is.
     unshardable: ClassVar[str] = 'it does not say that it was seen to (unshardable = "")'

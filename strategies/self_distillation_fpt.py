@@ -48,6 +48,7 @@ class SelfDistillationFPT(Strategy):
 
     kinds = frozenset({Kind.LEARN})
     paper = "arXiv:2210.02871"
+    in_turn = True
     unshardable = "its masked passes end within the backbone"
     searched = {"lr": (1e-5, 1e-2, "log"), "weight": (1e-3, 10.0, "log")}
     model: Any

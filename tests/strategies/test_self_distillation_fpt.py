@@ -7,7 +7,9 @@ from clplat.backbones.base import Classifier
 from clplat.backbones.cnn import slim_resnet18
 from clplat.backbones.heads import Growing
 from clplat.backbones.vit import ViT, vit_micro
+from clplat.components.merging.dynamic_ema import DynamicEMA
 from clplat.errors import UserError
+from clplat.strategies.naive import Naive
 from clplat.strategies.self_distillation_fpt import SelfDistillationFPT
 from clplat.testing import Subject
 
@@ -274,3 +276,9 @@ def test_refuses_what_it_cannot_do():
     for option, value in wrong.items():
         with pytest.raises(UserError, match=rf"strategy.{option}: {value!r} is out of range"):
             make(**{option: value})
+
+
+def test_an_average_over_its_steps_is_of_no_network_and_is_refused():
+    (fault,) = DynamicEMA().faults(make())
+    assert "trains networks in turn" in fault
+    assert not DynamicEMA().faults(Naive(model=Classifier(vit_micro(SHAPE, patch_size=4), Growing(64, 6))))

@@ -67,6 +67,12 @@ class DynamicEMA(Merge):
         self._last: dict[str, Tensor] = {}  # θ_{t−1}, within a step
         self.counts = [0.0, 0.0, 0.0]  # tensors averaged, sum of their w, those without a rate of their own
 
+    def faults(self, strategy: Strategy) -> list[str]:
+        if not strategy.in_turn:
+            return []
+        what = f"{type(strategy).__name__} trains networks in turn, and dynamic_ema averages over all steps"
+        return [f"merge: {what} (valid: none, breadcrumbs, lines)"]
+
     def begin(self, strategy: Strategy) -> None:
         self.slow = {name: p.detach().clone() for name, p in trainable(strategy.model).items()}
         self.earlier, self.counts = {}, [0.0, 0.0, 0.0]
