@@ -217,7 +217,7 @@ def at_least_one(read: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(read)
     def filled(*args: Any) -> Tensor:
-        if all(len(a) for a in args if isinstance(a, Tensor)):
+        if all(a.shape[0] for a in args if isinstance(a, Tensor)):  # `len` would fix it where a graph is taken
             return read(*args)
         return read(*(a.new_zeros(1, *a.shape[1:]) if isinstance(a, Tensor) else a for a in args))[:0]
 
