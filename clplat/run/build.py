@@ -157,7 +157,8 @@ class Trial:
                 return None
             except Exception as error:
                 if whole and not self.faults:
-                    if isinstance(error, TypeError) and _last_file(error) == __file__:  # the call, not what it calls
+                    calls = (__file__, maker.__code__.co_filename)  # not what they call
+                    if isinstance(error, TypeError) and _last_file(error) in calls:
                         raise UserError(f"{key}: {error}; it is called with {_TAKES[key]}") from None
                     raise
                 return None  # most likely a consequence of the faults found

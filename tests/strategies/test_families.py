@@ -311,7 +311,7 @@ def test_all_classes_compete_in_a_request():
     stream = families.pictures(0)
     model = families.model("clip", stream)
     model.grow(stream[0])
-    assert model.current == (0, 1)
+    assert model.rivals == (0, 1)
     model.grow(stream[2])
     assert stream[2].kind is Kind.FORGET
-    assert model.current == (0, 1, 2, 3)
+    assert model.rivals == (0, 1, 2, 3)
