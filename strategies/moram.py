@@ -33,9 +33,10 @@ from clplat.components.sums import over_processes, world_size
 
 def across_batch(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Cross-entropy of each class over all processes' batch: logits (B, C), labels (B,); the sum over `classes`."""
+    if world_size() == 1:
+        return -logits.log_softmax(0).gather(1, labels[:, None]).sum() / classes
     largest = torch.cat([logits.detach(), logits.new_full((1, logits.shape[1]), -torch.inf)]).amax(0)  # (C,)
-    if world_size() > 1:
-        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
     log_sums = over_processes((logits - largest).exp().sum(0)).log() + largest
     counts = over_processes(F.one_hot(labels, logits.shape[1]).sum(0).to(logits.dtype))
     return (counts @ log_sums - over_processes(logits.gather(1, labels[:, None]).sum())) / classes

@@ -10,7 +10,7 @@ from families import OnFamily
 
 from clplat.testing.checks_of_processes import compare, in_processes
 
-REPLAY = ("er", "derpp", "ilora", "agem", "icarl", "mir", "lwf")  # CLIP's classes that compete
+REPLAY = ("er", "derpp", "ilora", "agem", "lwf")  # of what is drawn alike: CLIP's classes that compete
 ASKED = {
     "clip": (*REPLAY, "naive", "vr_lwf", "loramoe", "moram"),
     "encoder": ("ilora", "loramoe", "coact", "l2p"),
