@@ -32,6 +32,7 @@ ADAPTED = {
     "online_error": "error of all rounds",
     "source_accuracy": "right on clean images, at the end",
 }
+BEFORE_COTTA = ("source", "bn_adapt", "tent", "eata")
 REQUESTED = {"retain_accuracy": "retained", "forget_accuracy": "erased", "average_accuracy": "test sets, at the end"}
 KEPT = ("strategy", "head", "name", "seed", "status", "git_commit", "accuracy_matrix", "metrics", "cost")
 Groups = dict[str, compare.Group]
@@ -110,6 +111,17 @@ def frozen_answer(groups: Groups) -> str:
     )
 
 
+def adapted_answer(groups: Groups) -> str:
+    """What training the network gives, next to frozen features in closed form."""
+    means = {n: g.estimate("average_accuracy").mean or 0.0 for n, g in groups.items() if n.endswith("_frozen")}
+    best = max(means, key=lambda name: means[name])
+    lines = [f"- `{best}`, {percent(groups[best].estimate('average_accuracy'))} %"]
+    for name in (n for n in groups if not n.endswith("_frozen")):
+        apart = percent(more(groups, name, best), "+")
+        lines.append(f"- `{name}`, {percent(groups[name].estimate('average_accuracy'))} %: {apart} points")
+    return "Average accuracy, and how far it is from the best of frozen features:\n\n" + "\n".join(lines)
+
+
 def adapters_answer(groups: Groups, references: Sequence[str] = ("lora", "er", "ncm")) -> str:
     """Of what protects adapters or weights: which is above sequential LoRA, and which above the practitioner's ways."""
     asked = [name for name in ("ilora", "ilora_slow", "olora", "moram", "svd_orthogonal") if name in groups]
@@ -128,7 +140,7 @@ def adapters_answer(groups: Groups, references: Sequence[str] = ("lora", "er", "
 def adapting_answer(groups: Groups) -> str:
     """CoTTA in the last round, next to what a practitioner would do: nothing, batch statistics, TENT, EATA."""
     lines = []
-    for reference in (r for r in PAGES["cotta"].references if r in groups):
+    for reference in (r for r in BEFORE_COTTA if r in groups):
         mean = percent(groups[reference].estimate("last_round_error"))
         apart = percent(more(groups, "cotta", reference, "last_round_error"), "+")
         lines.append(f"- `{reference}`, {mean} %; `cotta` {apart} points")
@@ -175,10 +187,21 @@ def sweeps_table(studies: list[Any]) -> str:
 
 PAGES = {
     "cifar100": Page("README.md", "results.json", ("er", "ncm"), frozen_answer),
+    "cifar100_adapted": Page(
+        "README_cifar100_adapted.md", "results_cifar100_adapted.json", ("er", "ncm_frozen"), adapted_answer
+    ),
     "cotta": Page(
         "README_cotta.md",
         "results_cotta.json",
-        ("source", "bn_adapt", "tent", "eata"),
+        BEFORE_COTTA,
+        adapting_answer,
+        ADAPTED,
+        "online-error-by-round",
+    ),
+    "cotta_cifar100": Page(
+        "README_cotta_cifar100.md",
+        "results_cotta_cifar100.json",
+        BEFORE_COTTA,
         adapting_answer,
         ADAPTED,
         "online-error-by-round",
