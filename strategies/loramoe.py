@@ -17,16 +17,15 @@ Differs  the form of the constraint is the code's; the paper's summaries have va
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from clplat import Experience, Kind, Strategy, require
-from clplat.adapters.experts import ExpertLinear, imbalance
+from clplat.adapters.experts import ExpertLinear, imbalance, pass_over_padding
 from clplat.adapters.replace import replaced
-from clplat.backbones.base import Backbone, Classifier, Role
+from clplat.backbones.base import Classifier, Role
 
 
 class LoRAMoE(Strategy):
@@ -85,9 +84,7 @@ class LoRAMoE(Strategy):
         made = replaced(model.backbone, roles, lambda old: ExpertLinear(old, experts, rank, alpha, dropout))
         self._layers = list(made.values())
         self._alike = [model.backbone.alike(name) for name in made]  # its rows are the same in every process
-        for number, block in enumerate(model.backbone.blocks):
-            for layer in (m for m in block.modules() if isinstance(m, ExpertLinear)):
-                layer.real = partial(_real, model.backbone, number)
+        pass_over_padding(model.backbone)
         self._signs = torch.ones(experts)  # 1 for the experts of the experience's kind, −1 for the others
 
     def faults(self, experiences: Sequence[Experience], started: bool) -> list[str]:
@@ -111,9 +108,3 @@ class LoRAMoE(Strategy):
         coefficients = (1 + self.kind_gap * self._signs)[:, None].to(loss.device)
         uneven = torch.stack([imbalance(coefficients * q, alike) for q, alike in loads if q is not None]).sum()
         return loss + self.balance * uneven.to(loss.dtype)
-
-
-def _real(backbone: Backbone, block: int) -> Tensor | None:
-    """(M, T) bool: which positions in a block hold tokens; None where none is padding."""
-    positions = backbone.positions()
-    return None if positions is None else positions[block]

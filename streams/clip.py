@@ -98,8 +98,8 @@ class Clip(Stream):
         test_per_class: test images of each class, drawn alike for every seed, ≥ 1; null takes all.
         image_size: side in pixels, ≥ 8; a larger image's shorter side is scaled to it and the middle cut out. Of
             small images 32 is their own.
-        tokenizer: folder, name below $CLPLAT_DATA/weights or hub name; null takes that of the backbone's weights, and
-            `bytes` (one token a byte) where these are random.
+        tokenizer: folder, name below weights/ of the data root or hub name; null takes that of the backbone's weights,
+            and `bytes` (one token a byte) where these are random.
         download: let torchvision fetch what is missing into the data root.
 
     Raises:

@@ -49,8 +49,8 @@ class Corpora(Predicted):
         domains: names in order; null takes all but those of `general_texts`, sorted.
         order: given; shuffled (by seed); or similar: the first is drawn by seed, and after each comes the one left
             whose training text has the most similar tokens, by the cosine of the roots of their frequencies.
-        tokenizer: folder, name below $CLPLAT_DATA/weights or hub name; null takes that of the backbone's weights, and
-            `bytes` (one token a byte) where these are random.
+        tokenizer: folder, name below weights/ of the data root or hub name; null takes that of the backbone's weights,
+            and `bytes` (one token a byte) where these are random.
         max_length: tokens of a block, ≥ 32; perplexities of another one, or of another tokenizer, do not compare.
         train_blocks: keep the first so many training blocks of each domain, ≥ 1, so that each has as many tokens; null
             keeps all. A last block that is shorter is left out where there are others.

@@ -67,8 +67,8 @@ class Text(Stream):
             cue for the answer, for models that know no instructions and have little room; null: true with words.
         chat: give each prompt as what a user says, in the tokenizer's chat template, which then stands for its plain
             one.
-        tokenizer: folder, name below $CLPLAT_DATA/weights or hub name; null takes that of the backbone's weights, and
-            `bytes` (one token a byte) where these are random.
+        tokenizer: folder, name below weights/ of the data root or hub name; null takes that of the backbone's weights,
+            and `bytes` (one token a byte) where these are random.
         max_length: tokens of a prompt, ≥ 32.
         max_answer: tokens of an answer with its end, ≥ 2; also the bound on generated ones. A longer class is refused,
             a longer free answer cut, which is said.

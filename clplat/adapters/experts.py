@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clplat.backbones.base import Backbone
 from clplat.components.precision import wide
 from clplat.components.sums import over_processes
 
@@ -61,9 +63,22 @@ class ExpertLinear(nn.Linear):
         return out + change.to(out.dtype)
 
     def take_load(self) -> Tensor | None:
-        """Q (N, M) = Σ over a row's positions of g_n, of the last pass in training, once; None where there was none."""
+        """Q (N, M) = Σ over a row's tokens of g_n, of the last pass in training, once; None where there was none."""
         load, self._load = self._load, None
         return load
+
+
+def pass_over_padding(backbone: Backbone) -> None:
+    """Let the loads of the experts in a backbone's blocks count tokens alone."""
+    for number, block in enumerate(backbone.blocks):
+        for layer in (m for m in block.modules() if isinstance(m, ExpertLinear)):
+            layer.real = partial(_positions, backbone, number)
+
+
+def _positions(backbone: Backbone, block: int) -> Tensor | None:
+    """(M, T) bool: which positions in a block hold tokens; None where none is padding."""
+    found = backbone.positions()
+    return None if found is None else found[block]
 
 
 def imbalance(z: Tensor, alike: bool = False) -> Tensor:

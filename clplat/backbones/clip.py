@@ -126,7 +126,7 @@ def clip(
     Args:
         input_shape: (3, height, width), height = width.
         weights: "random"; or a folder with config.json and .safetensors files, as transformers lays it out, a name
-            below $CLPLAT_DATA/weights, or a name on the hub (its cache first), as openai/clip-vit-base-patch16.
+            below weights/ of the data root, or a name on the hub (its cache first), as openai/clip-vit-base-patch16.
         config: folder or hub name whose config.json gives the structure of random weights; null: the five below.
         dim: features of both towers, > 0 and a multiple of `heads`.
         depth: number of blocks of each tower, > 0.

@@ -192,7 +192,7 @@ def frozen(
         input_shape: of one sample.
         base: name of the backbone.
         base_options: its options.
-        cache: folder, relative to $CLPLAT_DATA or else to here, where features are kept by weights and input, so that
+        cache: folder, relative to the data root or else to here, where features are kept by weights and input, so that
             arms, seeds and later runs compute them once; 4 D bytes for each input in the file and in memory, erased
             samples included: it is a copy of the data, and goes with them. Null: keeps none.
 

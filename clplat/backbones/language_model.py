@@ -301,7 +301,7 @@ def language_model(
         input_shape: (2, tokens of the longest prompt), as streams of text have it.
         weights: "random"; or a folder with config.json and .safetensors files, as transformers or llama2.c lay it out,
             or with one .gguf file of a kind that transformers reads (needs clplat[gguf]), a name below
-            $CLPLAT_DATA/weights, or a name on the hub (its cache first).
+            weights/ of the data root, or a name on the hub (its cache first).
         config: folder or hub name whose config.json gives the structure of random weights; null: the six below.
         family: of a small model: llama is a decoder, t5 an encoder-decoder.
         dim: features, > 0 and a multiple of 2 · heads.

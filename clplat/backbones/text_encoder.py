@@ -124,7 +124,7 @@ def text_encoder(
     Args:
         input_shape: (2, tokens of the longest text), as streams of text have it.
         weights: "random"; or a folder with config.json and .safetensors files, as transformers or sentence-transformers
-            lay it out, a name below $CLPLAT_DATA/weights, or a name on the hub (its cache first).
+            lay it out, a name below weights/ of the data root, or a name on the hub (its cache first).
         config: folder or hub name whose config.json gives the structure of random weights; null: the four below.
         pooling: mean over a text's tokens, or cls: the state of its first token, which has to be the tokenizer's mark
             for it; null: as a folder of sentence-transformers says, else mean.
