@@ -57,6 +57,9 @@ def _seen(experience: Experience) -> int:
 class Linear(Head):
     """One linear layer with a row for every class of the stream from the start.
 
+    All rows compete, those of classes still to come, too: training holds them down until their classes are met. `masked`
+    and `growing` have only classes met.
+
     Args:
         weights: "random"; or a .safetensors file of a whole classifier, whose last layer is taken, a folder with one as
             model.safetensors, or the name of such a repository on the hub.
