@@ -257,7 +257,9 @@ def _take_in(name: str, page: Page, folder: Path, sweeps: list[Path]) -> None:
              if isinstance(v, list) else json.dumps(v) for k, v in facts.items()}  # fmt: skip
     text = ",\n".join(f' "{k}": {v}' for k, v in lists.items())
     write_atomic(file, f"{{\n{text}\n}}\n")
-    write_report(folders, folder / "comparison")
+    # A run that has all at once is another stream: with it the figures would be of two.
+    steps = [f for f in folders if len(compare.load_summaries([f])[0]["accuracy_matrix"]) > 2]
+    write_report(steps, folder / "comparison")
     shutil.copyfile(folder / "comparison" / "figures" / f"{page.figure}.svg", HERE / f"{name}.svg")
 
 
