@@ -52,7 +52,7 @@ def _legend(figure: Figure, width: int, top: int) -> tuple[str, int]:
         return "", top
     parts, left = [], _GAP
     for index, label in zip(groups, cut_apart(list(groups.values()), 40), strict=True):
-        wide = 40 + 7 * len(label)
+        wide = 40 + 8 * len(label)
         if left > _GAP and left + wide > width:
             left, top = _GAP, top + 22
         parts.append(f'<g class="s {group_class(index)}"><path class="line" d="M{left} {top}h22"/>'
