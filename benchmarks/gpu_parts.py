@@ -72,6 +72,7 @@ def _images(device: torch.device, small: bool, name: str, compiled: bool, augmen
     for precision in ("bf16-mixed",) if compiled else ("32-true", "bf16-mixed"):
         torch.manual_seed(0)
         pair = with_head(timm(shape, model=name), 100, Images, device)
+        pair.prepare = prepare
         if compiled:  # the forward pass of the backbone and of the network, in place
             backend = "aot_eager" if small else "inductor"  # which compiles nothing, and needs no compiler
             pair.model.backbone.compile(backend=backend)
@@ -81,7 +82,7 @@ def _images(device: torch.device, small: bool, name: str, compiled: bool, augmen
         )
         how = f"{precision}{', compiled' * compiled}{', augmented on the device' * augmented}"
         limit = None if small or compiled else LIMIT
-        yield compare(f"step, {name}, {how}", *sides(pair, "naive", work, prepare=prepare), limit).to_dict()
+        yield compare(f"step, {name}, {how}", *sides(pair, "naive", work), limit).to_dict()
 
 
 def vit(device: torch.device, small: bool) -> Found:

@@ -9,6 +9,7 @@ Shapes: B samples of a batch, L tokens of each text, C classes, A tokens of each
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +29,14 @@ class Pair:
 
     Args:
         answers: what a stream has to tell of its classes, for a model that knows them by their words.
+        prepare: stored inputs (B, ...) to what the network by hand takes.
     """
 
     model: Any
     net: Any
     loss: Loss
     answers: Any = None
+    prepare: Callable[[Tensor], Tensor] = lambda x: x
 
 
 class Images(nn.Module):
@@ -131,7 +134,7 @@ def prompts(count: int, length: int, vocabulary: int, classes: int) -> tuple[Ten
     return x, torch.randint(classes, (count,), generator=drawn)
 
 
-def sides(pair: Pair, method: str, work: Work, replay: int = 8, fabric: Any = None, prepare: Any = None) -> Any:
+def sides(pair: Pair, method: str, work: Work, replay: int = 8, fabric: Any = None) -> Any:
     """Both sides of `naive`, `er` (`replay` samples beside each batch, of `SLOTS`) or `lora` (queries and values)."""
     from clplat import Experience, Kind
     from clplat.strategies.er import ER
@@ -149,8 +152,7 @@ def sides(pair: Pair, method: str, work: Work, replay: int = 8, fabric: Any = No
         memory = Reservoir(work.data[0][0].to(work.device), SLOTS, replay)
     else:
         strategy = Naive(model=pair.model, lr=RATE)
-    given: dict[str, Any] = {} if prepare is None else {"prepare": prepare}
-    return Ours(strategy, work, fabric), Hand(pair.net, pair.loss, work, make, memory=memory, **given)
+    return Ours(strategy, work, fabric), Hand(pair.net, pair.loss, work, make, pair.prepare, memory)
 
 
 def adapt(pair: Pair, adapters: Any) -> None:

@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.in_turn import Work
 from benchmarks.networks import Pair, prompts, with_words
-from benchmarks.real import CPU, folder, steps
-from benchmarks.timing import Row, clock, paired
+from benchmarks.real import CPU, evaluated, folder, steps
+from benchmarks.timing import Row
 
 DECODER = "smollm2_135m"
 WORDS = torch.tensor([[400 + k, 900 + k, 2] for k in range(4)])  # four answers of two tokens, and an end
@@ -37,33 +37,7 @@ def decoder(path: Path | None, quick: bool) -> tuple[Pair, Work]:
 
 def scoring(pair: Pair, work: Work) -> Row:
     """Evaluation by scoring each class's answer, with equal accuracies."""
-    from clplat import Data, Experience, Kind, Stream
-    from clplat.run.evaluation import Evaluator
-    from clplat.strategies.naive import Naive
-
-    (x, y), read = work.data, clock(CPU)
-    test = Experience(0, "test", Kind.LEARN, None, test=Data(x, y), classes=tuple(range(work.classes)))
-    stream = Stream([test], num_classes=work.classes, input_shape=tuple(x.shape[1:]))
-    evaluator, strategy = Evaluator(stream, device=CPU, batch_size=work.batch), Naive(model=pair.model)
-    times, right = ([], []), [0.0, 0.0]
-
-    def ours() -> float:
-        return float(evaluator(strategy)[0] or 0.0)
-
-    @torch.no_grad()
-    def by_hand() -> float:
-        parts = zip(x.split(work.batch), y.split(work.batch), strict=True)
-        return sum(float((pair.net.scores(a).argmax(1) == b).float().sum()) for a, b in parts) / len(y)
-
-    pair.net.eval()
-    for number in range(work.rounds + 1):
-        for side in (0, 1) if number % 2 else (1, 0):
-            started = read()
-            right[side] = (ours, by_hand)[side]()
-            if number:
-                times[side].append((read() - started) / len(y))
-    note = f"{work.classes} answers; accuracy {right[0]:.3f} and {right[1]:.3f}"
-    return paired("label scoring, a sample, smollm2", "ms", *times, "ratio", 1.0, note)
+    return evaluated("label scoring, a sample, smollm2", pair, work, lambda x: pair.net.scores(x).argmax(1), 1.0)
 
 
 def rows(quick: bool = False) -> list[Row]:
