@@ -57,8 +57,8 @@ def _seen(experience: Experience) -> int:
 class Linear(Head):
     """One linear layer with a row for every class of the stream from the start.
 
-    All rows compete, those of classes still to come, too: training holds them down until their classes are met. `masked`
-    and `growing` have only classes met.
+    All rows compete, those of classes still to come, too: training holds them down until their classes are met. With
+    `masked` and `growing` only classes met compete.
 
     Args:
         weights: "random"; or a .safetensors file of a whole classifier, whose last layer is taken, a folder with one as
