@@ -1,8 +1,8 @@
-"""Real models through clplat and by hand: ViT-tiny, MiniLM and EfficientNet-Lite0, each naive and ER, LoRA too.
+"""Real models through clplat and by hand: steps of ViT-tiny, MiniLM and EfficientNet-Lite0, evaluation of the last two.
 
 ViT-tiny (digits, 17 tokens) starts from random weights, the others from those of the data root's `weights/`, on random
-texts of one length and random images. Where they are not there their figures are left out, which is said.
-EfficientNet's layers are convolutions, to which LoRA does not apply. The two are evaluated, too.
+texts of one length and random images. Where they are not there their figures are left out, which is said. Steps are of
+naive, ER and LoRA, which does not apply to EfficientNet's convolutions.
 """
 
 from __future__ import annotations

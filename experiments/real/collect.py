@@ -258,8 +258,7 @@ def _take_in(name: str, page: Page, folder: Path, sweeps: list[Path]) -> None:
     text = ",\n".join(f' "{k}": {v}' for k, v in lists.items())
     write_atomic(file, f"{{\n{text}\n}}\n")
     # A run that has all at once is another stream: with it the figures would be of two.
-    steps = [f for f in folders if len(compare.load_summaries([f])[0]["accuracy_matrix"]) > 2]
-    write_report(steps, folder / "comparison")
+    write_report([run["run_dir"] for run in runs if len(run["accuracy_matrix"]) > 2], folder / "comparison")
     shutil.copyfile(folder / "comparison" / "figures" / f"{page.figure}.svg", HERE / f"{name}.svg")
 
 
